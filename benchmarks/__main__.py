@@ -1,0 +1,12 @@
+"""`make bench`: every benchmark in turn, then the docs' figures."""
+
+from __future__ import annotations
+
+from benchmarks import audit, docs, environment, log, record
+
+if __name__ == "__main__":
+    record.main()
+    audit.main()
+    log.main()
+    environment.main()
+    docs.main()

@@ -1,0 +1,227 @@
+"""Writes what the docs take from the code and from results/*.json: `python -m benchmarks.docs [--check]`.
+
+Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and docs/:
+
+* `results`: the measured figures beside their targets (README.md, docs/benchmarks.md);
+* `verbs`: the verbs of the command line (README.md);
+* `options`: every verb's options, examples and exit codes (docs/guide.md);
+* `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md).
+
+Nothing outside the markers is touched. A figure that was never measured says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import msgspec
+
+from trainwarden import model, wire
+from trainwarden.cli import VERBS, build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+NOT_MEASURED = "not measured yet"
+
+
+class Figure(NamedTuple):
+    """One figure that the project promises to measure: where it is, what it means, what it should be."""
+
+    file: str
+    key: str
+    meaning: str
+    unit: str
+    target: str
+
+
+FIGURES = (
+    Figure(
+        "record", "chat_overhead_pct", "recording every stage of every step, chat, 2 ranks on 2 cores", " %", "≤ 3 %"
+    ),
+    Figure("record", "large_overhead_pct", "the same on a model of 100 M parameters or more", " %", "≤ 1 %"),
+    Figure("record", "recorder_mib", "memory of the recorder, a rank", " MiB", "≤ 64 MiB"),
+    Figure(
+        "record", "digest_vs_blake3", "time of a digest, in times of plain BLAKE3 on the same bytes", " ×", "≤ 1.2 ×"
+    ),
+    Figure(
+        "environment", "cold_vs_blake3", "checking the seal without a cache, in times of plain BLAKE3", " ×", "≤ 1.5 ×"
+    ),
+    Figure("environment", "warm_s", "checking the seal again, whole torch environment", " s", "≤ 0.5 s"),
+    Figure("environment", "start_added_s", "what guarding adds to a start when nothing changed", " s", "≤ 1 s"),
+    Figure("environment", "attacks_found", "environment traps found", "", "all"),
+    Figure("audit", "audit_ratio", "time of an audit, in times of the steps it replays", " ×", "≤ 1.3 ×"),
+    Figure("audit", "explain_s", "explaining the demo's step", " s", "< 60 s"),
+    Figure("log", "records_per_s", "step records a second into a log server, clients included", "", "≥ 100,000"),
+    Figure("log", "append_p99_ms", "a durable append to it, 99th percentile, 8 connections", " ms", "none set"),
+    Figure("log", "bytes_per_record", "what it stores for a step record", " B", "about 64 B"),
+    Figure("log", "crash_losses", "acknowledged entries lost over all crash points", "", "0"),
+)
+
+
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every results file by its name without `.json`."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def figures_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The promised figures beside their targets."""
+    rows = ["| what | measured | target |", "|---|---|---|"]
+    for f in FIGURES:
+        value = results.get(f.file, {}).get("summary", {}).get(f.key)
+        rows.append(f"| {f.meaning} | {NOT_MEASURED if value is None else _number(value) + f.unit} | {f.target} |")
+    return "\n".join(rows)
+
+
+def results_block(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The promised figures, then everything that each results file sums up, with its machine, commit and date."""
+    parts = [figures_table(results)]
+    for name, result in results.items():
+        parts.append(f"### {name}\n\n{_origin(result)}")
+        rows = [f"| `{key}` | {_number(value)} |" for key, value in result["summary"].items()]
+        parts.append("\n".join(["| figure | value |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def readme_block(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The promised figures, and where they were measured."""
+    machines = list(dict.fromkeys(_machine(results[f.file]) for f in FIGURES if f.file in results))
+    where = f"\n\nMeasured on {'; '.join(machines)}." if machines else ""
+    return figures_table(results) + where
+
+
+def verbs_block() -> str:
+    """A row for each verb, with the sentence that `trainwarden -h` has for it."""
+    rows = [f"| `trainwarden {name}` | {parser.description} |" for name, parser in parsers().items()]
+    return "\n".join(["| verb | what it does |", "|---|---|", *rows])
+
+
+def options_block() -> str:
+    """Every verb's options, examples and exit codes."""
+    return "\n\n".join(_options(name, parser) for name, parser in parsers().items())
+
+
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every verb, in the order of `trainwarden -h`."""
+    (verbs,) = (a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    return {name: verbs.choices[name] for name in VERBS}
+
+
+def entries_block() -> str:
+    """Every noun that can be a leaf of the log."""
+    return _nouns(get_args(model.Entry))
+
+
+def parts_block() -> str:
+    """The nouns that entries, seals and manifests are made of."""
+    entries = get_args(model.Entry)
+    nouns = [v for v in vars(model).values() if isinstance(v, type) and issubclass(v, model._Noun)]
+    return _nouns([noun for noun in nouns if noun is not model._Noun and noun not in entries])
+
+
+def messages_block() -> str:
+    """Every message between a rank and its watcher."""
+    return _nouns(get_args(wire.Frame))
+
+
+def generated(root: Path) -> dict[Path, str]:
+    """Every file that has generated blocks, as it should be now."""
+    results = read_results(root / "results")
+    blocks: dict[str, dict[str, Callable[[], str]]] = {
+        "README.md": {"verbs": verbs_block, "results": lambda: readme_block(results)},
+        "docs/benchmarks.md": {"results": lambda: results_block(results)},
+        "docs/guide.md": {"options": options_block},
+        "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+    }
+    return {root / name: _filled(root / name, made) for name, made in blocks.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the blocks; with `--check` only say which files are out of date (exit code 1)."""
+    parser = argparse.ArgumentParser(description="Generate the docs' figures, verbs and options.")
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if something is out of date")
+    check = parser.parse_args(argv).check
+    stale = {path: text for path, text in generated(ROOT).items() if path.read_text(encoding="utf-8") != text}
+    for path, text in stale.items():
+        print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+def _filled(path: Path, blocks: Mapping[str, Callable[[], str]]) -> str:
+    text = path.read_text(encoding="utf-8")
+    for name, make in blocks.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"error: {path} has no block {begin} … {end}")
+        block = f"{begin}\n{make()}\n{end}"
+        text = pattern.sub(lambda _, block=block: block, text)  # type: ignore[misc]
+    return text
+
+
+def _nouns(nouns: Sequence[type[msgspec.Struct]]) -> str:
+    rows = [f"| {_tag(n)} | {_cell(_sentence(n))} | {_fields(n)} |" for n in nouns]
+    return "\n".join(["| type | what it says | fields |", "|---|---|---|", *rows])
+
+
+def _tag(noun: type[msgspec.Struct]) -> str:
+    tag = noun.__struct_config__.tag
+    return f"`{tag}`<br>{noun.__name__}" if tag else noun.__name__
+
+
+def _sentence(noun: type[msgspec.Struct]) -> str:
+    return " ".join((noun.__doc__ or "").partition("\n\n")[0].split())
+
+
+def _fields(noun: type[msgspec.Struct]) -> str:
+    kinds = {
+        name: kind for base in reversed(noun.__mro__) for name, kind in vars(base).get("__annotations__", {}).items()
+    }
+    return "<br>".join(_cell(f"`{name}`: {kinds[name]}") for name in noun.__struct_fields__) or "none"
+
+
+def _options(name: str, parser: argparse.ArgumentParser) -> str:
+    shown = [action for action in parser._actions if not isinstance(action, argparse._HelpAction)]
+    rows = [f"| `{_spelled(action)}` | {_cell(action.help or '')} |" for action in shown]
+    table = "\n".join(["| option | meaning |", "|---|---|", *rows])
+    return f"### trainwarden {name}\n\n{parser.description}\n\n{table}\n\n```text\n{parser.epilog}\n```"
+
+
+def _spelled(action: argparse.Action) -> str:
+    value = action.metavar if isinstance(action.metavar, str) else ""
+    if action.choices is not None and not value:
+        value = "{" + ",".join(map(str, action.choices)) + "}"
+    if action.nargs == 0:
+        value = ""
+    elif action.option_strings and not value:
+        value = action.dest.upper()
+    return " ".join(filter(None, [", ".join(action.option_strings), value])) or action.dest
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _origin(result: Mapping[str, Any]) -> str:
+    return f"{_machine(result)}; commit `{str(result['commit'])[:12]}`; {result['date']}."
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    if isinstance(machine, Mapping):
+        return ", ".join(f"{key} {value}" for key, value in machine.items())
+    return str(machine)
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

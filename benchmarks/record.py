@@ -1,0 +1,224 @@
+"""What recording costs: time per step on two jobs, memory per rank, and the digest against the fastest safe hash.
+
+Time: blocks of recorded and of plain steps alternate in one process (benchmarks/alternating.py), guarded for real by
+`trainwarden run`. The supervisor works on a step's record during the next step, so the first step of a block is left
+out where a block has several; the median of a recorded block is compared with the medians of the two plain blocks
+beside it, and the figure is the median of that. The job's first steps are left out too. The direct cost is what was
+spent on a record: the recorder's time inside the rank (its own clock) and the supervisor's CPU time over the cores, as
+a share of a plain step. A large job makes too few steps for pairs to rise above this machine's noise, so its figure is
+the direct cost, and its pairs are given beside it. Memory: largest peak resident
+size of a rank, guarded and not in turns, median difference. Digest: `tensor_digest` over a job's tensors against keyed
+BLAKE3, SHA-256 and BLAKE2b over the same bytes, interleaved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from benchmarks.machine import ROOT, merge
+from trainwarden.commands.demo import default_folder
+from trainwarden.demo import Demo
+from trainwarden.model import StepRecord
+
+CHAT_STEPS = 76
+CHAT_BLOCK = 2
+MEMORY_PAIRS = 3
+LARGE = ("--steps", "4", "--micro-batches", "16", "--block", "512")
+
+
+def main(parts: Sequence[str] = ()) -> None:
+    """Measure the named parts ("chat", "large"), all without a name; the other part's figures stay as they are."""
+    from rich.console import Console
+
+    demo = Demo(default_folder(), Console(stderr=True))
+    demo.set_up()
+    demo.seal_once()
+    for part in parts or PARTS:
+        summary, runs = PARTS[part](demo)
+        print(merge("record", part, summary, runs))
+
+
+def chat(demo: Demo) -> tuple[dict[str, Any], list[Any]]:
+    """The chat workload's post-training: time, memory, digests."""
+    command = [*demo.training("bench")]
+    command[command.index("--steps") + 1] = str(CHAT_STEPS)
+    command[command.index("--checkpoint-every") + 1] = "0"
+    runs = [alternate(demo, command, block=CHAT_BLOCK) for _ in range(2)]
+    memory = [peak(demo, command, guarded=g) for _ in range(MEMORY_PAIRS) for g in (True, False)]
+    digests = {"small": digest_ratio(240, (16, 576)), "large": digest_ratio(12, (3072, 768))}
+    summary = {
+        "chat_overhead_pct": median(runs, "overheads_pct"),
+        "chat_direct_pct": median(runs, "direct_pct"),
+        "chat_step_ms": round(statistics.median(r["plain_ms"] for r in runs), 1),
+        "recorder_mib": round(
+            statistics.median(a["mib"] - b["mib"] for a, b in zip(memory[::2], memory[1::2], strict=True)), 1
+        ),
+        "digest_vs_blake3": round(digests["large"]["ratio"], 3),
+        "digest_vs_blake3_small_tensors": round(digests["small"]["ratio"], 3),
+    }
+    return summary, [*runs, *memory, digests]
+
+
+def large(demo: Demo) -> tuple[dict[str, Any], list[Any]]:
+    """A 110M-parameter job."""
+    shutil.copy(ROOT / "benchmarks" / "large_job.py", demo.job / "chat" / "large_job.py")
+    runs = [alternate(demo, ["torchrun", "--nproc-per-node", "2", "chat/large_job.py", *LARGE], block=1)]
+    summary = {
+        "large_overhead_pct": median(runs, "direct_pct"),
+        "large_paired_pct": median(runs, "overheads_pct"),
+        "large_step_ms": round(statistics.median(r["plain_ms"] for r in runs), 1),
+        "large_tokens_per_rank_and_step": 16 * 512,
+    }
+    return summary, runs
+
+
+PARTS: dict[str, Callable[[Demo], tuple[dict[str, Any], list[Any]]]] = {"chat": chat, "large": large}
+
+
+def median(runs: Sequence[dict[str, Any]], name: str) -> float:
+    """The median of a list of figures over all runs."""
+    return round(statistics.median(value for r in runs for value in r[name]), 2)
+
+
+def alternate(demo: Demo, command: Sequence[str], *, block: int) -> dict[str, Any]:
+    """Run a command guarded with the alternating recorder; overheads of recorded blocks in per cent."""
+    shutil.rmtree(demo.job / "bench", ignore_errors=True)
+    library = demo.job / "lib"  # not this repository itself: a folder on PYTHONPATH is sealed whole
+    library.mkdir(exist_ok=True)
+    shutil.copy(ROOT / "benchmarks" / "alternating.py", library)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "times"
+        env = demo.variables | {
+            "TRAINWARDEN_RECORDER": "alternating:Alternating",
+            "PYTHONPATH": str(library),
+            "BENCH_OUT": str(out),
+            "BENCH_BLOCK": str(block),
+        }
+        cli = [sys.executable, "-m", "trainwarden.cli", "run", "--on-environment-change", "alert", "--"]
+        spent = supervisor_times([*cli, *command], demo.job, env)
+        written = [json.loads(p.read_text()) for p in sorted(Path(folder).glob("times.rank*"))]
+    ranks = [w["times"] for w in written]
+    plain = statistics.median(t for times in ranks for recorded, t in times[block:] if not recorded)
+    records = [e for e in demo.case("last").entries if isinstance(e, StepRecord) and e.step >= block]
+    steps = sum(recorded for recorded, _ in ranks[0][1:])
+    supervisor = between(spent, *written[0]["between"]) / steps / (os.cpu_count() or 1)
+    return {
+        "script": script_of(command),
+        "direct_pct": [round(100 * (e.recorder_ns / 1e9 + supervisor) / plain, 3) for e in records],
+        "supervisor_pct": round(100 * supervisor / plain, 3),
+        "overheads_pct": [round(o, 3) for times in ranks for o in overheads(times, block)],
+        "plain_ms": round(1000 * plain, 1),
+        "ranks": [[[recorded, round(1000 * t, 2)] for recorded, t in times] for times in ranks],
+    }
+
+
+def supervisor_times(command: Sequence[str], cwd: Path, env: dict[str, str]) -> list[tuple[float, float]]:
+    """Run a guarded command; its supervisor's CPU seconds so far, with the time at which each was read."""
+    process = subprocess.Popen(command, cwd=cwd, env=env, stdout=sys.stderr)
+    stat, tick = Path(f"/proc/{process.pid}/stat"), os.sysconf("SC_CLK_TCK")
+    seen = []
+    while process.poll() is None:
+        fields = stat.read_text().rpartition(")")[2].split()
+        seen.append((time.time(), (int(fields[11]) + int(fields[12])) / tick))
+        time.sleep(0.2)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return seen
+
+
+def between(spent: Sequence[tuple[float, float]], begin: float, end: float) -> float:
+    """CPU seconds spent between two times."""
+    inside = [cpu for at, cpu in spent if begin <= at <= end]
+    return inside[-1] - inside[0]
+
+
+def overheads(times: Sequence[tuple[bool, float]], block: int) -> list[float]:
+    """Per cent that each recorded block takes longer than the plain ones beside it, without the job's first block."""
+    whole = [times[i : i + block] for i in range(block, len(times) - block + 1, block)]
+    medians = [(b[0][0], statistics.median(t for _, t in b[1 if block > 1 else 0 :])) for b in whole]
+    return [
+        100 * (t / ((before + after) / 2) - 1)
+        for (_, before), (recorded, t), (_, after) in zip(medians, medians[1:], medians[2:], strict=False)
+        if recorded
+    ]
+
+
+def peak(demo: Demo, command: Sequence[str], *, guarded: bool) -> dict[str, Any]:
+    """Largest peak resident size over the ranks, in MiB."""
+    shutil.rmtree(demo.job / "bench", ignore_errors=True)
+    short = [*command]
+    short[short.index("--steps") + 1] = "8"
+    short[short.index(script_of(command))] = "chat/peak.py"
+    (demo.job / "chat" / "peak.py").write_text(_PEAK)
+    with tempfile.TemporaryDirectory() as folder:
+        env = demo.variables | {"BENCH_OUT": str(Path(folder) / "peak")}
+        cli = [sys.executable, "-m", "trainwarden.cli", "run", "--on-environment-change", "alert", "--"]
+        start = [*cli, *short] if guarded else [str(demo.env / "bin" / "torchrun"), *short[1:]]
+        subprocess.run(start, cwd=demo.job, env=env, check=True, stdout=sys.stderr)
+        kib = max(int(p.read_text()) for p in Path(folder).glob("peak.rank*"))
+    return {"guarded": guarded, "mib": kib / 1024}
+
+
+def script_of(command: Sequence[str]) -> str:
+    """The script in a launch command."""
+    return next(word for word in command if word.endswith(".py"))
+
+
+_PEAK = """\
+import atexit, os, resource, runpy, sys
+
+def write():
+    with open(os.environ["BENCH_OUT"] + ".rank" + os.environ["RANK"], "w") as f:
+        f.write(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+atexit.register(write)
+sys.argv[0] = os.path.join(os.path.dirname(__file__), "posttrain.py")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def digest_ratio(count: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Median time of our digest over `count` tensors, as a ratio of the fastest safe hash over the same bytes."""
+    import torch
+
+    from trainwarden.record.fingerprint import tensor_digest
+
+    torch.set_num_threads(1)
+    key = secrets.token_bytes(32)
+    tensors = [torch.randn(shape) for _ in range(count)]
+    raw = [memoryview(t.numpy()).cast("B") for t in tensors]
+    ways: dict[str, Callable[[], object]] = {
+        "ours": lambda: [tensor_digest(key, t) for t in tensors],
+        "blake3": lambda: [blake3(b, key=key).digest() for b in raw],
+        "sha256": lambda: [hashlib.sha256(b).digest() for b in raw],
+        "blake2b": lambda: [hashlib.blake2b(b).digest() for b in raw],
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(31):
+        for name, way in ways.items():
+            begin = time.process_time()
+            way()
+            times[name].append(time.process_time() - begin)
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    size = sum(b.nbytes for b in raw)
+    fastest = min(t for name, t in medians.items() if name != "ours")
+    return {"ratio": medians["ours"] / fastest, "gb_s": {n: round(size / t / 1e9, 2) for n, t in medians.items()}}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main(sys.argv[1:])

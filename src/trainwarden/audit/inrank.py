@@ -1,0 +1,256 @@
+"""The auditor's half inside a replaying rank: a recorder that first puts the process into a recorded state.
+
+Rules
+-----
+* It runs only in clean processes that the auditor starts; the live recorder never loads it.
+* What the plan gives (snapshot, generators, loader positions, settings) is given and not checked by this replay;
+  everything computed from it is.
+* A failure here must not look like a match: it is told as a gap, and the auditor answers `Inconclusive`.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from trainwarden.audit import perturb
+from trainwarden.audit.plan import Plan, decode
+from trainwarden.audit.regroup import Regrouper
+from trainwarden.audit.taking import Taker
+from trainwarden.audit.trial import Trial
+from trainwarden.model import StepRecord
+from trainwarden.record import loaders as positions
+from trainwarden.record import names as naming
+from trainwarden.record import rng, snapshot, stages
+from trainwarden.record.buckets import BucketHook
+from trainwarden.record.fingerprint import stage_root
+from trainwarden.record.recorder import Recorder
+
+
+class Replayer(Recorder):
+    """Restores, replays, perturbs, captures and stops as its plan says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plan = Plan()
+        self.taker: Taker | None = None
+        self.trial: Trial | None = None
+        self._state: dict[str, Any] = {}
+        self._restored: dict[int, int] = {}  # loader number → ordinal of the recorded iterator it stands at
+        self._followed: dict[int, int] = {}  # loader number → iterators begun since
+        self._seen_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._updating = False
+
+    # ------------------------------------------------------------------ where we are
+
+    @property
+    def position(self) -> int:
+        """The recorded index of the step being computed."""
+        return self.plan.first - self.plan.warmup + (self.step if self._updating else self.done)
+
+    def join(self) -> None:
+        super().join()
+        if self.joined is None or not self.joined.plan:
+            raise RuntimeError("a replay without a plan")
+        self.plan = decode(self.joined.plan)
+        if self.plan.complement:
+            self._state = snapshot.read(Path(self.plan.complement))
+        if self.plan.capture_step >= 0:
+            self.taker = Taker(self, self.plan.capture, self.plan.capture_optimizer)
+        if self.plan.perturb_step >= 0:
+            self.trial = Trial(self, perturb.decode(self.plan.perturbations.encode()))
+
+    def make_record(self, optimizer: Any, index: int, details: Any, skipped: bool) -> StepRecord:
+        record = super().make_record(optimizer, index, details, skipped)
+        return msgspec.structs.replace(record, step=self.position)
+
+    def sampled(self, step: int) -> bool:
+        return super().sampled(self.position)
+
+    @property
+    def turn(self) -> int:
+        return self.position
+
+    def check_continuity(self) -> None:
+        if self.last_weights:
+            super().check_continuity()
+            return
+        # In mid-run there is no record to go by: every weight is looked at and told.
+        for optimizer, index in self.optimizers.items():
+            seen = stages.digest_all(self.key, stages.weights(optimizer, self.names))
+            self.gathered.before[index] = stage_root(self.key, seen.names, seen.digests)
+            self.gathered.found[index] = {n: d.hex() for n, d in zip(seen.names, seen.digests, strict=True)}
+
+    @property
+    def capturing(self) -> bool:
+        return self.taker is not None and self.position == self.plan.capture_step
+
+    @property
+    def perturbing(self) -> bool:
+        return self.trial is not None and self.position == self.plan.perturb_step
+
+    # ------------------------------------------------------------------ starting
+
+    def loader_begins(self, iterator: Any) -> None:
+        if self._state and iterator not in self._seen_iterators:
+            self._seen_iterators.add(iterator)
+            self._follow(iterator)
+        super().loader_begins(iterator)
+
+    def _follow(self, iterator: Any) -> None:
+        """Put a resumed loader's first iterator where it stood; give later ones the recorded epoch."""
+        loader = self.loaders.loader_of(iterator)
+        number = self.loaders.number(loader)
+        if number not in self._restored and not self.plan.warmup:
+            for state in self._state["loaders"]:
+                if state["loader"] == number:
+                    positions.reposition(loader, iterator, state)
+                    self._restored[number] = state["ordinal"]
+            self.restore_generators()
+        else:
+            self._give_epoch(loader, number)
+
+    def _give_epoch(self, loader: Any, number: int) -> None:
+        self._followed[number] = self._followed.get(number, 0) + 1
+        mine = [i for i, e in enumerate(self.plan.epochs) if e["loader"] == number]
+        at = mine.index(self._restored[number]) + self._followed[number] if self._restored.get(number) in mine else -1
+        if 0 <= at < len(mine):
+            positions.set_epoch(loader, self.plan.epochs[mine[at]]["epoch"])
+
+    def restore_generators(self) -> None:
+        rng.restore(self._state["rng"])
+        for scaler, state in zip(list(self.scalers), self._state["scalers"], strict=False):
+            scaler.load_state_dict(state)
+
+    def boundary(self) -> None:
+        self._updating = False
+        super().boundary()
+        plan = self.plan
+        if plan.warmup and self.done == plan.warmup:
+            self._substitute(plan.complement, plan.weights)
+        elif plan.again and self.done == plan.warmup + 1:
+            self._substitute(plan.again, plan.again_weights)
+
+    def _substitute(self, complement: str, weights: str) -> None:
+        """Put the recorded state in place of this process's own."""
+        self._state = snapshot.read(Path(complement))
+        full = snapshot.read(Path(weights))
+        roots = [r for ref in self.roots if (r := ref()) is not None]
+        buffers = dict(naming.buffers(roots))
+        for name, saved in full["buffers"].items():
+            buffers[name].copy_(saved)
+        for optimizer, index in self.optimizers.items():
+            for p in stages.parameters(optimizer):
+                p.copy_(full["weights"][self.names[id(p)]])
+            _set_state(optimizer, full["state"][index], self.names)
+        for state in self._state["loaders"]:
+            for number, loader, iterator in self.loaders.live():
+                self._seen_iterators.add(iterator)
+                if number == state["loader"]:
+                    self._followed.pop(number, None)
+                    positions.reposition(loader, iterator, state)
+                    self._restored[number] = state["ordinal"]
+        self.restore_generators()
+        self.last_weights.clear()
+
+    # ------------------------------------------------------------------ during a step
+
+    def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        if self.gathered.forwards == 0:
+            if self.position > self.plan.last >= 0:
+                self.stop()
+            if self._state and not self.plan.warmup and not self._restored and self.done == 0:
+                self.restore_generators()
+        changed = None
+        if self.perturbing and self.trial is not None:
+            changed = self.trial.forward(module, args, kwargs)
+        if self.capturing and self.taker is not None and self.gathered.forwards == 0:
+            self.taker.before()
+        seen_args, seen_kwargs = changed if changed is not None else (args, kwargs)
+        super().forward(module, seen_args, seen_kwargs)
+        if self.capturing and self.taker is not None:
+            self.taker.forward(self.gathered.forwards - 1, seen_args, seen_kwargs)
+        return changed
+
+    def loader_gave(self, iterator: Any, batch: Any) -> Any:
+        number = self.gathered.loaders
+        if self.perturbing and self.trial is not None:
+            batch = self.trial.batch(number, batch)
+        if self.capturing and self.taker is not None:
+            self.taker.batch(number, batch)
+        super().loader_gave(iterator, batch)
+        return batch
+
+    def bucket_hook(self, ddp: Any) -> BucketHook:
+        hook = super().bucket_hook(ddp)
+        # DDP is usually made before the optimizer, and so before the plan is known: it is asked at each reduction.
+        hook.reduce = Regrouper(self._recorded_layout, lambda p: self.names.get(id(p), "?"))
+        return hook
+
+    def _recorded_layout(self) -> Any:
+        layouts = [layout for step, layout in self.plan.layouts if step <= self.position]
+        return layouts[-1] if layouts and self.done >= self.plan.warmup else None
+
+    def bucket(self, bucket: Any) -> None:
+        if self.perturbing and self.trial is not None:
+            self.trial.bucket(bucket)
+        if self.capturing and self.taker is not None:
+            self.taker.bucket(bucket)
+        super().bucket(bucket)
+
+    def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
+        index = self.next_step(optimizer)
+        self._updating = True
+        self._give_settings(optimizer, index)
+        if self.perturbing and self.trial is not None:
+            self.trial.before_update(optimizer)
+        super().before_update(optimizer, closure)
+        if self.capturing and self.taker is not None:
+            self.taker.before_update(optimizer, index)
+        if self.perturbing and self.trial is not None:
+            self.trial.at_update(optimizer)
+
+    def _give_settings(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        for group, recorded in zip(
+            optimizer.param_groups, self.plan.hyper.get(f"{self.position}/{index}", ()), strict=False
+        ):
+            for key, value in recorded.items():
+                if isinstance(value, int | float | bool | list) and key in group:
+                    old = group[key]
+                    if isinstance(old, torch.Tensor):
+                        old.fill_(value)
+                    else:
+                        group[key] = tuple(value) if isinstance(old, tuple) and isinstance(value, list) else value
+
+    def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
+        capturing, perturbing = self.capturing, self.perturbing
+        if perturbing and self.trial is not None:
+            self.trial.after_update(optimizer)
+        if capturing and self.taker is not None:
+            self.taker.after_update(optimizer, self.optimizers[optimizer])
+        super().after_update(optimizer, skipped)
+        if perturbing and self.trial is not None:
+            self.trial.done(optimizer)
+        self._updating = False
+
+    def stop(self) -> None:
+        """Everything asked for has run: say goodbye and leave without the script's own ending."""
+        self.leave()
+        os._exit(0)
+
+
+def _set_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], names: dict[int, str]) -> None:
+    for p in stages.parameters(optimizer):
+        prefix = names[id(p)] + "/"
+        entries = {k.removeprefix(prefix): v for k, v in saved.items() if k.startswith(prefix)}
+        state = optimizer.state[p]
+        for key in list(state):
+            if key not in entries:
+                del state[key]
+        for key, value in entries.items():
+            state[key] = value.clone() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,307 @@
+"""Replays steps of one attempt and compares them with the record as they arrive.
+
+The start that both sides share is prepared (`starts`), the ranks run (`runner`), each step is compared when every
+rank's record of it has come (`compare`), and each checkpoint file when it is written. The first difference stops
+the replay.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from blake3 import blake3
+
+from trainwarden.audit import runner
+from trainwarden.audit.begun import begun
+from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
+from trainwarden.audit.recorded import Placed, Recorded
+from trainwarden.audit.starts import GIVEN_SETTINGS, WAYS, Way, prepare
+from trainwarden.audit.starts import Start as Start
+from trainwarden.config import load_config
+from trainwarden.errors import CannotDecide
+from trainwarden.model import (
+    Coverage,
+    Detail,
+    Diverged,
+    Inconclusive,
+    Location,
+    Matched,
+    Segment,
+    Stage,
+    StepRecord,
+    Verdict,
+)
+from trainwarden.seal.room import Room, Workspace, new_workspace
+
+OnStep = Callable[[int, int], None]
+"""Called with (attempt, step) whenever a step has been compared."""
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What one replay showed: the steps that matched, the first difference, and what went wrong if anything."""
+
+    kind: Start
+    compared_from: int
+    matched: tuple[int, ...]
+    divergence: Location | None
+    coverage: dict[int, Coverage]  # step → coverage
+    rewritten: dict[int, list[str]]  # last step before a checkpoint → recorded digests of files written again
+    problems: tuple[str, ...]
+    resumed: bool  # the script loaded the checkpoint that it was given, where it was given one
+    seconds: float
+
+
+class _Comparison:
+    """Collects replayed records until every recorded rank's is there, then compares."""
+
+    def __init__(self, recorded: Recorded, attempt: int, base: int, way: Way, last: int, on_step: OnStep) -> None:
+        self._recorded, self._attempt, self._base, self._way = recorded, attempt, base, way
+        self._last, self._on_step = last, on_step
+        self._waiting: dict[tuple[int, int], dict[int, Seen]] = {}
+        self._updates = recorded.updates(attempt)
+        self._left: dict[tuple[int, int], Detail | None] = {}  # (rank, optimizer) → the weights it left last
+        self.matched: dict[int, Coverage] = {}
+        self.divergence: Location | None = None
+        self.details: dict[tuple[int, int], dict[int, Seen]] = {}
+        self.keep: int | None = None
+        self.rewritten: dict[int, list[str]] = {}  # last step before a checkpoint → digests of equal files
+
+    def step(self, seen: Seen) -> None:
+        step = seen.record.step + self._base
+        seen = Seen(
+            record=msgspec.structs.replace(seen.record, step=step), details=seen.details, start=self._begun(step, seen)
+        )
+        key = (step, seen.record.optimizer)
+        if self.keep == step:
+            self.details.setdefault(key, {})[seen.record.rank] = seen
+        if step < self._way.first or step > self._last or self.divergence is not None:
+            return
+        records = self._updates.get(key)
+        if records is None:
+            return
+        waiting = self._waiting.setdefault(key, {})
+        waiting[seen.record.rank] = seen
+        if set(records) <= set(waiting):
+            self._compare(key, [self._claimed(r, waiting[rank]) for rank, r in sorted(records.items())], waiting)
+            del self._waiting[key]
+
+    def _begun(self, step: int, seen: Seen) -> Detail | None:
+        """The weights that a replayed update began with, where the record says others."""
+        place = seen.record.rank, seen.record.optimizer
+        left = self._left.get(place)
+        self._left[place] = seen.details.get(Stage.WEIGHTS)
+        old = self._updates.get((step, seen.record.optimizer), {}).get(seen.record.rank)
+        differently = old is not None and began_differently(old, seen.record)
+        return begun(self._recorded.key, seen.record, left) if differently else None
+
+    def _claimed(self, record: StepRecord, replayed: Seen) -> Seen:
+        seen = self._recorded.seen(record)
+        if not began_differently(record, replayed.record):
+            return seen
+        return msgspec.structs.replace(seen, start=self._recorded.begun(record))
+
+    def _compare(self, key: tuple[int, int], old: Sequence[Seen], waiting: Mapping[int, Seen]) -> None:
+        new = [waiting[s.record.rank] for s in old]
+        self.divergence = first_difference(old, new)
+        if self.divergence is None:
+            step = key[0]
+            self.matched[step] = add(self.matched.get(step, Coverage()), self._covered(new, old))
+            self._on_step(self._attempt, step)
+
+    def _covered(self, new: Sequence[Seen], old: Sequence[Seen]) -> Coverage:
+        covered = coverage(new, old)
+        if self._way.kind not in GIVEN_SETTINGS:
+            return covered
+        given = {str(Stage.HYPERPARAMETERS): "given by the record where a replay begins by substitution, not checked"}
+        digests = sum(s.record.stages[Stage.HYPERPARAMETERS].tensors for s in new)
+        return msgspec.structs.replace(covered, digests=covered.digests - digests, unseen=covered.unseen | given)
+
+    def saved(self, saving: runner.Saving, space: Workspace) -> None:
+        """Compare a checkpoint file that the replay wrote with the recorded one of the same place."""
+        done = self._base + self._way.plans[0].first - self._way.plans[0].warmup + saving.done
+        if self.divergence is not None or not saving.path.is_file():
+            return
+        for path, old in self._recorded.saved_by(self._attempt, done).items():
+            if space.map_path(path) != str(saving.path) or old.format == "other":
+                continue
+            if not self._recorded.store.has(old.digest):
+                continue
+            was, now = content_digest(self._recorded.store.object_path(old.digest)), content_digest(saving.path)
+            if was != now:
+                self.divergence = Location(
+                    step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
+                )
+            else:
+                self.rewritten.setdefault(done - 1, []).append(old.digest)
+
+
+def replay(
+    recorded: Recorded,
+    room: Room,
+    attempt: int,
+    first: int,
+    last: int,
+    kind: Start,
+    on_step: OnStep = lambda attempt, step: None,
+) -> Result:
+    """Replay steps `first … last` of an attempt from the given start and compare every step from the start on.
+
+    Raises:
+        CannotDecide: this start is not open, or the clean room cannot be made.
+    """
+    way = prepare(recorded, attempt, first, last, kind)
+    comparison = _Comparison(recorded, attempt, recorded.attempt(attempt).base, way, last, on_step)
+    ended = _run(recorded, room, attempt, way, comparison)
+    problems = list(ended.problems)
+    resumed = not way.files or {str(Path(p).name) for p in ended.loaded} & {Path(f.path).name for f in way.files}
+    if not resumed:
+        problems.append("the script did not load the checkpoint that it was given")
+    return Result(
+        kind=kind,
+        compared_from=way.first,
+        matched=tuple(sorted(comparison.matched)),
+        divergence=comparison.divergence,
+        coverage=comparison.matched,
+        rewritten=comparison.rewritten,
+        problems=tuple(problems),
+        resumed=bool(resumed),
+        seconds=ended.seconds,
+    )
+
+
+def rerun(
+    recorded: Recorded,
+    room: Room,
+    attempt: int,
+    step: int,
+    *,
+    capture: Path | None = None,
+    optimizer: int = 0,
+    perturbations: str = "",
+) -> dict[tuple[int, int], dict[int, Seen]]:
+    """Run up to and including `step` from the attempt's start; (step, optimizer) → rank → what the replay recorded.
+
+    Raises:
+        CannotDecide: the steps before `step` did not match, or the replay did not get there.
+    """
+    way = prepare(recorded, attempt, step, step, Start.START)
+    base = recorded.attempt(attempt).base
+    plans = tuple(
+        msgspec.structs.replace(
+            plan,
+            capture_step=step - base if capture else -1,
+            capture=str(capture / f"rank-{rank}") if capture else "",
+            capture_optimizer=optimizer,
+            perturb_step=step - base if perturbations else -1,
+            perturbations=perturbations,
+        )
+        for rank, plan in enumerate(way.plans)
+    )
+    comparison = _Comparison(
+        recorded,
+        attempt,
+        base,
+        msgspec.structs.replace(way, plans=plans),
+        step - 1,
+        lambda attempt, step: None,
+    )
+    comparison.keep = step
+    ended = _run(recorded, room, attempt, msgspec.structs.replace(way, plans=plans), comparison)
+    if comparison.divergence is not None:
+        raise CannotDecide(f"the replay already differs at step {comparison.divergence.step}")
+    if not comparison.details:
+        raise CannotDecide("; ".join(ended.problems) or f"the replay never reached step {step}")
+    return comparison.details
+
+
+def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Comparison) -> runner.Ended:
+    space = new_workspace(room)
+    try:
+        for file in way.files:
+            _place(recorded, space, file)
+        arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
+        ranks = [
+            runner.Rank(
+                started=started,
+                env=env,
+                plan=plan,
+                arguments=arguments,
+                entropy=recorded.entropy(attempt, started.rank),
+            )
+            for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
+        ]
+        every = recorded.seal.seal.comparison.activations_every
+        return runner.run(
+            ranks,
+            space,
+            recorded.key,
+            every,
+            comparison.step,
+            lambda saving: comparison.saved(saving, space),
+            lambda: comparison.divergence is not None,
+        )
+    finally:
+        space.remove()
+
+
+def _place(recorded: Recorded, space: Workspace, file: Placed) -> None:
+    recorded.store.check(file.digest)
+    target = Path(space.map_path(file.path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    shutil.copyfile(recorded.store.object_path(file.digest), target)
+
+
+def _resume_arguments(space: Workspace, place: str) -> tuple[str, ...]:
+    template = load_config(None, space.cwd).replay.resume
+    return tuple(word.replace("{checkpoint}", space.map_path(place)) for word in template.split())
+
+
+def content_digest(path: Path) -> str:
+    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file."""
+    h = blake3()
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                h.update(chunk)
+        return h.hexdigest()
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            h.update(info.filename.partition("/")[2].encode() + b"\0" + info.file_size.to_bytes(8, "little"))
+            with archive.open(info) as member:
+                while chunk := member.read(1 << 20):
+                    h.update(chunk)
+    return h.hexdigest()
+
+
+def verdicts(result: Result, segments: Sequence[Segment], recorded: Recorded) -> list[Verdict]:
+    """What a replay says of the segments that it ran through, in order, up to where it ended.
+
+    A segment that was not reached gets `Inconclusive` when something went wrong, nothing otherwise.
+    """
+    found: list[Verdict] = []
+    mode = WAYS[result.kind].mode
+    for segment in segments:
+        steps = {s for s, _ in recorded.updates(segment.attempt) if segment.first <= s <= segment.last}
+        total = Coverage()
+        for step in sorted(steps):
+            total = add(total, result.coverage.get(step, Coverage()))
+        at = result.divergence if result.resumed else None
+        if at is not None and segment.first <= at.step <= segment.last:
+            found.append(Diverged(segment=segment, at=at, coverage=total, mode=mode, seconds=result.seconds))
+            break
+        if steps and result.resumed and steps <= set(result.matched) and not _numerics(result.problems):
+            files = tuple(result.rewritten.get(segment.last, ()))
+            found.append(Matched(segment=segment, coverage=total, mode=mode, seconds=result.seconds, files=files))
+        elif at is None:
+            reasons = result.problems or ("the replay ended before this segment",)
+            found.append(Inconclusive(segment=segment, reasons=reasons, mode=mode, seconds=result.seconds))
+    return found
+
+
+def _numerics(problems: Sequence[str]) -> bool:
+    return any("numerics" in p for p in problems)

@@ -1,0 +1,254 @@
+"""Runs a recorded attempt again in clean processes on this machine and hands over what they report.
+
+Rules
+-----
+* Every rank is started from its `ProcessStarted` entry, with interpreter, code, data and environment variables
+  taken from the room and the workspace; nothing of the suspect's environment is on any path.
+* The recorded run and rank numbers, world size, arguments and user variables are presented as they were.
+* A replay writes only below its workspace. Its processes are its own session and are ended with it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+import trainwarden
+from trainwarden import wire
+from trainwarden.audit.compare import Seen
+from trainwarden.audit.plan import REPLAYER, Plan, encode
+from trainwarden.model import Numerics, ProcessStarted
+from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
+from trainwarden.seal.room import Workspace
+
+STALL_SECONDS = 300.0
+_SOURCE = str(Path(trainwarden.__file__).parents[1])
+_INJECT = str(Path(trainwarden.__file__).parent / "record" / "inject")
+
+
+class Rank(msgspec.Struct, frozen=True, kw_only=True):
+    """One rank to start again."""
+
+    started: ProcessStarted
+    env: dict[str, str]
+    plan: Plan
+    arguments: tuple[str, ...] = ()  # added to the recorded ones, with places of the workspace
+    entropy: str = ""  # file of what the operating system seeded Python's and numpy's generators with
+
+
+class Saving(msgspec.Struct, frozen=True, kw_only=True):
+    """A state file that a replaying rank wrote: where, and after how many of its own steps."""
+
+    rank: int
+    path: Path
+    done: int
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """How a replay ended; `problems` empty means in order."""
+
+    problems: tuple[str, ...]
+    loaded: tuple[str, ...]
+    seconds: float
+
+
+class _Stage:
+    """The server's side of one replay."""
+
+    def __init__(self, on_step: Callable[[Seen], None], on_saved: Callable[[Saving], None]) -> None:
+        self.on_step, self.on_saved = on_step, on_saved
+        self.lock = threading.Lock()
+        self.problems: list[str] = []
+        self.loaded: list[str] = []
+        self.alive = time.monotonic()
+
+
+class _Handler:
+    """Answers one replaying process."""
+
+    def __init__(self, stage: _Stage, ranks: Mapping[int, Rank], key: bytes, folder: Path, every: int) -> None:
+        self._stage, self._ranks, self._key, self._folder, self._every = stage, ranks, key, folder, every
+        self._rank = -1
+
+    def message(self, message: wire.Message) -> wire.Message | None:
+        with self._stage.lock:
+            self._stage.alive = time.monotonic()
+            match message:
+                case wire.Start():
+                    return wire.Go()
+                case wire.Join():
+                    return self._join(message)
+                case wire.Step():
+                    self._stage.on_step(Seen(record=message.record, details=message.details))
+                case wire.Saved():
+                    self._stage.on_saved(Saving(rank=self._rank, path=Path(message.path), done=message.step))
+                case wire.Loaded():
+                    self._stage.loaded.append(message.path)
+                    return wire.Known(step=-1)
+                case wire.Missed():
+                    self._stage.problems.append(f"rank {self._rank}: {message.reason}")
+                case wire.Bye():
+                    return wire.Acked(seq=message.records)
+                case _:
+                    pass
+        return None
+
+    def _join(self, message: wire.Join) -> wire.Message:
+        rank = self._ranks.get(message.rank)
+        if rank is None:
+            raise ValueError(f"a rank {message.rank} that was never recorded")
+        self._rank = message.rank
+        recorded, here = rank.started.numerics, message.numerics
+        if recorded != here:
+            self._stage.problems.append(_numerics_problem(message.rank, recorded, here))
+        return wire.Joined(
+            attempt=rank.started.attempt,
+            key=self._key,
+            run_dir=str(self._folder),
+            activations_every=self._every,
+            snapshot_every=0,
+            plan=encode(rank.plan),
+        )
+
+    def closed(self, error: str) -> None:
+        if error:
+            with self._stage.lock:
+                self._stage.problems.append(f"rank {self._rank}: {error}")
+
+
+def run(
+    ranks: Sequence[Rank],
+    space: Workspace,
+    key: bytes,
+    activations_every: int,
+    on_step: Callable[[Seen], None],
+    on_saved: Callable[[Saving], None],
+    stop: Callable[[], bool],
+) -> Ended:
+    """Start the ranks in the workspace and follow them until they end, `stop()` says so, or they stall.
+
+    The callbacks are called one at a time, from other threads.
+    """
+    begin = time.monotonic()
+    stage = _Stage(on_step, on_saved)
+    by_rank = {r.started.rank: r for r in ranks}
+    with tempfile.TemporaryDirectory(prefix="tw-") as folder:
+        server = wire.Server(
+            Path(folder) / "s", lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every)
+        )
+        processes = _start(ranks, space, str(server.path))
+        try:
+            _follow(processes, stage, stop)
+        finally:
+            _end(processes)
+            server.close(drain_seconds=5)
+    problems = list(dict.fromkeys(stage.problems))
+    if not stop():
+        problems += _exits(processes, space)
+    return Ended(problems=tuple(problems), loaded=tuple(stage.loaded), seconds=time.monotonic() - begin)
+
+
+def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
+    port = _free_port()
+    processes = []
+    for rank in ranks:
+        started = rank.started
+        env = space.environ(rank.env)
+        env[wire.SOCKET_ENV] = address
+        env["TRAINWARDEN_SOURCE"] = _SOURCE
+        env["TRAINWARDEN_RECORDER"] = REPLAYER
+        if rank.entropy:
+            env[ENTROPY_ENV] = rank.entropy
+        env["PYTHONPATH"] = os.pathsep.join([_INJECT, *filter(None, [env.get("PYTHONPATH", "")])])
+        if "MASTER_PORT" in env:
+            # The launcher that kept the rendezvous is not here: rank 0 keeps it.
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+        cwd = Path(space.map_path(started.cwd))
+        cwd.mkdir(parents=True, exist_ok=True)
+        words = [*(space.map_argument(w) for w in started.argv[1:]), *rank.arguments]
+        with output_file(space, started.rank).open("wb") as output:
+            process = subprocess.Popen(
+                [str(space.room.python), *words],
+                cwd=cwd,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        processes.append((rank, process))
+    return processes
+
+
+def output_file(space: Workspace, rank: int) -> Path:
+    """Where a replaying rank's output goes."""
+    return space.scratch / f"output-rank{rank}.txt"
+
+
+def _follow(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], stage: _Stage, stop: Callable[[], bool]) -> None:
+    gone_at = None
+    while any(p.poll() is None for _, p in processes):
+        if stop():
+            return
+        now = time.monotonic()
+        failed = [p for _, p in processes if p.poll() not in (None, 0)]
+        if failed and gone_at is None:
+            gone_at = now
+        if gone_at is not None and now - gone_at > 5:
+            return  # its peers would wait for it until their own timeout
+        if now - stage.alive > STALL_SECONDS:
+            stage.problems.append(f"the replay stood still for {STALL_SECONDS:.0f} s")
+            return
+        time.sleep(0.02)
+
+
+def _end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
+    for _, process in processes:
+        if process.poll() is None:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+    for _, process in processes:
+        process.wait()
+
+
+def _exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Workspace) -> list[str]:
+    """What went wrong with processes that did not end in order."""
+    problems = []
+    for rank, process in processes:
+        number = rank.started.rank
+        # A crash says goodbye too: Python's exit handlers run after the traceback.
+        if process.returncode not in (0, -signal.SIGKILL):
+            text = output_file(space, number).read_text(encoding="utf-8", errors="replace").strip()
+            last = text.splitlines()[-1][:300] if text else "no output"
+            problems.append(f"rank {number} ended with status {process.returncode}: {last}")
+    return problems
+
+
+def _numerics_problem(rank: int, recorded: Numerics, here: Numerics) -> str:
+    was, now = msgspec.to_builtins(recorded), msgspec.to_builtins(here)
+    parts = [f"{k} {was.get(k)!r} recorded, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
+    return f"rank {rank}: an exact replay needs the recorded numerics: {', '.join(sorted(parts))}"
+
+
+def _free_port() -> int:
+    for _ in range(100):
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port on loopback")

@@ -1,0 +1,109 @@
+"""Takes a capture (docs/architecture.md, "Captures"): the clean values of one step of this rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from trainwarden.record import rng, stages
+
+if TYPE_CHECKING:
+    from trainwarden.audit.inrank import Replayer
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Taker:
+    """Copies values as the step passes, and writes them when the optimizer asked for has moved.
+
+    A record holds what was seen since the update before it, so what another optimizer's update used is dropped.
+    """
+
+    def __init__(self, replayer: Replayer, folder: str, optimizer: int = 0) -> None:
+        self._replayer = replayer
+        self._folder = Path(folder)
+        self._index = optimizer
+        self._sections: dict[str, Tensors] = {}
+        self._done = False
+
+    def before(self) -> None:
+        """Weights and state as the update's first forward pass finds them."""
+        for optimizer, index in self._replayer.optimizers.items():
+            if index == self._index:
+                self._sections["before"] = self._state(optimizer)
+
+    def batch(self, number: int, batch: Any) -> None:
+        """What a data loader handed out."""
+        self._keep("batch", {f"loader/{number}.{n}": t for n, t in stages.tensors_in(batch)})
+
+    def forward(self, number: int, args: Any, kwargs: Any) -> None:
+        """A forward pass: its inputs, and the generators as they were when it began."""
+        self._keep("batch", {f"input/{number}.{n}": t for n, t in stages.tensors_in([args, kwargs])})
+        states = rng.as_bytes(rng.states()).items()
+        self._keep(
+            "rng",
+            {f"forward{number}/{n}": torch.frombuffer(bytearray(b), dtype=torch.uint8) for n, b in states},
+        )
+
+    def bucket(self, bucket: Any) -> None:
+        """This rank's own gradients as they enter the reduction."""
+        names = self._replayer.names
+        pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+        self._keep("local_gradients", {names.get(id(p), "?"): g for p, g in pairs})
+
+    def before_update(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        """Gradients as the optimizer gets them."""
+        if index != self._index:
+            return
+        named = stages.gradients(optimizer, self._replayer.names)
+        self._keep("reduced_gradients", {n: g for n, g in named if g is not None})
+
+    def after_update(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        """Weights and state as the step leaves them; everything is written."""
+        if self._done:
+            return
+        if index != self._index:
+            for section in ("batch", "rng", "local_gradients"):
+                self._sections.pop(section, None)
+            return
+        self._done = True
+        self._sections["after"] = self._state(optimizer)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for name, tensors in self._sections.items():
+            if tensors:
+                save_file(tensors, self._folder / f"{name}.safetensors")
+        (self._folder / "meta.json").write_text(json.dumps(self._meta(optimizer, index)))
+
+    def _meta(self, optimizer: torch.optim.Optimizer, index: int) -> dict[str, Any]:
+        names = self._replayer.names
+        groups = stages.settings(optimizer)
+        for settings, group in zip(groups, optimizer.param_groups, strict=True):
+            settings["params"] = [names[id(p)] for p in group["params"]]
+        kind = type(optimizer)
+        return {
+            "step": self._replayer.plan.capture_step,
+            "rank": self._replayer.rank,
+            "world": self._replayer.world,
+            "optimizer": index,
+            "optimizer_class": f"{kind.__module__}.{kind.__qualname__}",
+            "names": [names[id(p)] for p in stages.parameters(optimizer)],
+            "groups": groups,
+            "loss": self._replayer.gathered.loss,
+        }
+
+    def _state(self, optimizer: torch.optim.Optimizer) -> Tensors:
+        names = self._replayer.names
+        found = {f"weights/{n}": t for n, t in stages.weights(optimizer, names) if t is not None}
+        found |= {f"state/{n}": t for n, t in stages.optimizer_state(optimizer, names) if isinstance(t, torch.Tensor)}
+        return {n: _copy(t) for n, t in found.items()}
+
+    def _keep(self, section: str, tensors: Tensors) -> None:
+        self._sections.setdefault(section, {}).update({n: _copy(t) for n, t in tensors.items()})
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

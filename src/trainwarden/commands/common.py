@@ -1,0 +1,70 @@
+"""What every verb shares: its parser with `--store` and `--json`, the opened store, and JSON output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from trainwarden.store import Store
+
+CLEAN, FINDING, UNDECIDED, USAGE = 0, 1, 2, 3
+
+EXIT_CODES = (
+    "exit codes:\n"
+    "  0  clean: nothing was found\n"
+    "  1  a finding: something is not what it should be\n"
+    "  2  could not decide from the evidence at hand (never a pass)\n"
+    "  3  the call or its input is wrong"
+)
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def add_verb(
+    subparsers: Subparsers[Any],
+    name: str,
+    summary: str,
+    *,
+    run: Callable[[argparse.Namespace], int],
+    examples: Sequence[str] = (),
+    exit_codes: str = EXIT_CODES,
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    """Declare the verb `name` with `--store` and `--json`; `run(args)` is called for it."""
+    shown = "examples:\n" + "\n".join(f"  {line}" for line in examples) + "\n\n" if examples else ""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        usage=usage,
+        help=summary[0].lower() + summary[1:].rstrip("."),
+        description=summary,
+        epilog=shown + exit_codes,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--store", type=Path, metavar="DIR", help="the store (default: the nearest .trainwarden)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def open_store(args: argparse.Namespace, *, create: bool = False) -> Store:
+    """Open the store that `--store` names, or the nearest one.
+
+    Raises:
+        StoreError: there is none, or it cannot be read.
+    """
+    from trainwarden.store import Store
+
+    return Store.open(args.store, create=create)
+
+
+def print_json(value: object) -> None:
+    """Write `value` (built-in types or msgspec structs) as one line of JSON on stdout."""
+    sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
+    sys.stdout.flush()

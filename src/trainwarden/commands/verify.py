@@ -1,0 +1,101 @@
+"""`trainwarden verify RUN`: check log, seal, records, details, checkpoints and stored objects, offline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.reading import add_run, check_key, public_key
+from trainwarden.commands.witnesses import add_witnesses, read_policy
+from trainwarden.errors import UsageError
+
+if TYPE_CHECKING:
+    from trainwarden.checks import Check, LogServer
+
+
+def add(subparsers: Subparsers[Any]) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "verify",
+        "Check a run offline: log, seal, approvals, records, details, checkpoints, stored objects.",
+        run=run,
+        examples=(
+            "trainwarden verify last",
+            "trainwarden verify last --key HEX --deep",
+            "trainwarden verify last --log-server --log-key HEX",
+            "trainwarden verify last --witness NAME+ID+KEY --witness NAME+ID+KEY --cosignatures 1",
+        ),
+        exit_codes=(
+            "exit codes:\n  0  every check passed\n  1  a check failed\n"
+            "  2  none failed, but something could not be checked (never a pass)\n"
+            "  3  the call or its input is wrong"
+        ),
+    )
+    add_run(parser)
+    parser.add_argument(
+        "--log-server",
+        nargs="?",
+        const="",
+        metavar="URL",
+        help="ask the log server that the run was sent to, too (at URL instead of where the run says)",
+    )
+    parser.add_argument(
+        "--log-key", metavar="HEX", default="", help="the log server's public key (default: the one this host names)"
+    )
+    parser.add_argument("--deep", action="store_true", help="hash every sealed file kept in the store, too")
+    add_witnesses(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify the run."""
+    from trainwarden.checks import check_witnesses, verify_run
+
+    policy = read_policy(args)
+    store = open_store(args)
+    folder = store.run(args.run_name)
+    key = public_key(args)
+    checks = verify_run(store, folder.id, key, args.deep, _progress(args), _log_server(args))
+    witnesses = check_witnesses(store, folder.id, key, policy)
+    code = _exit_code([*checks, witnesses] if policy else checks)  # a check that nobody asked for decides nothing
+    checks.append(witnesses)
+    if args.json:
+        print_json({"run": folder.id, "checks": checks, "exit_code": code})
+        return code
+    from rich.console import Console
+
+    from trainwarden.report.text import print_checks
+
+    print_checks(Console(highlight=False), folder.id, checks)
+    return code
+
+
+def _exit_code(checks: Sequence[Check]) -> int:
+    from trainwarden.checks import Failed, NotChecked
+
+    if any(isinstance(check.result, Failed) for check in checks):
+        return FINDING
+    return UNDECIDED if any(isinstance(check.result, NotChecked) for check in checks) else CLEAN
+
+
+def _log_server(args: argparse.Namespace) -> LogServer | None:
+    from trainwarden.checks import LogServer
+    from trainwarden.log.client.link import check_url
+
+    if args.log_server is None:
+        if args.log_key:
+            raise UsageError("--log-key goes with --log-server")
+        return None
+    if args.log_server:
+        check_url(args.log_server)
+    return LogServer(url=args.log_server, key=check_key(args.log_key) if args.log_key else "")
+
+
+def _progress(args: argparse.Namespace) -> Any:
+    """Name the check under way on a terminal's stderr, where it is wiped by the next."""
+    if args.json or not sys.stderr.isatty():
+        return None
+    return lambda name: print(f"\r\x1b[Kchecking {name} …\r", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,67 @@
+"""A sealed file changed on disk after the seal: environment, code or data.
+
+Each path is told once for each content that was found there. A change is no proof that the job ran it: a process
+keeps what it imported. The next start would load it, unless the run lives in a clean room that covers the path:
+then it is a note.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from trainwarden.model import CleanRoom, Confidence, Detail, Entry, FileChanged, Finding, Severity, Stage
+
+_SEVERITY = {"environment": Severity.HIGH, "code": Severity.MEDIUM, "data": Severity.MEDIUM}
+_LONGEST = 200  # characters of a command line in a sentence
+_BENIGN = {
+    "environment": "somebody installed, upgraded or edited a package in this environment while the job ran",
+    "code": "somebody edited the code while the job ran; running processes keep what they imported",
+    "data": "the job or somebody else writes into a folder that was sealed as data",
+}
+
+
+class Environment:
+    """Tells of every `FileChanged`."""
+
+    id = "environment"
+
+    def __init__(self) -> None:
+        self._covered: tuple[str, ...] = ()
+
+    def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
+        if isinstance(entry, CleanRoom):
+            self._covered = entry.covered
+        if not isinstance(entry, FileChanged):
+            return ()
+        how = "was removed" if not entry.found else "is new" if not entry.sealed else "was changed"
+        digests = f" ({entry.sealed[:12]} → {entry.found[:12]})" if entry.sealed and entry.found else ""
+        hidden = entry.kind == "environment" and any(
+            entry.path == place or entry.path.startswith(place + "/") for place in self._covered
+        )
+        room = "; the job runs in a clean room and does not see it" if hidden else ""
+        finding = Finding(
+            detector=self.id,
+            severity=Severity.INFO if hidden else _SEVERITY.get(entry.kind, Severity.MEDIUM),
+            confidence=Confidence.HIGH,
+            seen=f"The {entry.kind} file {entry.path} {how} after the seal{digests}{_by(entry)}{room}.",
+            expected="Sealed files stay as they are while the run lasts.",
+            evidence=(index,),
+            benign=(_BENIGN.get(entry.kind, "an honest change by whoever owns the file"),),
+            wall_ns=entry.wall_ns,
+        )
+        return (finding,)
+
+    def finish(self) -> Iterable[Finding]:
+        return ()
+
+
+def _by(entry: FileChanged) -> str:
+    """Who wrote it, as far as the system told."""
+    if entry.writer is None:
+        return f"; who wrote it is not told by the system ({entry.untold})" if entry.untold else ""
+    writer = entry.writer
+    if writer.uid < 0:
+        return f", by process {writer.pid}, which was gone before it could be looked at"
+    login = f", logged in as {writer.login_uid}" if writer.login_uid >= 0 else ""
+    command = " ".join(writer.argv) or writer.program
+    return f", by process {writer.pid} of user {writer.uid}{login} ({command[:_LONGEST]})"

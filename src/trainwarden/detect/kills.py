@@ -1,0 +1,79 @@
+"""A rank was killed: its process ended by a signal, or vanished, without saying goodbye.
+
+A rank that ends in order says goodbye, also when its script fails with an exception. A rank that dies of a signal
+cannot. Benign and not raised: the run was being stopped from outside (Ctrl-C, a signal to the supervisor), and the
+end that a launcher makes of the other ranks after one of them has failed, whose own end is told: SIGTERM, or an end
+whose status nobody saw.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Mapping
+
+from trainwarden.model import Confidence, Detail, Entry, Finding, ProcessExited, ProcessStarted, Severity, Stage
+
+_ENDS_PEERS = -signal.SIGTERM
+_CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGABRT}
+_BENIGN = {
+    -signal.SIGKILL: ("the kernel ended it because memory ran out (see `dmesg`)", "the cluster's scheduler ended it"),
+    -signal.SIGTERM: ("the cluster's scheduler ended it", "its launcher ended it after another rank failed unseen"),
+}
+_CRASHED = ("a defect in native code",)
+_UNKNOWN = ("it crashed in native code", "the kernel ended it because memory ran out (see `dmesg`)")
+
+
+class Kills:
+    """Judges the exits of ranks."""
+
+    id = "kills"
+
+    def __init__(self) -> None:
+        self._failed: set[int] = set()  # attempts of which a rank has ended, and not in order
+        self._started: dict[tuple[int, int], int] = {}
+
+    def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
+        match entry:
+            case ProcessStarted():
+                self._started[entry.attempt, entry.rank] = index
+                return ()
+            case ProcessExited(rank=rank) if rank >= 0:
+                first = entry.attempt not in self._failed
+                if not (entry.goodbye and entry.known and entry.code == 0):
+                    self._failed.add(entry.attempt)
+                return (self._killed(index, entry),) if _suspicious(entry, first) else ()
+            case _:
+                return ()
+
+    def finish(self) -> Iterable[Finding]:
+        return ()
+
+    def _killed(self, index: int, entry: ProcessExited) -> Finding:
+        started = self._started.get((entry.attempt, entry.rank))
+        crash = entry.known and entry.code in _CRASHES
+        how = f"was ended by {_signal(entry.code)}" if entry.known else "vanished"
+        return Finding(
+            detector=self.id,
+            severity=Severity.LOW if crash else Severity.MEDIUM,
+            confidence=Confidence.HIGH if entry.known else Confidence.MEDIUM,
+            seen=f"Rank {entry.rank} of attempt {entry.attempt} (process {entry.pid}) {how} without a goodbye.",
+            expected="A rank says goodbye before it ends, also when its script fails.",
+            attempt=entry.attempt,
+            ranks=(entry.rank,),
+            evidence=(index,) if started is None else (started, index),
+            benign=_CRASHED if crash else _BENIGN.get(entry.code, ()) if entry.known else _UNKNOWN,
+            wall_ns=entry.wall_ns,
+        )
+
+
+def _suspicious(entry: ProcessExited, first: bool) -> bool:
+    if entry.goodbye or entry.stopping or (entry.known and entry.code >= 0):
+        return False
+    return first or (entry.known and entry.code != _ENDS_PEERS)
+
+
+def _signal(code: int) -> str:
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,105 @@
+"""Waits for torch to be imported, asks the watcher whether it may be, and installs the hooks right after.
+
+Rules
+-----
+* Nothing of torch is imported by us: a process that never needs it never loads it.
+* Hooks are installed once per module, by wrapping the loader that Python found itself.
+* A failure here is a gap, never an exception in the user's program. Only the watcher's refusal stops a process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from trainwarden import wire
+from trainwarden.record import entropy
+
+RECORDER_ENV = "TRAINWARDEN_RECORDER"
+"""Names the recorder's class as `module:class`; an audit names its replayer here."""
+
+
+class _Wrapped(importlib.abc.Loader):
+    """A loader that calls `before` and `after` around the execution of one module."""
+
+    def __init__(
+        self, loader: importlib.abc.Loader, before: Callable[[], None], after: Callable[[ModuleType], None]
+    ) -> None:
+        self._loader, self._before, self._after = loader, before, after
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._before()
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        try:
+            self._after(module)
+        except Exception as e:  # noqa: BLE001  the recorder fails open
+            _complain(f"hooks on {module.__name__} failed: {e!r}")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules we hook, once each, through the other finders."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[str, tuple[Callable[[], None], Callable[[ModuleType], None]]] = {}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        hooks = self.wanted.pop(name, None)
+        if hooks is None:
+            return None
+        for finder in sys.meta_path:
+            if finder is self:
+                continue
+            spec = finder.find_spec(name, path, target)
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Wrapped(spec.loader, *hooks)
+                return spec
+        return None
+
+
+def arm() -> None:
+    """Arrange for the hooks; called from sitecustomize in every process below the watcher."""
+    finder = _Finder()
+
+    def torch_ready(module: ModuleType) -> None:
+        entropy.python_ready()
+        from trainwarden.record import hooks
+
+        where, _, kind = os.environ.get(RECORDER_ENV, "trainwarden.record.recorder:Recorder").partition(":")
+        hooks.install(module, getattr(importlib.import_module(where), kind)())
+
+    finder.wanted["torch"] = (_ask, torch_ready)
+    finder.wanted["numpy.random"] = (lambda: None, entropy.numpy_ready)
+    sys.meta_path.insert(0, finder)
+
+
+def _ask() -> None:
+    """Ask the watcher whether this process may import torch; exit when it says no."""
+    try:
+        connection = wire.Connection.connect(os.environ[wire.SOCKET_ENV])
+        connection.send(wire.Start(pid=os.getpid(), argv=tuple(sys.orig_argv)))
+        answer = connection.receive(timeout=120)
+        connection.close()
+    except Exception as e:  # noqa: BLE001  without a watcher the run goes on, unrecorded
+        _complain(f"the watcher cannot be reached: {e!r}")
+        return
+    if isinstance(answer, wire.Refuse):
+        print(f"trainwarden: start refused: {answer.reason}", file=sys.stderr, flush=True)
+        os._exit(answer.code)
+
+
+def _complain(text: str) -> None:
+    print(f"trainwarden: {text}", file=sys.stderr, flush=True)

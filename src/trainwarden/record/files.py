@@ -1,0 +1,103 @@
+"""Sees state files being written, renamed and read, and data files being opened.
+
+`torch.save`, `torch.load`, safetensors' functions, `os.rename` and `os.replace` (which `pathlib` and `shutil` call) are
+wrapped; opens are seen through the interpreter's audit events (PEP 578).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import safetensors.torch
+
+from trainwarden.record.recorder import Recorder
+
+_state: dict[str, Recorder] = {}
+_CODE = (".py", ".pyc", ".so", ".pth", ".pyi")
+
+
+def install(torch: Any, recorder: Recorder) -> None:
+    """Wrap torch's functions and start listening to audit events."""
+    _state["recorder"] = recorder
+    torch.save = _writer(torch.save, 1, "torch")
+    torch.load = _reader(torch.load)
+    safetensors.torch.save_file = _writer(safetensors.torch.save_file, 1, "safetensors")
+    safetensors.torch.load_file = _reader(safetensors.torch.load_file)
+    os.rename = _renamer(os.rename)
+    os.replace = _renamer(os.replace)
+    sys.addaudithook(_make_audit(recorder))
+
+
+def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        target = args[position] if len(args) > position else kwargs.get("f", kwargs.get("filename"))
+        path = _path(target)
+        recorder = _state["recorder"]
+        if path is not None and recorder.optimizers:
+            flush = getattr(target, "flush", None)
+            if flush is not None:
+                flush()
+            recorder.guarded("save", lambda: recorder.saved(path, kind))
+        return result
+
+    return wrapper
+
+
+def _reader(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        path = _path(args[0] if args else kwargs.get("f", kwargs.get("filename")))
+        recorder = _state["recorder"]
+        if path is not None:
+            recorder.guarded("load", lambda: recorder.loaded(path))
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _renamer(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def wrapper(src: Any, dst: Any, **kwargs: Any) -> Any:
+        result = function(src, dst, **kwargs)
+        recorder = _state["recorder"]
+        if recorder.optimizers and not kwargs:
+            source, target = (os.path.abspath(os.fsdecode(p)) for p in (src, dst))
+            recorder.guarded("rename", lambda: recorder.renamed(source, target))
+        return result
+
+    return wrapper
+
+
+def _path(target: Any) -> str | None:
+    """The absolute path behind a path or an open file, None for anything else."""
+    name = target if isinstance(target, str | bytes | os.PathLike) else getattr(target, "name", None)
+    if isinstance(name, str | bytes | os.PathLike):
+        return os.path.abspath(os.fsdecode(name))
+    return None
+
+
+def _make_audit(recorder: Recorder) -> Callable[[str, tuple[Any, ...]], None]:
+    own = (sys.prefix, sys.base_prefix, os.path.dirname(__file__))
+    skip = (*(os.path.abspath(p) + os.sep for p in own), "/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
+
+    def audit(event: str, args: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, _ = args
+            if (
+                isinstance(path, str)
+                and isinstance(mode, str)
+                and "r" in mode
+                and "+" not in mode
+                and not path.endswith(_CODE)
+            ):
+                full = os.path.abspath(path)
+                if not full.startswith(skip) and os.path.isfile(full):
+                    recorder.guarded("open", lambda: recorder.opened(full))
+
+    return audit

@@ -1,0 +1,26 @@
+"""The rest of a checkpoint that is kept as a folder: what lies beside the state files that were seen being written."""
+
+from __future__ import annotations
+
+import os
+
+COMPANION_BYTES = 64 << 20
+COMPANION_FILES = 64
+
+
+def companions(folder: str, since: float) -> list[str]:
+    """Small files written beside a state file at the same time: the rest of a checkpoint kept as a folder."""
+    found = []
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name) if os.path.isdir(folder) else ():
+        if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+            status = entry.stat(follow_symlinks=False)
+            if status.st_mtime >= since and status.st_size <= COMPANION_BYTES:
+                found.append(entry.path)
+    return found[:COMPANION_FILES]
+
+
+def kind_of(path: str) -> str:
+    """The format of a state file by its name."""
+    if path.endswith(".safetensors"):
+        return "safetensors"
+    return "torch" if path.endswith((".pt", ".pth", ".bin", ".ckpt")) else "other"

@@ -1,0 +1,152 @@
+"""Installs the recorder into torch: its own global optimizer hooks where they exist, thin wrappers elsewhere.
+
+Every wrapper calls the original with the same arguments and returns its result; what the recorder does beside it
+is guarded. The recorder is the live one, or the replayer in an audit.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from trainwarden.record import files
+from trainwarden.record.buckets import BucketHook
+from trainwarden.record.recorder import Recorder
+
+
+def install(torch: Any, recorder: Recorder) -> None:
+    """Hook optimizers, DDP, backward, data loaders, the gradient scaler, torch.compile, save and load."""
+    _optimizers(recorder)
+    _ddp(recorder)
+    _backward(torch, recorder)
+    _loaders(recorder)
+    _scaler(recorder)
+    _compile(torch, recorder)
+    files.install(torch, recorder)
+    os.register_at_fork(after_in_child=lambda: _silence(recorder))
+
+
+def _silence(recorder: Recorder) -> None:
+    """A forked child (a loader's worker) is not a rank."""
+    recorder.paused = True
+    recorder.link = None
+
+
+def _optimizers(recorder: Recorder) -> None:
+    from torch.optim import optimizer as module
+
+    original = module.Optimizer.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        recorder.guarded("optimizer", lambda: recorder.optimizer_made(self))
+
+    module.Optimizer.__init__ = init
+
+    def pre(optimizer: Any, args: Any, kwargs: Any) -> None:
+        closure = any(callable(a) for a in [*args[1:], *kwargs.values()])
+        recorder.guarded("before update", lambda: recorder.before_update(optimizer, closure))
+
+    def post(optimizer: Any, args: Any, kwargs: Any) -> None:
+        recorder.guarded("after update", lambda: recorder.after_update(optimizer))
+
+    module.register_optimizer_step_pre_hook(pre)
+    module.register_optimizer_step_post_hook(post)
+
+
+def _ddp(recorder: Recorder) -> None:
+    from torch.nn.parallel import DistributedDataParallel as DDP
+
+    original, register = DDP.__init__, DDP.register_comm_hook
+
+    @functools.wraps(original)
+    def init(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, module, *args, **kwargs)
+
+        def attach() -> None:
+            hook = recorder.bucket_hook(self)
+            self._trainwarden_hook = hook
+
+            def comm_hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations
+                return hook(state, bucket)
+
+            register(self, None, comm_hook)
+            recorder.wrapped(self, module)
+
+        recorder.guarded("DDP", attach)
+
+    @functools.wraps(register)
+    def register_comm_hook(self: Any, state: Any, hook: Any) -> None:
+        ours: BucketHook | None = getattr(self, "_trainwarden_hook", None)
+        if ours is None:
+            register(self, state, hook)
+        else:
+            ours.user = (state, hook)
+
+    DDP.__init__ = init
+    DDP.register_comm_hook = register_comm_hook
+
+
+def _backward(torch: Any, recorder: Recorder) -> None:
+    original = torch.autograd.backward
+
+    @functools.wraps(original)
+    def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        recorder.guarded("backward", lambda: recorder.backward(tensors))
+        return original(tensors, *args, **kwargs)
+
+    torch.autograd.backward = backward
+
+
+def _loaders(recorder: Recorder) -> None:
+    from torch.utils.data import dataloader as module
+
+    make, give = module.DataLoader.__iter__, module._BaseDataLoaderIter.__next__
+
+    @functools.wraps(make)
+    def iterate(self: Any) -> Any:
+        iterator = make(self)
+        recorder.guarded("loader", lambda: recorder.loaders.made(self, iterator))
+        return iterator
+
+    @functools.wraps(give)
+    def following(self: Any) -> Any:
+        recorder.guarded("loader", lambda: recorder.loader_begins(self))
+        batch = give(self)
+        other = recorder.guarded("batch", lambda: recorder.loader_gave(self, batch))
+        return batch if other is None else other
+
+    module.DataLoader.__iter__ = iterate
+    module._BaseDataLoaderIter.__next__ = following
+
+
+def _scaler(recorder: Recorder) -> None:
+    from torch.amp.grad_scaler import GradScaler
+
+    original = GradScaler.step
+
+    @functools.wraps(original)
+    def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        before = recorder.seq
+        recorder.guarded("scaler", lambda: recorder.scalers.setdefault(self, len(recorder.scalers)))
+        result = original(self, optimizer, *args, **kwargs)
+        if self.is_enabled():
+            recorder.guarded("scaler", lambda: recorder.scaler_stepped(optimizer, before))
+        return result
+
+    GradScaler.step = step
+
+
+def _compile(torch: Any, recorder: Recorder) -> None:
+    original = torch.compile
+
+    @functools.wraps(original)
+    def compile(model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        result = original(model, *args, **kwargs)
+        if isinstance(model, torch.nn.Module) and result is not model:
+            recorder.guarded("compile", lambda: recorder.wrapped(result, model))
+        return result
+
+    torch.compile = compile

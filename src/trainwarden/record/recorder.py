@@ -1,0 +1,624 @@
+"""The recorder inside a rank: gathers what a step did, stage by stage, and tells the watcher.
+
+Rules
+-----
+* It reads, and never writes, anything that training uses; training with it is bit for bit the training without.
+* Each hook runs inside `guarded`: an error becomes a gap, and training goes on.
+* A step ends when an optimizer that already moved in it moves again; each optimizer's update is one record.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import itertools
+import os
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import blake3
+import torch
+
+from trainwarden import codeform, wire
+from trainwarden.model import Detail, Numerics, Stage, StepRecord
+from trainwarden.record import entropy, rng, snapshot, stages
+from trainwarden.record import names as naming
+from trainwarden.record.buckets import BucketHook
+from trainwarden.record.code import CodeWatch
+from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
+from trainwarden.record.folders import companions, kind_of
+from trainwarden.record.link import Link
+from trainwarden.record.loaders import LoaderTracker
+
+T = TypeVar("T")
+
+CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
+FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
+FULL_SNAPSHOTS_KEPT = 8
+
+
+class Gathered:
+    """What was seen since the last update."""
+
+    def __init__(self) -> None:
+        self.batch: list[tuple[str, bytes]] = []
+        self.rng: list[tuple[str, bytes]] = []
+        self.activations: list[tuple[str, bytes]] = []
+        self.local: dict[int, bytes] = {}
+        self.before: dict[int, str] = {}
+        self.found: dict[int, dict[str, str]] = {}
+        self.loss: float | None = None
+        self.loaders = self.forwards = self.losses = 0
+        self.reduced: Detail | str = "the optimizer computes gradients itself (closure)"
+        self.buckets: dict[int, list[int]] = {}
+        self.started_ns = 0
+
+
+class Recorder:
+    """One per process. Joins the run when the process makes its first optimizer."""
+
+    def __init__(self) -> None:
+        self.link: Link | None = None
+        self.joined: wire.Joined | None = None
+        self.key = b""
+        self.rank = self.world = 0
+        self.optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self.scalers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.roots: list[weakref.ref[torch.nn.Module]] = []
+        self.names: dict[int, str] = {}
+        self.loaders = LoaderTracker()
+        self.gathered = Gathered()
+        self.seq = 0
+        self.step = 0
+        self.stepped: set[int] = set()
+        self.last_of_step = 0  # the optimizer that ended the previous step
+        self.last_weights: dict[int, tuple[tuple[str, ...], list[bytes], list[weakref.ref[Any]]]] = {}
+        self.layouts: list[tuple[int, list[list[str]]]] = []
+        self.spent_ns = 0
+        self.paused = False
+        self._pid = os.getpid()
+        self._early: list[wire.Message] = []
+        self._opened: set[str] = set()
+        self._saved: dict[str, str] = {}  # path → format
+        self._sidecar: Path | None = None
+        self._recent: collections.deque[tuple[int, dict[str, Any]]] = collections.deque(maxlen=4)
+        self._marks_seen = 0
+        self._checkpoint_folders: dict[str, float] = {}
+        self._sampled: list[Any] = []
+        self._last_wall = time.time_ns()
+        self._last_cpu = time.process_time_ns()
+        self.code = CodeWatch()
+        self._looked = -1
+
+    # ------------------------------------------------------------------ joining and leaving
+
+    def guarded(self, what: str, action: Callable[[], T]) -> T | None:
+        """Run one hook's work; an error in it is a gap and nothing else."""
+        if self.paused or os.getpid() != self._pid:
+            return None
+        begin = time.perf_counter_ns()
+        try:
+            with torch.no_grad():
+                return action()
+        except Exception as e:  # noqa: BLE001  the recorder fails open into a gap
+            self.gap(f"{what}: {type(e).__name__}: {e}")
+            return None
+        finally:
+            self.spent_ns += time.perf_counter_ns() - begin
+
+    def gap(self, reason: str) -> None:
+        """Say that something was not recorded."""
+        self._tell(wire.Missed(step=self.step, reason=reason[:2000]))
+
+    def _tell(self, message: wire.Message) -> None:
+        if self.link is not None:
+            self.link.tell(message)
+        elif len(self._early) < 1000:
+            self._early.append(message)
+
+    def join(self) -> None:
+        """Introduce this process as a rank."""
+        connection = wire.Connection.connect(os.environ[wire.SOCKET_ENV])
+        self.rank, self.world = _rank_and_world()
+        connection.send(
+            wire.Join(
+                pid=os.getpid(),
+                rank=self.rank,
+                world=self.world,
+                argv=tuple(sys.orig_argv),
+                cwd=os.getcwd(),
+                executable=sys.executable,
+                env=_user_environment(),
+                numerics=_numerics(),
+            )
+        )
+        answer = connection.receive(timeout=60)
+        if not isinstance(answer, wire.Joined):
+            raise RuntimeError(f"the watcher answered {type(answer).__name__}")
+        self.joined, self.key = answer, answer.key
+        self.link = Link(connection)
+        entropy.write(self.folder)
+        for message in self._early:
+            if isinstance(message, wire.Loaded):
+                self.link.ask(message, timeout=120)
+            else:
+                self.link.tell(message)
+        self._early.clear()
+        atexit.register(self.leave)
+
+    def leave(self) -> None:
+        """Say goodbye and wait until the watcher has made everything durable."""
+        if self.link is not None and os.getpid() == self._pid:
+            self.tell_companions()
+            self.guarded("leaving", self.follow_marks)
+            self.guarded("code", self.look_at_code)
+            self.link.goodbye(self.seq - 1, timeout=30)
+
+    @property
+    def folder(self) -> Path:
+        """Where this rank writes its snapshots."""
+        if self.joined is None:
+            raise RuntimeError("not joined")
+        return Path(self.joined.run_dir) / "snapshots" / f"a{self.joined.attempt}-r{self.rank}"
+
+    # ------------------------------------------------------------------ what hooks report
+
+    def optimizer_made(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.joined is None:
+            try:
+                self.join()
+            except (OSError, RuntimeError, ValueError, TypeError) as e:
+                print(f"trainwarden: this process is not recorded: {e!r}", file=sys.stderr, flush=True)
+                self.paused = True
+                return
+        self.optimizers[optimizer] = len(self.optimizers)
+        self.find_names(stages.parameters(optimizer))
+        if len(self.optimizers) == 1:
+            self.guarded("code", self.look_at_code)
+
+    def find_names(self, parameters: Iterable[torch.Tensor]) -> None:
+        """(Re)build the map of names, and watch the forward passes of the modules found."""
+        known = [r for ref in self.roots if (r := ref()) is not None]
+        found = naming.find_roots(parameters)
+        roots = known + [r for r in found if all(r is not k for k in known)]
+        for root in roots[len(known) :]:
+            self.watch_forward(root)
+        self.names = naming.parameter_names(roots)
+        for optimizer, index in self.optimizers.items():
+            for i, p in enumerate(stages.parameters(optimizer)):
+                self.names.setdefault(id(p), f"optimizer{index}.{i}")
+
+    def watch_forward(self, root: torch.nn.Module) -> None:
+        """Have each training forward pass of this module call `forward`."""
+        if getattr(root, "_compiled_call_impl", None) is not None:
+            return  # compiled in place: a hook would be traced into the graph
+        self.roots.append(weakref.ref(root))
+
+        def before(module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+            if not (module.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+                return None
+            return self.guarded("forward", lambda: self.forward(module, args, kwargs))
+
+        handle = root.register_forward_pre_hook(before, with_kwargs=True)
+        root._trainwarden_handle = handle
+
+    def wrapped(self, outer: torch.nn.Module, inner: torch.nn.Module) -> None:
+        """A module was wrapped (DDP, torch.compile): watch the wrapper instead."""
+        handle = inner.__dict__.pop("_trainwarden_handle", None)
+        if handle is not None:
+            handle.remove()
+        self.roots = [r for r in self.roots if r() is not None and r() is not inner]
+        self.watch_forward(outer)
+
+    def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
+        """A training forward pass of a root module begins."""
+        g = self.gathered
+        if g.forwards == 0:
+            g.started_ns = time.time_ns()
+            self.check_continuity()
+            if self.sampled(self.done):
+                self.watch_activations()
+        for name, data in rng.as_bytes(rng.states()).items():
+            g.rng.append((f"forward{g.forwards}/{name}", value_digest(self.key, data)))
+        for name, t in stages.tensors_in([args, kwargs]):
+            g.batch.append((f"input/{g.forwards}.{name}", tensor_digest(self.key, t)))
+        g.forwards += 1
+        return None
+
+    def backward(self, tensors: Any) -> None:
+        """`backward` was called on these tensors: the losses."""
+        g = self.gathered
+        for _, t in stages.tensors_in(tensors):
+            g.activations.append((f"loss/{g.losses}", tensor_digest(self.key, t)))
+            g.losses += 1
+            if t.numel() == 1:
+                value = float(t.detach())
+                g.loss = value if g.loss is None else g.loss + value
+
+    def bucket_hook(self, ddp: Any) -> BucketHook:
+        """The communication hook to give a DDP module."""
+        return BucketHook(ddp, lambda bucket: self.guarded("bucket", lambda: self.bucket(bucket)))
+
+    def bucket(self, bucket: Any) -> None:
+        """A bucket of this rank's own gradients is about to be reduced."""
+        g = self.gathered
+        parameters = bucket.parameters()
+        for p, grad in zip(parameters, bucket.gradients(), strict=True):
+            digest = tensor_digest(self.key, grad)
+            earlier = g.local.get(id(p))
+            # Several reductions in one step are chained, so that none can hide behind a later one.
+            g.local[id(p)] = digest if earlier is None else value_digest(self.key, earlier + digest)
+        g.buckets[bucket.index()] = [id(p) for p in parameters]
+
+    def loader_begins(self, iterator: Any) -> None:
+        """Before a loader hands out a batch."""
+        self.loaders.begin(iterator)
+
+    def loader_gave(self, iterator: Any, batch: Any) -> Any:
+        """A loader handed out a batch; a replay may return another in its place."""
+        self.loaders.took(iterator)
+        g = self.gathered
+        for name, t in stages.tensors_in(batch):
+            g.batch.append((f"loader/{g.loaders}.{name}", tensor_digest(self.key, t)))
+        g.loaders += 1
+        return None
+
+    def next_step(self, optimizer: torch.optim.Optimizer) -> int:
+        """The optimizer's number; a new step begins when one that already moved in this step moves again."""
+        index = self.optimizers.setdefault(optimizer, len(self.optimizers))
+        if index in self.stepped:
+            self.step += 1
+            self.stepped.clear()
+        return index
+
+    def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
+        """An optimizer is about to move its parameters."""
+        self.tell_companions()
+        self.follow_marks()
+        self.look_if_due()
+        self.next_step(optimizer)
+        if any(id(p) not in self.names for p in stages.parameters(optimizer)):
+            self.find_names(stages.parameters(optimizer))
+        if not closure:
+            self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+
+    def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
+        """An optimizer has moved its parameters (or the gradient scaler has skipped it): make and send the record."""
+        index = self.optimizers[optimizer]
+        details = self.details(optimizer, index)
+        self.stepped.add(index)
+        self.note_layout()
+        record = self.make_record(optimizer, index, details, skipped)
+        seen = {stage: d for stage, d in details.items() if isinstance(d, Detail)}
+        self._tell(wire.Step(record=record, details=seen))
+        self.seq += 1
+        self.gathered = Gathered()
+        for handle in self._sampled:
+            handle.remove()
+        self._sampled.clear()
+        if index >= self.last_of_step or len(self.optimizers) == 1:
+            self.last_of_step = index
+            self.boundary()
+
+    def look_if_due(self) -> None:
+        """Before the first step and some of the others: tell what code is in memory."""
+        every = self.joined.code_every if self.joined else 0
+        if self.done > self._looked and codeform.due(self.key, self.done, every):
+            self._looked = self.done
+            self.guarded("code", self.look_at_code)
+
+    def look_at_code(self) -> None:
+        """Tell what is new of the code in this process."""
+        if self.joined is not None and self.joined.code_every > 0:
+            roots = [r for ref in self.roots if (r := ref()) is not None]
+            self._tell(self.code.look(self.done, self.optimizers, roots))
+
+    def scaler_stepped(self, optimizer: torch.optim.Optimizer, seq_before: int) -> None:
+        """A gradient scaler's step returned; when no update came of it, the step was skipped."""
+        if self.seq == seq_before:
+            self.before_update(optimizer, closure=False)
+            self.after_update(optimizer, skipped=True)
+
+    def saved(self, path: str, kind: str) -> None:
+        """A state file was written."""
+        self._tell_saved(path, kind)
+        self._checkpoint_folders.setdefault(os.path.dirname(path), time.time() - 1)
+
+    def tell_companions(self) -> None:
+        """Tell of what else the folders hold that state files were written to: the rest of a checkpoint."""
+        folders, self._checkpoint_folders = self._checkpoint_folders, {}
+        for folder, since in folders.items():
+            for path in companions(folder, since):
+                if path not in self._saved:
+                    self._tell_saved(path, kind_of(path))
+
+    def _tell_saved(self, path: str, kind: str, renamed_from: str = "") -> None:
+        sidecar = self.write_sidecar()
+        self._saved[path] = kind
+        self._tell(
+            wire.Saved(
+                path=path,
+                step=self.done,
+                format=kind,
+                weights_seq=self.seq - 1,
+                renamed_from=renamed_from,
+                sidecar=sidecar,
+            )
+        )
+
+    def renamed(self, source: str, target: str) -> None:
+        """A file or folder was renamed: the state files at or below it have new paths, and their companions too."""
+        inside = source + os.sep
+        for path in [p for p in self._saved if p == source or p.startswith(inside)]:
+            kind = self._saved.pop(path)
+            self._tell_saved(target + path[len(source) :], kind, renamed_from=path)
+        for folder in [f for f in self._checkpoint_folders if f == source or f.startswith(inside)]:
+            since = self._checkpoint_folders.pop(folder)
+            new = target + folder[len(source) :]
+            for path in companions(new, since):
+                if path not in self._saved:
+                    self._tell_saved(path, kind_of(path), renamed_from=os.path.join(folder, os.path.basename(path)))
+
+    def loaded(self, path: str) -> None:
+        """A state file is about to be read; the watcher learns of it before any step that follows."""
+        message = wire.Loaded(path=path)
+        if self.link is None:
+            self._early.append(message)
+        else:
+            self.link.ask(message, timeout=120)
+
+    def opened(self, path: str) -> None:
+        """A file outside environment and code was opened for reading."""
+        if path not in self._opened and len(self._opened) < 1000:
+            self._opened.add(path)
+            self._tell(wire.Opened(path=path))
+
+    # ------------------------------------------------------------------ making a record
+
+    @property
+    def done(self) -> int:
+        """Steps that this process has completed."""
+        return self.step + (1 if self.stepped else 0)
+
+    def details(self, optimizer: torch.optim.Optimizer, index: int) -> dict[Stage, Detail | str]:
+        """The digests of every stage of the update that just happened, or why a stage was not seen."""
+        g, key, names = self.gathered, self.key, self.names
+        own = [p for p in stages.parameters(optimizer) if id(p) in g.local]
+        weights = stages.weights(optimizer, names)
+        roots = [r for ref in self.roots if (r := ref()) is not None]
+        buffers = [(f"buffer/{n}", b) for n, b in naming.buffers(roots)] if index == 0 else []
+        weight_detail = stages.digest_all(key, [*weights, *buffers])
+        n = len(weights)
+        self.last_weights[index] = (
+            weight_detail.names[:n],
+            list(weight_detail.digests[:n]),
+            [weakref.ref(p) for p in stages.parameters(optimizer)],
+        )
+        scaler_state = [(f"scaler{i}/{k}", v) for s, i in self.scalers.items() for k, v in s.state_dict().items()]
+        groups = stages.settings(optimizer)
+        return {
+            Stage.BATCH: _pairs(g.batch) if g.batch else "no loader and no watched forward pass",
+            Stage.RNG: _pairs(g.rng or self.rng_now()),
+            Stage.ACTIVATIONS: _pairs(g.activations) if g.activations else "backward was not called",
+            Stage.LOCAL_GRADIENTS: Detail(
+                names=tuple(names[id(p)] for p in own), digests=tuple(g.local[id(p)] for p in own)
+            )
+            if own
+            else "no reduction across ranks was seen",
+            Stage.REDUCED_GRADIENTS: g.reduced,
+            Stage.HYPERPARAMETERS: Detail(
+                names=tuple(f"group{i}" for i in range(len(groups))),
+                digests=tuple(stages.settings_digest(key, group) for group in groups),
+            ),
+            Stage.OPTIMIZER_STATE: stages.digest_all(key, [*stages.optimizer_state(optimizer, names), *scaler_state]),
+            Stage.WEIGHTS: weight_detail,
+        }
+
+    def make_record(self, optimizer: Any, index: int, details: dict[Stage, Detail | str], skipped: bool) -> StepRecord:
+        wall, cpu = time.time_ns(), time.process_time_ns()
+        record = StepRecord(
+            attempt=self.joined.attempt if self.joined else 0,
+            rank=self.rank,
+            world=self.world,
+            step=self.step,
+            optimizer=index,
+            seq=self.seq,
+            stages=stages.commit(self.key, details),
+            loss=self.gathered.loss,
+            hyper=tuple(stages.settings(optimizer)),
+            skipped=skipped,
+            micro_batches=max(self.gathered.forwards, self.gathered.losses),
+            wall_ns=wall,
+            duration_ns=wall - self._last_wall,
+            cpu_ns=cpu - self._last_cpu,
+            recorder_ns=self.spent_ns,
+            before=self.gathered.before.get(index, ""),
+            found=self.gathered.found.get(index, {}),
+        )
+        self._last_wall, self._last_cpu, self.spent_ns = wall, cpu, 0
+        return record
+
+    def rng_now(self) -> list[tuple[str, bytes]]:
+        """Generator states at the update, where no forward pass was seen."""
+        return [(f"update/{n}", value_digest(self.key, b)) for n, b in rng.as_bytes(rng.states()).items()]
+
+    @property
+    def turn(self) -> int:
+        """Whose turn it is to be looked at again; by the step alone, so that a replay looks at the same."""
+        return self.done
+
+    def check_continuity(self) -> None:
+        """Digest weights again before a step begins, up to a budget, in turns; the root says whether they changed."""
+        for index, (names, digests, references) in self.last_weights.items():
+            weights = [r() for r in references]
+            fresh = list(digests)
+            shares = _shares([0 if p is None else p.nbytes for p in weights])
+            for i in shares[self.turn % len(shares)]:
+                if (p := weights[i]) is not None:
+                    fresh[i] = tensor_digest(self.key, p)
+            self.gathered.before[index] = stage_root(self.key, names, fresh)
+            if fresh != digests:
+                pairs = zip(names, digests, fresh, strict=True)
+                changed = ((n, new.hex()) for n, old, new in pairs if new != old)
+                self.gathered.found[index] = dict(itertools.islice(changed, FOUND_KEPT))
+
+    def sampled(self, step: int) -> bool:
+        """Whether this step's activations are recorded: a keyed choice, the same on every rank and in replay."""
+        every = self.joined.activations_every if self.joined else 0
+        if every <= 0:
+            return False
+        draw = blake3.blake3(f"activations {step}".encode(), key=self.key).digest(8)
+        return int.from_bytes(draw, "big") % every == 0
+
+    def watch_activations(self) -> None:
+        """Digest the outputs of the model's blocks (children of module lists) during this step."""
+        for ref in self.roots:
+            root = ref()
+            if root is None or hasattr(root, "_orig_mod"):
+                continue
+            for raw, module in root.named_modules():
+                if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
+                    for child, block in module.named_children():
+                        self._watch_block(naming.clean_name(f"{raw}.{child}"), block)
+
+    def _watch_block(self, name: str, block: torch.nn.Module) -> None:
+        def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+            def digest() -> None:
+                g = self.gathered
+                for path, t in stages.tensors_in(output):
+                    g.activations.append((f"module/{name}#{g.forwards}.{path}", tensor_digest(self.key, t)))
+
+            self.guarded("activations", digest)
+
+        self._sampled.append(block.register_forward_hook(after))
+
+    def note_layout(self) -> None:
+        """Keep how gradients were grouped for reduction, when it changed: a replay from here must group alike."""
+        buckets = self.gathered.buckets
+        if not buckets:
+            return
+        layout = [[self.names.get(i, "?") for i in buckets[b]] for b in sorted(buckets)]
+        if not self.layouts or self.layouts[-1][1] != layout:
+            self.layouts.append((self.step, layout))
+
+    # ------------------------------------------------------------------ snapshots
+
+    def boundary(self) -> None:
+        """A step is complete on this rank."""
+        every = self.joined.snapshot_every if self.joined else 0
+        # In pairs: a script that fetches a batch one step ahead is put into two states in a row.
+        if every > 0 and self.done >= every and self.done % every in (0, 1):
+            self.write_full_snapshot()
+        self._recent.append((self.done, self.complement()))
+        self.follow_marks()
+
+    def follow_marks(self) -> None:
+        """Write this rank's complement for steps at which another rank has saved a checkpoint."""
+        if self.world < 2 or self.joined is None:
+            return
+        marks = self.folder.parent / f"marks-a{self.joined.attempt}"
+        try:
+            changed = marks.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed == self._marks_seen:
+            return
+        self._marks_seen = changed
+        marked = {int(name) for name in os.listdir(marks)}
+        for done, complement in self._recent:
+            path = self.folder / f"side-{done:08d}.safetensors"
+            if done in marked and not path.exists():
+                snapshot.write(path, complement)
+
+    def complement(self) -> dict[str, Any]:
+        """What lies outside model and optimizer: generators, loaders, scalers, layouts."""
+        return {
+            "done": self.done,
+            "rng": rng.states(),
+            "loaders": self.loaders.state(),
+            "epochs": [{"loader": b["loader"], "epoch": b["epoch"]} for b in self.loaders.begins],
+            "scalers": [s.state_dict() for s in self.scalers],
+            "layouts": self.layouts,
+            "hyper": [stages.settings(o) for o in self.optimizers],
+        }
+
+    def write_sidecar(self) -> str:
+        """Write the complement beside a checkpoint of the script's own; its path below the run's folder."""
+        if self.joined is None:
+            return ""
+        path = self.folder / f"side-{self.done:08d}.safetensors"
+        if path != self._sidecar:
+            snapshot.write(path, self.complement())
+            self._sidecar = path
+            if self.world > 1:
+                marks = self.folder.parent / f"marks-a{self.joined.attempt}"
+                marks.mkdir(parents=True, exist_ok=True)
+                (marks / str(self.done)).touch()
+        return str(path.relative_to(self.joined.run_dir))
+
+    def write_full_snapshot(self) -> None:
+        """Write everything needed to put another process of this script into this state."""
+        snapshot.write(self.folder / f"full-{self.done:08d}.safetensors", self.complement() | self.full_state())
+        for old in sorted(self.folder.glob("full-*.safetensors"))[:-FULL_SNAPSHOTS_KEPT]:
+            old.unlink()
+
+    def full_state(self) -> dict[str, Any]:
+        """Parameters, buffers and optimizer state by name; left to rank 0 where DDP keeps replicas."""
+        if self.rank and self.layouts:
+            return {}
+        roots = [r for ref in self.roots if (r := ref()) is not None]
+        return {
+            "weights": {n: t for o in self.optimizers for n, t in stages.weights(o, self.names)},
+            "buffers": dict(naming.buffers(roots)),
+            "state": [dict(stages.optimizer_state(o, self.names)) for o in self.optimizers],
+        }
+
+
+def _shares(sizes: list[int]) -> list[range]:
+    """Neighbouring tensors, cut into shares of at most `CONTINUITY_BYTES` each (a bigger tensor is one share)."""
+    cuts, held = [0], 0
+    for i, size in enumerate(sizes):
+        if held and held + size > CONTINUITY_BYTES:
+            cuts.append(i)
+            held = 0
+        held += size
+    return [range(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
+
+
+def _pairs(pairs: list[tuple[str, bytes]]) -> Detail:
+    return Detail(names=tuple(n for n, _ in pairs), digests=tuple(d for _, d in pairs))
+
+
+def _rank_and_world() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _user_environment() -> dict[str, str]:
+    """The environment variables as the user set them, without what the watcher added."""
+    env = wire.keep_env(dict(os.environ))
+    inject = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inject")
+    rest = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p and os.path.abspath(p) != inject]
+    if rest:
+        env["PYTHONPATH"] = os.pathsep.join(rest)
+    else:
+        env.pop("PYTHONPATH", None)
+    return env
+
+
+def _numerics() -> Numerics:
+    import platform
+
+    return Numerics(
+        machine=platform.machine(),
+        isa=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+    )

@@ -1,0 +1,44 @@
+"""A case as one JSON object: what the page and the terminal shorten is here whole, step records apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from trainwarden.casefile import CaseFile, coverage_share
+from trainwarden.lineage import last_cleared
+from trainwarden.model import StepRecord
+from trainwarden.report.events import timeline
+from trainwarden.report.tables import approval_line
+
+
+def case_json(case: CaseFile) -> dict[str, Any]:
+    """The case in built-in types; each entry carries its log index."""
+    safe = last_cleared(case.history.checkpoints)
+    told = {
+        "run": case.run,
+        "path": case.path,
+        "answer": case.answer,
+        "sentence": case.sentence,
+        "state": case.state,
+        "key": case.key,
+        "key_source": case.key_source,
+        "parent": case.sealed.parent,
+        "seal": case.seal,
+        "approved": approval_line(case),
+        "audited": case.audited,
+        "coverage": coverage_share(case.audited),
+        "attempts": case.history.attempts,
+        "segments": case.history.segments,
+        "checkpoints": case.history.checkpoints,
+        "last_cleared_step": safe.step if safe else None,
+        "timeline": timeline(case.entries),
+        "entries": [
+            {"index": index, "entry": entry}
+            for index, entry in enumerate(case.entries)
+            if not isinstance(entry, StepRecord)
+        ],
+    }
+    built: dict[str, Any] = msgspec.to_builtins(told)
+    return built

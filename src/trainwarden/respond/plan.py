@@ -1,0 +1,300 @@
+"""What a recovery would do, worked out from the log, the store and the disk; nothing is changed here.
+
+Rules
+-----
+* The point to go back to is the newest checkpoint of the run that is cleared and of which every file can still
+  be had. Where none can ever be (even the first one is tainted), it is the run's own beginning.
+* Whatever lies where the run recorded a later or a tainted checkpoint is moved away, also when its bytes are
+  not the recorded ones: a script that resumes from the newest file must not find it.
+* Sealed files are put back as they were sealed. What could run or be read and is new is moved away.
+* A path that a checkpoint was saved to is judged as a checkpoint, even if the seal lists it as data.
+
+Trust: verdicts, and the objects of the store by their digests. What is on disk is only looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import msgspec
+
+from trainwarden.casefile import CaseFile, load_case
+from trainwarden.errors import CannotDecide
+from trainwarden.lineage import is_of_step, last_cleared, resume_place
+from trainwarden.model import (
+    Checkpoint,
+    CheckpointSaved,
+    Diverged,
+    FileChanged,
+    FileEntry,
+    Standing,
+)
+from trainwarden.respond.disk import digest_now
+from trainwarden.seal.check import KINDS, check_seal, expected
+from trainwarden.seal.manifest import path_real
+from trainwarden.seal.pyc import source_of
+from trainwarden.store import Store
+
+PLACE = "{checkpoint}"
+
+
+class Move(msgspec.Struct, frozen=True, kw_only=True):
+    """A file whose bytes go into quarantine; `replaced`: the right ones are put in its place afterwards."""
+
+    path: str
+    digest: str
+    reason: str
+    replaced: bool = False
+
+
+class Restore(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is put back from the store. `link`: the target, when it is a symbolic link."""
+
+    path: str
+    digest: str
+    kind: str  # "environment" | "code" | "data" | "checkpoint"
+    mode: int = 0o644
+    link: str = ""
+    mtime: int = -1  # seconds, −1: now
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `recover --apply` does, in this order."""
+
+    run: str
+    from_step: int
+    checkpoint: str  # what the script resumes from: a file or a folder; "" = from the very start
+    files: tuple[str, ...]  # the cleared checkpoint's
+    start_checkpoint: str  # digest of its first file, ""
+    quarantine: tuple[Move, ...]
+    folders: tuple[str, ...]  # of moved checkpoints, removed when nothing is left in them
+    restore: tuple[Restore, ...]
+    missing: tuple[str, ...]  # sealed files that differ and of which the store has no copy
+    argv: tuple[str, ...]
+    cwd: str
+    why: str
+
+
+def make_plan(store: Store, case: CaseFile, resume: str, *, from_start: bool = False) -> Plan:
+    """Work out how to take a run back; `resume` is the configured template of the script's resume arguments.
+
+    `case` is read with `look_at_files=False`: a cleared checkpoint that was edited later is restored.
+
+    Raises:
+        CannotDecide: no checkpoint is cleared, and it is not established that none can be.
+        SealBroken, StoreError, StoreTampered: the seal's manifests cannot be had.
+    """
+    if case.seal is None:
+        raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
+    seal = case.seal.seal
+    point, why = (None, "asked for") if from_start else _point(store, case)
+    wanted = {f.path: f for f in point.files} if point else {}
+    saves = _saves(case, point)
+    changes = [c for c in check_seal(store, case.seal) if path_real(c.path) not in saves and c.path not in wanted]
+    moved = [*_checkpoint_moves(case, saves, wanted, point), *_sealed_moves(changes)]
+    back = [*_checkpoint_restores(wanted), *_sealed_restores(store, case, changes)]
+    place = resume_place(list(wanted.values()))
+    return Plan(
+        run=case.run,
+        from_step=point.step if point else 0,
+        checkpoint=place,
+        files=tuple(wanted),
+        start_checkpoint=next((f.digest for f in wanted.values()), ""),
+        quarantine=tuple(moved),
+        folders=tuple(sorted({os.path.dirname(m.path) for m in moved if m.path in saves and not m.replaced})),
+        restore=tuple(r for r in back if r.link or store.has(r.digest)),
+        missing=tuple(r.path for r in back if not r.link and not store.has(r.digest)),
+        argv=resumed_argv(seal.argv, resume, place),
+        cwd=seal.cwd,
+        why=why,
+    )
+
+
+# --------------------------------------------------------------------------- the point to go back to
+
+
+def _point(store: Store, case: CaseFile) -> tuple[Checkpoint | None, str]:
+    """The checkpoint to resume from (None: the run's own beginning), and why that one."""
+    own = [c for c in case.history.checkpoints if _available(store, c.files)]
+    if found := last_cleared(own):
+        return found, found.reason
+    if not _hopeless(case):
+        raise CannotDecide(
+            f"no checkpoint of run {case.run} is cleared: nothing is known to be safe to go back to",
+            hint=f"trainwarden audit {case.run}; or `--from-start`, which needs no checkpoint",
+        )
+    return _stood_on(store, case), "no checkpoint can be cleared: what the first of them stands on diverged"
+
+
+def _hopeless(case: CaseFile) -> bool:
+    """Is it established that none of the run's checkpoints can be cleared?"""
+    checkpoints = case.history.checkpoints
+    if not checkpoints:
+        return any(isinstance(e, Diverged) for e in case.entries)
+    return all(c.standing is Standing.TAINTED for c in checkpoints)
+
+
+def _stood_on(store: Store, case: CaseFile) -> Checkpoint | None:
+    """The cleared checkpoint of an earlier run that this one began from; None when it began from nothing.
+
+    Raises:
+        CannotDecide: it began from a checkpoint that is not cleared, or that cannot be had.
+    """
+    attempts = case.history.attempts
+    loaded = {load.digest for load in attempts[0].loaded if load.known_step >= 0} if attempts else set()
+    if not loaded:
+        return None
+    parent = case.sealed.parent
+    for _ in range(64):
+        if not parent:
+            break
+        earlier = load_case(store, parent, look_at_files=False)
+        found = [c for c in earlier.history.checkpoints if loaded & {f.digest for f in c.files}]
+        if (point := last_cleared(found)) and _available(store, point.files):
+            return point
+        parent = earlier.sealed.parent
+    raise CannotDecide(
+        f"run {case.run} began from a checkpoint that is not cleared",
+        hint=f"trainwarden recover {case.sealed.parent or case.run}; or `--from-start`",
+    )
+
+
+def _available(store: Store, files: Iterable[CheckpointSaved]) -> bool:
+    return all(store.has(f.digest) or digest_now(f.path) == f.digest for f in files)
+
+
+# --------------------------------------------------------------------------- checkpoints
+
+
+def _saves(case: CaseFile, point: Checkpoint | None) -> dict[str, list[CheckpointSaved]]:
+    """Every path that the run saved a checkpoint to, with what was saved there."""
+    found: dict[str, list[CheckpointSaved]] = {}
+    for save in (*(e for e in case.entries if isinstance(e, CheckpointSaved)), *(point.files if point else ())):
+        found.setdefault(save.path, []).append(save)
+    return found
+
+
+def _checkpoint_moves(
+    case: CaseFile,
+    saves: Mapping[str, Sequence[CheckpointSaved]],
+    wanted: Mapping[str, CheckpointSaved],
+    point: Checkpoint | None,
+) -> Iterator[Move]:
+    bad = {(c.attempt, c.step) for c in case.history.checkpoints if c.standing is Standing.TAINTED and c is not point}
+    stays: set[str] = set()  # folders in which some recorded file stays
+    for path, listed in saves.items():
+        now, reason = digest_now(path), ""
+        if path in wanted:
+            if now not in ("", wanted[path].digest):
+                reason = f"not the cleared checkpoint of step {wanted[path].step} that was saved here"
+        elif now:
+            reason = _unwanted(now, listed, bad, point.step if point else 0)
+        if reason:
+            yield Move(path=path, digest=now, reason=reason, replaced=path in wanted)
+        if path in wanted or (now and not reason):
+            stays.add(os.path.dirname(path))
+    for folder in _own_folders(saves):
+        for path in _beside(folder, saves) if folder not in stays else ():
+            yield Move(path=path, digest=digest_now(path), reason=f"part of the checkpoint folder {folder}")
+
+
+def _unwanted(now: str, listed: Sequence[CheckpointSaved], tainted: set[tuple[int, int]], from_step: int) -> str:
+    """Why a file at a checkpoint's place must not stay there, "" when it may."""
+    same = [s for s in listed if s.digest == now]
+    if not same:
+        return f"not what was recorded here at step {listed[-1].step}"
+    if any((s.attempt, s.step) in tainted for s in same):
+        return f"tainted checkpoint of step {same[-1].step}"
+    last = max(s.step for s in same)
+    return f"checkpoint of step {last}, later than step {from_step}" if last > from_step else ""
+
+
+def _own_folders(saves: Mapping[str, Sequence[CheckpointSaved]]) -> Iterator[str]:
+    """Folders that hold one step's checkpoint only: their name has the step's number in it."""
+    steps: dict[str, set[int]] = {}
+    for path, listed in saves.items():
+        steps.setdefault(os.path.dirname(path), set()).update(s.step for s in listed)
+    for folder, found in steps.items():
+        if len(found) == 1 and is_of_step(folder, *found):
+            yield folder
+
+
+def _beside(folder: str, saves: Mapping[str, Sequence[CheckpointSaved]]) -> Iterator[str]:
+    """What lies in a checkpoint's folder and was not recorded."""
+    for parent, _, names in os.walk(folder):
+        paths = (os.path.join(parent, name) for name in sorted(names))
+        yield from (path for path in paths if path not in saves and digest_now(path))
+
+
+def _checkpoint_restores(wanted: Mapping[str, CheckpointSaved]) -> Iterator[Restore]:
+    for path, save in wanted.items():
+        if digest_now(path) != save.digest:
+            yield Restore(path=path, digest=save.digest, kind="checkpoint")
+
+
+# --------------------------------------------------------------------------- sealed files
+
+
+def _sealed_moves(changes: Iterable[FileChanged]) -> Iterator[Move]:
+    for change in changes:
+        if change.found:
+            reason = f"sealed {change.kind} file, changed" if change.sealed else f"new {change.kind} file, not sealed"
+            yield Move(path=path_real(change.path), digest=change.found, reason=reason, replaced=bool(change.sealed))
+
+
+def _sealed_restores(store: Store, case: CaseFile, changes: Sequence[FileChanged]) -> Iterator[Restore]:
+    if case.seal is None:
+        return
+    for kind in KINDS:
+        lost = [path_real(c.path) for c in changes if c.kind == kind and c.sealed]
+        if not lost:
+            continue
+        files = expected(store, case.seal, kind).files
+        times = _cache_times(store, files, set(lost))
+        for path in lost:
+            entry = files[path]
+            yield Restore(
+                path=path,
+                digest=entry.digest,
+                kind=kind,
+                mode=entry.mode,
+                link=path_real(entry.link) if entry.link else "",
+                mtime=times.get(path, -1),
+            )
+
+
+def _cache_times(store: Store, files: Mapping[str, FileEntry], sources: set[str]) -> dict[str, int]:
+    """The time that a restored source needs, so that Python takes its sealed cache for its own (PEP 552)."""
+    times: dict[str, int] = {}
+    for path, entry in files.items():
+        if path.endswith(".pyc") and not entry.inert and (source := source_of(path)) and source[0] in sources:
+            head = store.get(entry.digest)[:16] if store.has(entry.digest) else b""
+            if len(head) == 16 and not head[4] & 1:
+                times[source[0]] = int.from_bytes(head[8:12], "little")
+    return times
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def resumed_argv(argv: Sequence[str], template: str, place: str) -> tuple[str, ...]:
+    """The sealed command, with the resume arguments for `place`; those of an earlier recovery are replaced."""
+    words = template.split()
+    plain = _without(list(argv), words)
+    return tuple(plain + [w.replace(PLACE, place) for w in words] if place else plain)
+
+
+def _without(argv: list[str], words: Sequence[str]) -> list[str]:
+    if not words or not words[0].startswith("-"):
+        return argv
+    shape = re.compile("\0".join(re.escape(w).replace(re.escape(PLACE), "[^\0]*") for w in words))
+    kept, at = [], 0
+    while at < len(argv):
+        if shape.fullmatch("\0".join(argv[at : at + len(words)])):
+            at += len(words)
+        else:
+            kept.append(argv[at])
+            at += 1
+    return kept

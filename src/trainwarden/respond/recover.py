@@ -1,0 +1,227 @@
+"""Takes a run back to its last cleared checkpoint and lets it go on in the sealed environment.
+
+Rules
+-----
+* Order: quarantine → restore → compare with the seal → seal again → start. Each act is logged in the run that
+  is recovered: a `Quarantined` before the file leaves its place, a `Restored` after it is back, and a
+  `Recovered` when the new run has its log and before its command starts.
+* Every act can be repeated: after a failure half-way, the same call makes a new plan of what is left to do.
+* The new run's environment and code must be those of the old seal, or its command is not started. Caches that
+  Python itself has written from sealed sources since, and files beside the code that nothing imports, are no
+  difference.
+* The recovered run's log is held while files move and not while the new run goes on.
+
+Trust: as `respond.plan`. The numerics and the variables that the seal does not keep are those of whoever recovers.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+
+from trainwarden.casefile import read_entries
+from trainwarden.config import Config
+from trainwarden.errors import CannotDecide, SealBroken
+from trainwarden.keys import SigningKey
+from trainwarden.log.journal import LogWriter
+from trainwarden.model import (
+    CheckpointLoaded,
+    Entry,
+    FileEntry,
+    Quarantined,
+    Recovered,
+    Restored,
+    Seal,
+    SignedSeal,
+    canonical,
+)
+from trainwarden.respond.disk import digest_now, keep, put_back, remove_if_empty, take_away
+from trainwarden.respond.plan import Plan
+from trainwarden.seal.cache import Progress, item_of
+from trainwarden.seal.check import check_seal, expected, load_manifest
+from trainwarden.seal.command import LaunchCommand, parse_command
+from trainwarden.seal.manifest import compare, path_real
+from trainwarden.seal.pyc import is_cache_of, source_of
+from trainwarden.seal.scan import importable, loadable
+from trainwarden.seal.seal import relevant_env
+from trainwarden.store import RunDir, Store
+from trainwarden.supervise.ledger import Watcher
+from trainwarden.supervise.supervisor import Event, RunResult, Started, supervise
+
+OnAct = Callable[[str], None]
+"""Called with one sentence after each act."""
+
+
+def apply_plan(store: Store, run: RunDir, seal: SignedSeal, plan: Plan, key: SigningKey, on_act: OnAct) -> None:
+    """Move away and put back what the plan names, then compare the disk with the seal.
+
+    Raises:
+        CannotDecide: a sealed file cannot be restored, or something writes to the files that are moved.
+        LogLocked: the run still goes on, or an audit holds it.
+        SealBroken: the disk is not what was sealed when all is done.
+        StoreError, StoreTampered: a file cannot be kept or restored; what was done before stays done.
+    """
+    if plan.missing:
+        raise CannotDecide(
+            f"{len(plan.missing)} sealed files differ and no copy was kept, first {plan.missing[0]}",
+            hint="restore them from where they came from, then recover again; nothing was changed",
+        )
+    with closing(LogWriter.open(run.log, key)) as log:
+
+        def append(entry: Entry) -> None:
+            log.append([canonical(entry)])
+
+        for move in plan.quarantine:
+            digest, seen = keep(store, run, move.path, move.reason)
+            append(Quarantined(path=move.path, digest=digest, reason=move.reason, wall_ns=time.time_ns()))
+            if not move.replaced:
+                take_away(move.path, seen)
+            on_act(f"quarantined {move.path} ({digest[:12]}): {move.reason}")
+        for folder in sorted(plan.folders, key=len, reverse=True):
+            if remove_if_empty(folder):
+                on_act(f"removed the empty folder {folder}")
+        for back in plan.restore:
+            put_back(store, back.path, back.digest, back.mode, back.link, back.mtime)
+            append(Restored(path=back.path, digest=back.digest, wall_ns=time.time_ns()))
+            on_act(f"restored {back.path} ({back.digest[:12]})")
+    _check(store, seal, plan)
+
+
+def _check(store: Store, seal: SignedSeal, plan: Plan) -> None:
+    wrong = [r.path for r in plan.restore if digest_now(r.path) != r.digest]
+    if wrong:
+        raise SealBroken(f"{wrong[0]} is not what was just restored", hint="something writes to it: find that first")
+    ours = {*plan.files, *(m.path for m in plan.quarantine)}
+    left = [c for c in check_seal(store, seal) if path_real(c.path) not in ours or c.kind != "data"]
+    if left:
+        raise SealBroken(
+            f"{len(left)} sealed files differ again right after they were restored, first {left[0].path}",
+            hint="something keeps changing them: stop it, then recover again",
+        )
+
+
+def resume(
+    store: Store,
+    run: RunDir,
+    seal: SignedSeal,
+    plan: Plan,
+    config: Config,
+    key: SigningKey,
+    *,
+    env: Mapping[str, str],
+    on_event: Callable[[Event], None] = lambda _: None,
+    progress: Progress | None = None,
+    watcher: Watcher | None = None,
+) -> RunResult:
+    """Run the plan's command as a new run, the child of the recovered one; from the main thread, in the sealed folder.
+
+    Raises:
+        SealBroken: environment or code are not the sealed ones; the command was not started.
+        UsageError: the command cannot be started any more.
+        StoreError, LogError: the store or a log cannot be written before the start.
+    """
+
+    def told(event: Event) -> None:
+        if isinstance(event, Started):
+            _append(
+                run,
+                key,
+                Recovered(
+                    from_step=plan.from_step,
+                    new_run=event.run_id,
+                    checkpoint=plan.checkpoint,
+                    wall_ns=time.time_ns(),
+                ),
+            )
+        on_event(event)
+
+    return supervise(
+        sealed_command(seal.seal, plan.argv, env),
+        store,
+        config,
+        key,
+        on_event=told,
+        progress=progress,
+        watcher=watcher,
+        parent=run.id,
+        start_checkpoint=plan.start_checkpoint,
+        approve=lambda new: same_inputs(store, seal.seal, new.seal),
+    )
+
+
+def _append(run: RunDir, key: SigningKey, entry: Entry) -> None:
+    with closing(LogWriter.open(run.log, key)) as log:
+        log.append([canonical(entry)])
+
+
+def sealed_command(seal: Seal, argv: tuple[str, ...], env: Mapping[str, str]) -> LaunchCommand:
+    """The command in today's environment variables, but for those that decide results: these are the sealed ones.
+
+    Raises:
+        UsageError: the command is not there any more.
+        SealBroken: it would be run by another Python than the sealed one.
+    """
+    now = dict(env)
+    variables = {k: v for k, v in now.items() if k not in relevant_env(now)} | seal.env_vars
+    command = parse_command(argv, seal.cwd, variables)
+    if command.interpreter != seal.interpreter:
+        variables["PATH"] = os.pathsep.join([os.path.dirname(seal.interpreter), variables.get("PATH", os.defpath)])
+        command = parse_command(argv, seal.cwd, variables)
+    if command.interpreter != seal.interpreter:
+        raise SealBroken(f"{argv[0]} would be run by {command.interpreter}, sealed was {seal.interpreter}")
+    return command
+
+
+def loaded_its_checkpoint(store: Store, plan: Plan, new_run: str) -> bool:
+    """Did the new run read the checkpoint that it was to go on from? True when there was none to read."""
+    entries, _ = read_entries(store.run(new_run))
+    return not plan.files or any(isinstance(e, CheckpointLoaded) and e.path in plan.files for e in entries)
+
+
+# --------------------------------------------------------------------------- is it the sealed environment?
+
+
+def same_inputs(store: Store, old: Seal, new: Seal) -> None:
+    """Check that a new seal approves the environment and the code of an old one.
+
+    Raises:
+        SealBroken: it does not.
+        StoreError, StoreTampered: a manifest or a file that must be looked at cannot be read.
+    """
+    different = [*_differences(store, old, new, "environment"), *_differences(store, old, new, "code")]
+    if different:
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise SealBroken(
+            f"{different[0]} is not as it was sealed{more}: the command was not started",
+            hint="it changed between the restoration and the new seal; stop what changes it, then recover again",
+        )
+
+
+def _differences(store: Store, old: Seal, new: Seal, kind: str) -> Iterator[str]:
+    ref, again = getattr(old, kind), getattr(new, kind)
+    if ref.digest == again.digest:
+        return
+    sealed = expected(store, old, kind).files
+    for change in compare(load_manifest(store, ref), load_manifest(store, again)):
+        path = path_real(change.path)
+        if change.found and _is_own_cache(store, path, change.found, sealed):
+            continue
+        if change.sealed or _can_run(kind, path):
+            yield change.path
+
+
+def _is_own_cache(store: Store, path: str, digest: str, sealed: Mapping[str, FileEntry]) -> bool:
+    """Is this what Python writes from a source that is sealed as it is?"""
+    source = source_of(path)
+    entry = sealed.get(source[0]) if source else None
+    if source is None or entry is None or entry.link or not store.has(entry.digest) or not store.has(digest):
+        return False
+    return is_cache_of(store.get(digest), store.get(entry.digest), source[0], source[1])
+
+
+def _can_run(kind: str, path: str) -> bool:
+    """Could a new file change what runs? The rule of `seal.check`."""
+    item = item_of(path)
+    return importable(path) if kind == "code" else item is not None and loadable(item)

@@ -1,0 +1,136 @@
+"""Bytecode as text, read from a `.pyc` without running or unmarshalling it.
+
+Rules
+-----
+* The bytes are hostile: they go through the bounded reader of `pyc.py` and no code object is ever made of them.
+* Instructions and their names are those of the Python that runs TrainWarden; a cache of another Python is not
+  disassembled. Offsets, line numbers and file names are left out, so that a diff shows what a function does.
+"""
+
+from __future__ import annotations
+
+import opcode
+import struct
+from collections.abc import Iterator
+
+from trainwarden.seal.pyc import Tree, read_code
+
+_LONGEST = 200  # characters of one constant
+_MOST_LINES = 200_000
+_FLAGS = {1: "OPTIMIZED", 2: "NEWLOCALS", 4: "*args", 8: "**kwargs", 32: "GENERATOR", 128: "COROUTINE"}
+_SINGLES = {b"N": "None", b"T": "True", b"F": "False", b".": "Ellipsis", b"S": "StopIteration"}
+_SHIFTED = {"LOAD_GLOBAL": 1} if "LOAD_METHOD" in opcode.opmap else {"LOAD_GLOBAL": 1, "LOAD_ATTR": 1}
+_CACHES = getattr(opcode, "_inline_cache_entries", {})
+_OPERATORS: tuple[tuple[str, str], ...] = tuple(getattr(opcode, "_nb_ops", ()))
+
+
+def disassemble(data: bytes) -> list[str] | None:
+    """The code objects of a `.pyc` as lines, outermost first; None when it cannot be read by this Python."""
+    tree = read_code(data)
+    if tree is None or not isinstance(tree, tuple) or tree[0] != b"c":
+        return None
+    lines: list[str] = []
+    pending = [tree]
+    while pending and len(lines) < _MOST_LINES:
+        code = pending.pop(0)
+        nested: list[tuple[Tree, ...]] = []
+        lines += _code(code, nested)
+        pending[:0] = nested
+    return lines[:_MOST_LINES]
+
+
+def _code(code: tuple[Tree, ...], nested: list[tuple[Tree, ...]]) -> Iterator[str]:
+    _, numbers, body, consts, names, locals_, _, _, qualname, *_ = code
+    flags = struct.unpack("<5i", numbers if isinstance(numbers, bytes) and len(numbers) == 20 else bytes(20))
+    shown = ", ".join(_text(name) for name in _items(locals_)[: max(0, flags[0] + flags[2])])
+    said = " ".join(word for bit, word in _FLAGS.items() if flags[4] & bit and bit > 2)
+    yield f"code {_text(qualname)}({shown}) {said}".rstrip()
+    constants, words, variables = _items(consts), _items(names), _items(locals_)
+    for constant in constants:
+        if isinstance(constant, tuple) and constant[0] == b"c":
+            nested.append(constant)
+    for name, argument in _instructions(_bytes(body)):
+        yield f"    {name:<24} {_argument(name, argument, constants, words, variables)}".rstrip()
+    table = _bytes(code[-1])
+    if table:
+        yield f"    exception table of {len(table)} bytes: {table[:32].hex()}"
+
+
+def _instructions(body: bytes) -> Iterator[tuple[str, int]]:
+    at = argument = 0
+    while at + 1 < len(body):
+        name = opcode.opname[body[at]]
+        argument = (argument << 8 | body[at + 1]) & 0xFFFFFFFF
+        at += 2
+        if name == "EXTENDED_ARG":
+            continue
+        yield name, argument
+        argument = 0
+        at += 2 * _cache_entries(name)
+
+
+def _cache_entries(name: str) -> int:
+    """Words after an instruction in which the interpreter caches; nothing that is run."""
+    if isinstance(_CACHES, dict):
+        return int(_CACHES.get(name, 0))
+    number = opcode.opmap.get(name, -1)
+    return int(_CACHES[number]) if 0 <= number < len(_CACHES) else 0
+
+
+def _argument(name: str, number: int, consts: list[Tree], names: list[Tree], variables: list[Tree]) -> str:
+    op = opcode.opmap.get(name, -1)
+    if op < opcode.HAVE_ARGUMENT:
+        return ""
+    if op in opcode.hasconst:
+        return _constant(consts[number]) if number < len(consts) else f"constant {number}"
+    if op in opcode.hasname:
+        index = number >> _SHIFTED.get(name, 0)
+        return _text(names[index]) if index < len(names) else f"name {number}"
+    if op in opcode.haslocal or op in opcode.hasfree:
+        return _text(variables[number]) if number < len(variables) else f"variable {number}"
+    if name == "BINARY_OP" and number < len(_OPERATORS):
+        return _OPERATORS[number][1]
+    if name == "COMPARE_OP" and number < len(opcode.cmp_op):
+        return opcode.cmp_op[number]
+    return str(number)
+
+
+def _constant(tree: Tree) -> str:
+    text = _constant_text(tree)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+
+
+def _constant_text(tree: Tree) -> str:
+    if isinstance(tree, bytes):
+        return _SINGLES.get(tree, "?")
+    kind, *rest = tree
+    if kind == b"c":
+        return f"<code {_text(tree[-4])}>"
+    if kind in (b"(", b"<"):
+        inside = ", ".join(_constant_text(part) for part in rest[:50])
+        return f"({inside})" if kind == b"(" else f"frozenset({inside})"
+    value = _bytes(tree)
+    if kind == b"u":
+        return repr(value.decode("utf-8", "replace"))
+    if kind == b"s":
+        return repr(value[:_LONGEST])
+    if kind == b"i" and len(value) == 4:
+        return str(int.from_bytes(value, "little", signed=True))
+    if kind == b"g" and len(value) == 8:
+        return repr(struct.unpack("<d", value)[0])
+    if kind == b"y" and len(value) == 16:
+        return repr(complex(*struct.unpack("<2d", value)))
+    return f"{rest!r}"[:_LONGEST]
+
+
+def _items(tree: Tree) -> list[Tree]:
+    return list(tree[1:]) if isinstance(tree, tuple) and tree[0] == b"(" else []
+
+
+def _bytes(tree: Tree) -> bytes:
+    last = tree[-1] if isinstance(tree, tuple) else tree
+    return last if isinstance(last, bytes) else b""
+
+
+def _text(tree: Tree) -> str:
+    return _bytes(tree).decode("utf-8", "replace") if isinstance(tree, tuple) else "?"

@@ -1,0 +1,151 @@
+"""Is what a starting process would import still what was sealed?
+
+Rules
+-----
+* Asked by every Python process before it imports torch. The answer comes from a comparison of the disk with the
+  seal that is at most `FRESH_SECONDS` old, so that all ranks of one start share it, and from what the watch on
+  the files saw since. An edit between the answer and the import is not prevented; the watch tells of it.
+* Under the policy `refuse`, a changed environment file stops the start, and so does an environment that cannot be
+  checked. Changed code and data are told and never refused: people edit their code while it trains.
+* In a clean room a change of what the room covers is told and no reason to refuse: the process does not see it. A
+  room that no longer holds is one.
+* Every change is logged once for each content found, and its bytes are kept in the object store. Who wrote it is
+  added where the kernel told (`writers.py`), else the reason why that is not known.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from trainwarden.errors import TrainWardenError
+from trainwarden.model import Confidence, FileChanged, Finding, Gap, Severity, Writer
+from trainwarden.seal.manifest import path_real
+from trainwarden.store import Store
+from trainwarden.supervise.ledger import Ledger
+
+FRESH_SECONDS = 2.0
+_NAMED = 3  # changed files named in a refusal
+
+
+class Room(Protocol):
+    """A clean room that the processes run in (`shelter.Shelter`)."""
+
+    def covers(self, path: str) -> bool: ...
+
+    def trouble(self) -> str: ...
+
+
+class EnvironmentGuard:
+    """Knows which sealed files differ now. `check` compares the whole disk, `changed` is told by the watch."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        check: Callable[[], Sequence[FileChanged]],
+        *,
+        refuse: bool,
+        shelter: Room | None = None,
+        fresh_seconds: float = FRESH_SECONDS,
+        writer: Callable[[str], Writer | str] = lambda _: "",
+    ) -> None:
+        self._writer = writer
+        self._store, self._ledger, self._check, self._refuse = store, ledger, check, refuse
+        self._shelter = shelter
+        self._fresh_seconds = fresh_seconds
+        self._checking = threading.Lock()
+        self._lock = threading.Lock()
+        self._checked_at = float("-inf")
+        self._current: dict[str, FileChanged] = {}
+        self._indexes: dict[tuple[str, str], int] = {}
+
+    def changed(self, change: FileChanged) -> None:
+        """A sealed file is no longer what was sealed: keep its bytes and log it, once for each content."""
+        seen = (change.path, change.found)
+        with self._lock:
+            self._current[change.path] = change
+            if seen in self._indexes:
+                return
+            self._indexes[seen] = -1
+        if change.found:
+            self._keep(change)
+        told = self._writer(path_real(change.path))
+        if isinstance(told, Writer):
+            change = msgspec.structs.replace(change, writer=told)
+        else:
+            change = msgspec.structs.replace(change, untold=told)
+        self._ledger.submit(change, done=lambda index: self._indexes.__setitem__(seen, index))
+
+    def check(self) -> None:
+        """Compare the disk with the seal, unless that was just done.
+
+        Raises:
+            TrainWardenError: the comparison is not possible.
+        """
+        with self._checking:
+            if time.monotonic() - self._checked_at < self._fresh_seconds:
+                return
+            with self._lock:
+                before = dict(self._current)
+            found = {change.path: change for change in self._check()}
+            with self._lock:  # what the watch told meanwhile stays
+                for path in [p for p, change in self._current.items() if before.get(p) is change]:
+                    del self._current[path]
+            for change in found.values():
+                self.changed(change)
+            self._checked_at = time.monotonic()
+
+    def may_start(self) -> str:
+        """Why a process may not start now; empty when it may."""
+        try:
+            self.check()
+        except TrainWardenError as e:
+            reason = f"the environment could not be compared with the seal: {e}"
+            self._ledger.submit(Gap(attempt=-1, rank=-1, step=-1, reason=reason))
+            return reason if self._refuse else ""
+        with self._lock:
+            changes = [c for c in self._current.values() if c.kind == "environment" and not self._is_covered(c)]
+        if not self._refuse:
+            return ""
+        reason = _refusal(changes) if changes else self._shelter.trouble() if self._shelter else ""
+        if reason:
+            self._tell(changes, reason)
+        return reason
+
+    def _is_covered(self, change: FileChanged) -> bool:
+        return self._shelter is not None and self._shelter.covers(path_real(change.path))
+
+    def _tell(self, changes: Sequence[FileChanged], reason: str) -> None:
+        self._ledger.flush(5.0)
+        evidence = (self._indexes.get((c.path, c.found), -1) for c in changes)
+        finding = Finding(
+            detector="environment",
+            severity=Severity.HIGH,
+            confidence=Confidence.HIGH,
+            seen=f"A process was not allowed to start: {reason}.",
+            expected="Every file that can be imported is the sealed one when a process starts.",
+            evidence=tuple(sorted(i for i in evidence if i >= 0)),
+            benign=("somebody installed or upgraded a package in this environment while the job ran",),
+            wall_ns=time.time_ns(),
+        )
+        self._ledger.submit(finding)
+
+    def _keep(self, change: FileChanged) -> None:
+        try:
+            self._store.put_file(Path(path_real(change.path)))
+        except TrainWardenError as e:
+            reason = f"the changed file {change.path} could not be kept: {e}"
+            self._ledger.submit(Gap(attempt=-1, rank=-1, step=-1, reason=reason))
+
+
+def _refusal(changes: Sequence[FileChanged]) -> str:
+    named = ", ".join(sorted(c.path for c in changes)[:_NAMED])
+    more = f" and {len(changes) - _NAMED} more" if len(changes) > _NAMED else ""
+    count = "1 sealed environment file has" if len(changes) == 1 else f"{len(changes)} sealed environment files have"
+    return f"{count} changed since the seal ({named}{more})"

@@ -1,0 +1,86 @@
+"""What of a run stays private: the digest key and the values of the ranks' environment variables.
+
+Both lie in the run's `private` folder (mode 0700). The log carries only digests of them. The key is handed to
+every rank, so it keeps outsiders from predicting digests; it does not keep a hostile rank from lying.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import msgspec
+from blake3 import blake3
+
+from trainwarden.durable import hint_for, write_atomically
+from trainwarden.errors import StoreError, StoreTampered
+
+KEY_BYTES = 32
+_KEY_FILE = "digest.key"
+
+
+def new_digest_key(private: Path) -> bytes:
+    """Draw the run's digest key and keep it.
+
+    Raises:
+        StoreError: the run has a key already, or the folder cannot be written.
+    """
+    key = secrets.token_bytes(KEY_BYTES)
+    _write(private / _KEY_FILE, key)
+    return key
+
+
+def read_digest_key(private: Path) -> bytes:
+    """The run's digest key.
+
+    Raises:
+        StoreError: it is missing or not a key.
+    """
+    try:
+        key = (private / _KEY_FILE).read_bytes()
+    except OSError as e:
+        raise StoreError(f"cannot read the run's digest key: {e}") from e
+    if len(key) != KEY_BYTES:
+        raise StoreError(f"the run's digest key has {len(key)} bytes instead of {KEY_BYTES}")
+    return key
+
+
+def write_env(private: Path, env: dict[str, str]) -> str:
+    """Keep a rank's environment variables and return their BLAKE3 digest.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    data = msgspec.json.encode(env, order="deterministic")
+    digest = blake3(data).hexdigest()
+    path = private / f"env-{digest}.json"
+    if not path.exists():
+        _write(path, data)
+    return digest
+
+
+def read_env(private: Path, digest: str) -> dict[str, str]:
+    """The environment variables that `write_env` kept under `digest`.
+
+    Raises:
+        StoreError: they are missing.
+        StoreTampered: they are not what was kept.
+    """
+    try:
+        data = (private / f"env-{digest}.json").read_bytes()
+    except OSError as e:
+        raise StoreError(f"cannot read the environment variables {digest[:12]}: {e}") from e
+    found = blake3(data).hexdigest()
+    if found != digest:
+        raise StoreTampered(f"environment variables {digest[:12]} now have the digest {found[:12]}")
+    return msgspec.json.decode(data, type=dict[str, str])
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_atomically(path, data, mode=0o600, replace=False)
+    except FileExistsError:
+        if path.name == _KEY_FILE:
+            raise StoreError(f"the run has a digest key already: {path}") from None
+    except OSError as e:
+        raise StoreError(f"cannot write {path}: {e.strerror}", hint=hint_for(e)) from e

@@ -1,0 +1,360 @@
+"""One connection of one process: every message is checked, then becomes entries of the log.
+
+Rules
+-----
+* A rank is not trusted. Its process id is the kernel's (SO_PEERCRED), and only processes below the supervisor
+  are heard. It speaks for the rank that it joined as and for no other; sequence numbers only rise; details
+  have the names and sizes that the record says. Anything else closes the connection, which is a gap.
+* What it says about itself is logged as a claim. Files that it names are read by the supervisor.
+* `Acked` is sent from a thread of its own, so that a rank that does not read cannot hold up the log.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from trainwarden import codeform, wire
+from trainwarden.model import (
+    Confidence,
+    Detail,
+    Finding,
+    Gap,
+    ProcessExited,
+    ProcessStarted,
+    Severity,
+    Stage,
+    StepRecord,
+)
+from trainwarden.supervise.files import FileDesk, SavedFile
+from trainwarden.supervise.ledger import Ledger
+from trainwarden.supervise.process import Exit, Reaper, descends_from
+from trainwarden.supervise.roster import Roster
+
+MAX_WORLD = 1_000_000
+MAX_STEP = 1 << 53
+MAX_TEXT = 4_096
+_PEER_GONE = ("ConnectionResetError", "BrokenPipeError")
+_KEPT_WEIGHTS = 4  # records whose weights' digests a saved file can still be compared with
+
+
+class Guard(Protocol):
+    """Says whether a process may start: an empty reason is yes."""
+
+    def may_start(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all sessions of a run share."""
+
+    ledger: Ledger
+    files: FileDesk
+    roster: Roster
+    reaper: Reaper
+    guard: Guard
+    joined: Callable[[int, int], wire.Joined]  # attempt, rank → the answer
+    keep_env: Callable[[dict[str, str]], str]  # environment variables → digest
+    stopping: Callable[[], int]
+    supervisor_pid: int
+    code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
+    process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
+
+
+@dataclass
+class _Rank:
+    """The rank that a connection joined as."""
+
+    attempt: int
+    rank: int
+    world: int
+    pid: int
+    base: int = 0
+    begun: bool = False
+    seq: int = -1
+    records: int = 0
+    reached: int = 0  # steps of the job that its newest record completes
+    goodbye: bool = False
+    looked: int = -1  # the newest of its own steps at which it told of its code
+    code_every: int = 0
+    key: bytes = b""
+
+
+class _Acks:
+    """Sends the newest acknowledgement; a later one stands for the earlier ones."""
+
+    def __init__(self, connection: wire.Connection) -> None:
+        self._connection = connection
+        self._newest = -1
+        self._closed = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, daemon=True, name="trainwarden-acks").start()
+
+    def durable(self, seq: int) -> None:
+        with self._changed:
+            self._newest = max(self._newest, seq)
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def _work(self) -> None:
+        sent = -1
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda sent=sent: self._closed or self._newest > sent)  # type: ignore[misc]
+                if self._closed:
+                    return
+                sent = self._newest
+            try:
+                self._connection.send(wire.Acked(seq=sent))
+            except OSError:
+                return
+
+
+class Session:
+    """A `wire.Handler` for one connection."""
+
+    def __init__(self, connection: wire.Connection, shared: Shared) -> None:
+        self._connection = connection
+        self._shared = shared
+        self._peer = connection.peer_pid()
+        self._rank: _Rank | None = None
+        self._acks: _Acks | None = None
+        self._weights: OrderedDict[int, Detail] = OrderedDict()
+
+    def message(self, message: wire.Message) -> wire.Message | None:
+        """Handle one message; a ValueError closes the connection."""
+        if not descends_from(self._peer, self._shared.supervisor_pid):
+            raise ValueError(f"process {self._peer} does not belong to this run")
+        match message:
+            case wire.Start():
+                self._check_pid(message.pid)
+                reason = self._shared.guard.may_start()
+                return wire.Refuse(reason=reason) if reason else wire.Go()
+            case wire.Join():
+                return self._join(message)
+            case wire.Loaded():
+                return wire.Known(step=self._loaded(_path(message.path)))
+            case wire.Opened():
+                rank = self._rank
+                place = (rank.attempt, rank.rank) if rank else (-1, -1)
+                self._shared.files.opened(*place, _path(message.path))
+            case wire.Step():
+                self._step(self._joined_rank(message), message)
+            case wire.Code():
+                rank = self._joined_rank(message)
+                rank.looked = max(rank.looked, _count(message.step, "step"))
+                self._shared.code(rank.attempt, rank.rank, self._base(rank) + message.step, message)
+            case wire.Saved():
+                self._saved(self._joined_rank(message), message)
+            case wire.Missed():
+                rank = self._joined_rank(message)
+                self._gap(rank, _count(message.step, "step"), message.reason[:MAX_TEXT])
+            case wire.Bye():
+                return self._bye(self._joined_rank(message), message)
+            case _:
+                raise ValueError(f"{type(message).__name__} is not for a rank to send")
+        return None
+
+    def closed(self, error: str) -> None:
+        """The connection ended; without a goodbye that is a gap."""
+        if self._acks is not None:
+            self._acks.close()
+        rank = self._rank
+        if rank is None:
+            if error and "does not belong" in error:
+                self._stranger(error)
+            return
+        # A process that is killed with unread answers resets the connection; its exit is told as what it is.
+        if error and not rank.goodbye and not error.startswith(_PEER_GONE):
+            self._gap(rank, rank.records, f"the connection was closed: {error}"[:MAX_TEXT])
+
+    # -- messages
+
+    def _check_pid(self, claimed: int) -> None:
+        if not descends_from(claimed, self._peer):
+            raise ValueError(f"claims to be process {claimed}, the kernel says {self._peer}")
+
+    def _join(self, message: wire.Join) -> wire.Joined:
+        self._check_pid(message.pid)
+        if self._rank is not None:
+            raise ValueError(f"joined twice, first as rank {self._rank.rank}, now as rank {message.rank}")
+        if not 0 <= message.rank < message.world <= MAX_WORLD:
+            raise ValueError(f"rank {message.rank} of {message.world}")
+        shared = self._shared
+        attempt, twin = shared.roster.join(message.rank, message.pid)
+        rank = self._rank = _Rank(attempt, message.rank, message.world, message.pid)
+        self._acks = _Acks(self._connection)
+        if twin:
+            shared.ledger.submit(_twin_finding(rank, twin))
+        shared.ledger.submit(
+            ProcessStarted(
+                attempt=attempt,
+                rank=message.rank,
+                world=message.world,
+                pid=message.pid,
+                argv=message.argv,
+                cwd=message.cwd,
+                executable=message.executable,
+                env_digest=shared.keep_env(message.env),
+                numerics=message.numerics,
+                wall_ns=time.time_ns(),
+            )
+        )
+        shared.reaper.watch(message.pid, lambda ended: self._exited(rank, ended))
+        shared.process(attempt, message.rank, message.pid)
+        answer = shared.joined(attempt, message.rank)
+        rank.code_every, rank.key = answer.code_every, answer.key
+        return answer
+
+    def _loaded(self, path: str) -> int:
+        rank, roster = self._rank, self._shared.roster
+        attempt, number = (rank.attempt, rank.rank) if rank else (-1, -1)
+        step = self._shared.files.loaded(attempt, number, path)
+        if rank is None:
+            roster.loaded_before_join(self._peer, step)
+        else:
+            roster.loaded(rank.attempt, step)
+        return step
+
+    def _step(self, rank: _Rank, message: wire.Step) -> None:
+        record = message.record
+        _check_record(rank, record, message.details)
+        if not rank.begun:
+            rank.base = self._shared.roster.begin(rank.attempt)
+            rank.begun = True
+        rank.seq = record.seq
+        rank.records += 1
+        if codeform.due(rank.key, record.step, rank.code_every) and rank.looked < record.step:
+            rank.looked = record.step
+            self._gap(rank, record.step, "the rank did not tell of the code in its memory when it was due")
+        weights = message.details.get(Stage.WEIGHTS)
+        if weights is not None:
+            self._weights[record.seq] = weights
+            while len(self._weights) > _KEPT_WEIGHTS:
+                self._weights.popitem(last=False)
+        placed = msgspec.structs.replace(record, step=rank.base + record.step)
+        rank.reached = max(rank.reached, placed.step + 1)
+        acks = self._acks
+        done = (lambda _: acks.durable(record.seq)) if acks else None
+        self._shared.ledger.submit(placed, message.details, done)
+
+    def _saved(self, rank: _Rank, message: wire.Saved) -> None:
+        self._shared.files.saved(
+            SavedFile(
+                attempt=rank.attempt,
+                rank=rank.rank,
+                step=self._base(rank) + _count(message.step, "step"),
+                path=_path(message.path),
+                format=message.format[:32],
+                weights=self._weights.get(message.weights_seq),
+                renamed_from=_path(message.renamed_from) if message.renamed_from else "",
+                sidecar=message.sidecar[:MAX_TEXT],
+                reached=rank.reached,
+            )
+        )
+
+    def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Acked:
+        """Answered when everything of this rank is durable; when it cannot be, the rank need not wait."""
+        self._shared.files.drain()
+        if message.records != rank.records:
+            reason = f"the rank says that it sent {message.records} records, {rank.records} arrived"
+            self._gap(rank, rank.records, reason)
+        rank.goodbye = True
+        if not self._shared.ledger.flush():
+            raise ValueError("the log cannot be written: the goodbye cannot be acknowledged")
+        return wire.Acked(seq=rank.seq)
+
+    def _exited(self, rank: _Rank, ended: Exit) -> None:
+        reason = "" if ended.known else "the exit status belongs to its parent and was not seen"
+        failed = not rank.goodbye or (ended.known and ended.code != 0)
+        self._shared.roster.left(rank.rank, rank.pid, rank.attempt, failed=failed)
+        self._shared.ledger.submit(
+            ProcessExited(
+                attempt=rank.attempt,
+                rank=rank.rank,
+                pid=rank.pid,
+                code=ended.code,
+                known=ended.known,
+                reason=reason,
+                goodbye=rank.goodbye,
+                stopping=self._shared.stopping(),
+                wall_ns=time.time_ns(),
+            )
+        )
+
+    # -- helpers
+
+    def _joined_rank(self, message: wire.Message) -> _Rank:
+        if self._rank is None:
+            raise ValueError(f"{type(message).__name__} before Join")
+        return self._rank
+
+    def _base(self, rank: _Rank) -> int:
+        return rank.base if rank.begun else self._shared.roster.base(rank.attempt)
+
+    def _gap(self, rank: _Rank, step: int, reason: str) -> None:
+        gap = Gap(attempt=rank.attempt, rank=rank.rank, step=self._base(rank) + step, reason=reason)
+        self._shared.ledger.submit(gap)
+
+    def _stranger(self, error: str) -> None:
+        self._shared.ledger.submit(
+            Finding(
+                detector="recorder",
+                severity=Severity.HIGH,
+                confidence=Confidence.MEDIUM,
+                seen=f"A process outside of this run tried to speak to its recorder: {error}.",
+                expected="Only processes started by the guarded command send records.",
+                benign=("a tool of the same user that opens every socket it finds",),
+                wall_ns=time.time_ns(),
+            )
+        )
+
+
+def _check_record(rank: _Rank, record: StepRecord, details: dict[Stage, Detail]) -> None:
+    """A record must be the joined rank's own, the next in order, and fit its details."""
+    said, known = (record.attempt, record.rank, record.world), (rank.attempt, rank.rank, rank.world)
+    if said != known:
+        raise ValueError(f"record for (attempt, rank, world) {said} from {known}")
+    if record.seq <= rank.seq:
+        raise ValueError(f"record {record.seq} after record {rank.seq}")
+    _count(record.step, "step")
+    for stage, detail in details.items():
+        digest = record.stages.get(stage)
+        if digest is None or digest.tensors != len(detail.names):
+            raise ValueError(f"details of {stage} do not fit the record")
+
+
+def _count(value: int, what: str) -> int:
+    if not 0 <= value <= MAX_STEP:
+        raise ValueError(f"{what} {value}")
+    return value
+
+
+def _path(text: str) -> str:
+    if not text.startswith("/") or "\0" in text or len(text) > MAX_TEXT:
+        raise ValueError(f"not an absolute path: {text[:80]!r}")
+    return text
+
+
+def _twin_finding(rank: _Rank, twin: int) -> Finding:
+    return Finding(
+        detector="recorder",
+        severity=Severity.MEDIUM,
+        confidence=Confidence.MEDIUM,
+        seen=f"Process {rank.pid} joined as rank {rank.rank} while process {twin} has that rank and still runs.",
+        expected="Each rank of a run is one process at a time.",
+        attempt=rank.attempt,
+        ranks=(rank.rank,),
+        benign=("the command trains several models at once, or trains in a subprocess of a training process",),
+        wall_ns=time.time_ns(),
+    )

@@ -1,0 +1,167 @@
+"""Runs small jobs guarded and replays them, without sealing this machine's whole environment.
+
+The supervisor, the log, the recorder, the runner and the comparison are the real ones. Only the seal is left out: its
+manifests are empty, and the "clean room" is the current interpreter with a folder of its own for every replay.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from trainwarden.audit import replay as replay_module
+from trainwarden.audit.recorded import Recorded
+from trainwarden.config import Config, RecordConfig
+from trainwarden.keys import SigningKey
+from trainwarden.model import ComparisonPolicy, Entry, ManifestRef, Seal, SignedSeal, decode_entry
+from trainwarden.seal.command import LaunchCommand
+from trainwarden.store import Store
+from trainwarden.supervise import supervisor
+
+LAUNCH = Path(__file__).with_name("launch.py")
+
+
+@dataclass(frozen=True)
+class PlainRoom:
+    """Stands for a clean room: the current interpreter, files below the job's folder mapped to a fresh copy."""
+
+    python: Path
+    job: Path
+
+
+class PlainWorkspace:
+    """Stands for a workspace: a copy of the job's sealed files in a folder of its own."""
+
+    def __init__(self, room: PlainRoom) -> None:
+        self.room = room
+        self.path = self.scratch = room.job.parent / f"replay-{secrets.token_hex(4)}"
+        self.cwd = self.code = Path(self.map_path(str(room.job)))
+        self.cwd.mkdir(parents=True)
+        for file in room.job.iterdir():
+            if file.suffix in (".py", ".toml"):
+                shutil.copy2(file, self.cwd / file.name)
+
+    def map_path(self, path: str) -> str:
+        return f"{self.scratch}/abs{path}" if path.startswith(str(self.room.job.parent)) else path
+
+    def map_argument(self, word: str) -> str:
+        return self.map_path(word)
+
+    def environ(self, env: Mapping[str, str]) -> dict[str, str]:
+        return {**os.environ, **env}
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass
+class Job:
+    """A folder with one script, guarded runs of it, and what they recorded."""
+
+    folder: Path
+    store: Store
+    key: SigningKey
+
+    def run(
+        self,
+        *arguments: str,
+        world: int = 1,
+        snapshot_every: int = 0,
+        activations_every: int = 4,
+        script: str = "job.py",
+    ) -> Recorded:
+        """Run the script guarded under `world` ranks; the run must end well."""
+        code, recorded = self.attempt(
+            *arguments, world=world, snapshot_every=snapshot_every, activations_every=activations_every, script=script
+        )
+        assert code == 0, f"the job ended with {code}"
+        return recorded
+
+    def attempt(
+        self,
+        *arguments: str,
+        world: int = 1,
+        snapshot_every: int = 0,
+        activations_every: int = 4,
+        script: str = "job.py",
+    ) -> tuple[int, Recorded]:
+        argv = (sys.executable, str(LAUNCH), str(world), script, *arguments)
+        if world == 1:
+            argv = (sys.executable, script, *arguments)
+        command = LaunchCommand(
+            argv=argv,
+            cwd=str(self.folder),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            executable=sys.executable,
+            interpreter=sys.executable,
+            launcher="python",
+        )
+        config = Config(record=RecordConfig(activations_every=activations_every, snapshot_every=snapshot_every))
+        old = os.getcwd()
+        os.chdir(self.folder)
+        try:
+            result = supervisor.supervise(command, self.store, config, self.key)
+        finally:
+            os.chdir(old)
+        return result.exit_code, self.recorded(result.run_id, activations_every)
+
+    def recorded(self, run: str, activations_every: int = 4) -> Recorded:
+        from trainwarden.log.reader import LogReader
+
+        folder = self.store.run(run)
+        with LogReader.open(folder.log) as log:
+            entries: list[Entry] = [decode_entry(leaf) for _, leaf in log.entries()]
+        return Recorded(self.store, folder, _seal(self.folder, (), activations_every), entries)
+
+    @property
+    def room(self) -> PlainRoom:
+        return PlainRoom(Path(sys.executable), self.folder)
+
+
+def _seal(folder: Path, argv: tuple[str, ...], every: int = 4) -> SignedSeal:
+    nothing = {k: ManifestRef(kind=k, digest="0" * 64, files=0, bytes=0) for k in ("code", "environment", "data")}
+    seal = Seal(
+        created_ns=0,
+        argv=argv,
+        cwd=str(folder),
+        interpreter=sys.executable,
+        comparison=ComparisonPolicy(activations_every=every),
+        **nothing,
+    )
+    return SignedSeal(seal=seal, digest="0" * 64)
+
+
+class _NoWatch:
+    errors: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Job:
+    """A job whose script is `script`, in a store of its own."""
+    monkeypatch.setattr(
+        supervisor, "seal_command", lambda store, command, *a, **k: _seal(Path(command.cwd), tuple(command.argv))
+    )
+    monkeypatch.setattr(supervisor, "FileWatch", _NoWatch)
+    monkeypatch.setattr(supervisor, "check_seal", lambda *a, **k: [])
+    monkeypatch.setattr(supervisor, "sealed_paths", lambda *a: lambda path: True)
+    monkeypatch.setattr(replay_module, "new_workspace", PlainWorkspace)
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "job.py").write_text(script)
+    return Job(folder, Store.open(tmp_path / "store", create=True), SigningKey(secrets.token_bytes(32)))

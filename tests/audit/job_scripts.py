@@ -1,0 +1,216 @@
+"""Small training scripts that tests guard and replay. Flat, deterministic, a second each."""
+
+HEAD = """
+import argparse, hashlib, os, sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
+p = argparse.ArgumentParser()
+p.add_argument("--steps", type=int, default=8); p.add_argument("--resume", default=""); p.add_argument("--every", type=int, default=4)
+p.add_argument("--attack", default=""); p.add_argument("--at", type=int, default=5); p.add_argument("--arank", type=int, default=1)
+a = p.parse_args()
+torch.set_num_threads(1)
+W = int(os.environ.get("WORLD_SIZE", "1"))
+if W > 1: dist.init_process_group("gloo")
+r = dist.get_rank() if W > 1 else 0
+torch.manual_seed(0)
+m = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Dropout(.1), torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+torch.manual_seed(100 + r)
+net = DDP(m, bucket_cap_mb=0.008) if W > 1 else m
+X = torch.randn(96, 16, generator=torch.Generator().manual_seed(1)); Y = torch.randint(0, 10, (96,), generator=torch.Generator().manual_seed(2))
+ds = torch.utils.data.TensorDataset(X, Y)
+def final():
+    h = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in m.parameters())).hexdigest()
+    if r == 0: print("state", h, flush=True); open("state.txt", "w").write(h)
+    if W > 1: dist.barrier(); dist.destroy_process_group()
+"""
+
+# Saves model, optimizer and step only: neither generators nor the loader's position.
+CARELESS = (
+    HEAD
+    + """
+dl = torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True)
+o = torch.optim.AdamW(m.parameters(), lr=1e-2); s = 0
+if a.resume:
+    c = torch.load(a.resume, weights_only=True); m.load_state_dict(c["m"]); o.load_state_dict(c["o"]); s = c["s"]
+while s < a.steps:
+    for x, y in dl:
+        l = torch.nn.functional.cross_entropy(net(x), y); l.backward(); o.step(); o.zero_grad(); s += 1
+        if s % a.every == 0 and r == 0: torch.save(dict(m=m.state_dict(), o=o.state_dict(), s=s), f"ck{s}.pt")
+        if s >= a.steps: break
+final()
+"""
+)
+
+# No checkpoint at all.
+NO_CHECKPOINT = (
+    HEAD
+    + """
+dl = torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True)
+o = torch.optim.SGD(m.parameters(), lr=1e-2, momentum=.9)
+sched = torch.optim.lr_scheduler.StepLR(o, 3, .5)
+s = 0
+while s < a.steps:
+    for x, y in dl:
+        l = torch.nn.functional.cross_entropy(net(x), y); l.backward(); o.step(); sched.step(); o.zero_grad(); s += 1
+        if s >= a.steps: break
+final()
+"""
+)
+
+# Fetches the batch of the next step before it finishes this one, from the default generator.
+AHEAD = (
+    HEAD
+    + """
+def fetch():
+    i = torch.randint(len(X), (8,)); return X[i], Y[i]
+o = torch.optim.AdamW(m.parameters(), lr=1e-2)
+x, y = fetch()
+for s in range(a.steps):
+    l = torch.nn.functional.cross_entropy(net(x), y)
+    x, y = fetch()
+    l.backward(); o.step(); o.zero_grad()
+final()
+"""
+)
+
+# Gradient accumulation with no_sync, clipping, a scheduler.
+ACCUMULATE = (
+    HEAD
+    + """
+import contextlib
+samp = torch.utils.data.DistributedSampler(ds, W, r, seed=3)
+dl = torch.utils.data.DataLoader(ds, batch_size=4, sampler=samp)
+o = torch.optim.AdamW(m.parameters(), lr=1e-2); s = k = ep = 0
+while s < a.steps:
+    samp.set_epoch(ep)
+    for x, y in dl:
+        last = k % 3 == 2
+        with contextlib.nullcontext() if last or W == 1 else net.no_sync():
+            (torch.nn.functional.cross_entropy(net(x), y) / 3).backward()
+        k += 1
+        if last:
+            torch.nn.utils.clip_grad_norm_(m.parameters(), 1.); o.step(); o.zero_grad(set_to_none=True); s += 1
+            if s % a.every == 0:
+                if r == 0: torch.save(dict(m=m.state_dict(), o=o.state_dict(), s=s), f"ck{s}.pt")
+                if W > 1: dist.barrier()
+        if s >= a.steps: break
+    ep += 1
+final()
+"""
+)
+
+# Distributed, with attacks that a flag turns on (the record of such a run is audited without the flag).
+ATTACKED = (
+    HEAD
+    + """
+samp = torch.utils.data.DistributedSampler(ds, W, r, seed=3)
+dl = torch.utils.data.DataLoader(ds, batch_size=8, sampler=samp)
+o = torch.optim.AdamW(m.parameters(), lr=1e-2); s = ep = 0
+if a.resume:
+    c = torch.load(a.resume, weights_only=True); m.load_state_dict(c["m"]); o.load_state_dict(c["o"]); s = c["s"]; ep = c["ep"]
+import pathlib
+evil = pathlib.Path("evil.txt"); attack, at, arank = (evil.read_text().split() if evil.exists() else ("", -1, -1))
+at, arank = int(at), int(arank)
+skip = s
+while s < a.steps:
+    samp.set_epoch(ep)
+    for i, (x, y) in enumerate(dl):
+        on = attack and s == at and (r == arank or arank < 0)
+        if on and attack == "batch": x = x.clone(); x[0] += 1
+        if on and attack == "seed": torch.manual_seed(999)
+        if on and attack == "label": y = y.clone(); y[0] = (y[0] + 1) % 10
+        if on and attack == "flip": h = m[3].weight.register_hook(lambda g: -g)
+        if on and attack == "scale": h = m[3].weight.register_hook(lambda g: g * 1.01)
+        if on and attack == "dropout": m[2].p = .2
+        l = torch.nn.functional.cross_entropy(net(x), y); l.backward()
+        if on and attack in ("flip", "scale"): h.remove()
+        m[2].p = .1
+        if not (on and attack == "clip"): torch.nn.utils.clip_grad_norm_(m.parameters(), .1)
+        if on and attack == "lr": o.param_groups[0]["lr"] *= 1.1
+        if on and attack == "beta": o.param_groups[0]["betas"] = (.9, .99)
+        if on and attack == "moment": o.state[m[3].weight]["exp_avg"].zero_()
+        o.step()
+        if on and attack == "beta": o.param_groups[0]["betas"] = (.9, .999)
+        if on and attack == "lr": o.param_groups[0]["lr"] /= 1.1
+        if on and attack == "ulp": v = m[3].weight.data.view(-1).view(torch.int32); v[7] += 1
+        if on and attack == "weight":
+            with torch.no_grad(): m[3].weight[0] *= 1.5
+        o.zero_grad(); s += 1
+        if s % a.every == 0:
+            if r == 0: torch.save(dict(m=m.state_dict(), o=o.state_dict(), s=s, ep=ep), f"ck{s}.pt")
+            if W > 1: dist.barrier()
+        if s >= a.steps: break
+    ep += 1
+final()
+"""
+)
+
+# Two optimizers, a gradient scaler that skips a step, a group added in mid-run, a parameter without gradient, a
+# scheduler, gradients freed by set_to_none.
+MANY = """
+import hashlib, torch
+torch.set_num_threads(1); torch.manual_seed(0)
+body = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.Dropout(.2), torch.nn.ReLU()); head = torch.nn.Linear(32, 4)
+head.unused = torch.nn.Parameter(torch.ones(3))
+net = torch.nn.Sequential(body, head)
+o1 = torch.optim.SGD(body.parameters(), lr=.1, momentum=.9); o2 = torch.optim.AdamW([head.weight, head.unused], lr=.01)
+sched = torch.optim.lr_scheduler.StepLR(o1, 2, .5); scaler = torch.amp.GradScaler("cpu", init_scale=1024.)
+X = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)); Y = torch.randint(0, 4, (64,), generator=torch.Generator().manual_seed(2))
+dl = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), batch_size=8, shuffle=True)
+s = 0
+for epoch in range(2):
+    for x, y in dl:
+        if s == 3: o2.add_param_group({"params": [head.bias], "lr": .02})
+        if s == 5: x = x * float("inf")
+        with torch.autocast("cpu", torch.bfloat16): l = torch.nn.functional.cross_entropy(net(x), y)
+        scaler.scale(l).backward(); scaler.step(o1); scaler.step(o2); scaler.update(); sched.step()
+        o1.zero_grad(set_to_none=True); o2.zero_grad(set_to_none=True); s += 1
+        if s == 10: break
+    if s == 10: break
+h = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest(); open("state.txt", "w").write(h)
+"""
+
+# A compiled module (traced, no C++ compiler needed), guarded and replayed like any other.
+COMPILED = """
+import hashlib, torch
+torch.set_num_threads(1); torch.manual_seed(0)
+m = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4)); o = torch.optim.AdamW(m.parameters(), lr=.01)
+net = torch.compile(m, backend="aot_eager")
+for s in range(5):
+    x, y = torch.randn(8, 16), torch.randint(0, 4, (8,))
+    torch.nn.functional.cross_entropy(net(x), y).backward(); o.step(); o.zero_grad()
+h = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in m.parameters())).hexdigest(); open("state.txt", "w").write(h)
+"""
+
+# The recorder meets something that it cannot digest: an optimizer whose settings raise when they are read.
+HOSTILE_SETTINGS = """
+import torch
+torch.manual_seed(0)
+class Bad(dict):
+    def items(self): raise RuntimeError("no settings for you")
+m = torch.nn.Linear(4, 4); o = torch.optim.SGD(m.parameters(), lr=.1)
+for s in range(4):
+    m(torch.randn(2, 4)).sum().backward()
+    if s == 2: o.param_groups[0] = Bad(o.param_groups[0])
+    o.step(); o.zero_grad()
+open("state.txt", "w").write(str(m.weight.sum().item()))
+"""
+
+# Weights edited once, before the seventh step; no checkpoint.
+EDITED_LATER = (
+    HEAD
+    + """
+import pathlib
+dl = torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True)
+o = torch.optim.SGD(m.parameters(), lr=1e-2, momentum=.9)
+evil = pathlib.Path("evil.txt"); attack = evil.read_text() if evil.exists() else ""
+s = 0
+while s < a.steps:
+    for x, y in dl:
+        if s == 6 and attack == "ulp": v = m[3].weight.data.view(-1).view(torch.int32); v[7] += 1
+        if s == 6 and attack == "weight":
+            with torch.no_grad(): m[3].weight[0] *= 1.5
+        l = torch.nn.functional.cross_entropy(net(x), y); l.backward(); o.step(); o.zero_grad(); s += 1
+        if s >= a.steps: break
+final()
+"""
+)

@@ -1,0 +1,90 @@
+"""Jobs of every kind: recorded without changing a bit, seen whole or said not to be, and replayed bit for bit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import job_scripts as scripts
+import pytest
+from guarded_job import Job, make_job
+
+from trainwarden.audit.capture import open_captures
+from trainwarden.audit.compare import digest_of
+from trainwarden.audit.engine import Audit
+from trainwarden.audit.recorded import Recorded
+from trainwarden.audit.replay import rerun
+from trainwarden.model import Gap, Matched, Stage, StepRecord
+from trainwarden.record.fingerprint import tensor_digest
+
+
+def steps(recorded: Recorded) -> list[StepRecord]:
+    return [e for e in recorded.entries if isinstance(e, StepRecord)]
+
+
+def plain_state(job: Job) -> str:
+    """The final state of the job without us."""
+    subprocess.run([sys.executable, "job.py"], cwd=job.folder, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
+    return (job.folder / "state.txt").read_text()
+
+
+@pytest.mark.parametrize("script", [scripts.MANY, scripts.COMPILED], ids=["many", "compiled"])
+def test_recording_changes_no_bit_and_the_job_replays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    job = make_job(tmp_path, monkeypatch, script)
+    honest = plain_state(job)
+    recorded = job.run(snapshot_every=2)
+    assert (job.folder / "state.txt").read_text() == honest
+    assert not [e for e in recorded.entries if isinstance(e, Gap)]
+    said = Audit(recorded, job.room).run(recorded.history.segments)
+    assert all(isinstance(v, Matched) for v in said), said
+
+
+def test_two_optimizers_a_skipped_step_and_a_late_group_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.MANY)
+    seen = steps(job.run())
+    assert [(r.step, r.optimizer) for r in seen] == [(s, o) for s in range(10) for o in (0, 1)]
+    assert {(r.step, r.optimizer) for r in seen if r.skipped} == {(5, 0), (5, 1)}
+    second = [r for r in seen if r.optimizer == 1]
+    assert [len(r.hyper) for r in second] == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
+    assert second[0].stages[Stage.REDUCED_GRADIENTS].tensors == 2  # the parameter without a gradient is one of them
+    assert [r.hyper[0]["lr"] for r in seen if r.optimizer == 0][:3] == [0.1, 0.1, 0.05]
+    assert seen[0].stages[Stage.LOCAL_GRADIENTS].unseen
+
+
+@pytest.mark.parametrize("optimizer", [0, 1])
+def test_the_update_of_either_optimizer_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: int
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.MANY)
+    recorded = job.run()
+    folder = tmp_path / "capture"
+    rerun(recorded, job.room, 0, 4, capture=folder, optimizer=optimizer)
+    capture = open_captures(folder)[0]
+    assert capture.meta.optimizer == optimizer
+    details = recorded.seen(recorded.updates(0)[4, optimizer][0]).details
+    earlier = recorded.seen(recorded.updates(0)[3, optimizer][0]).details
+    for stage in (Stage.REDUCED_GRADIENTS, Stage.WEIGHTS):
+        values = capture.clean(stage)
+        assert values
+        assert all(tensor_digest(recorded.key, t).hex() == digest_of(details[stage], n) for n, t in values.items())
+    before = capture.before(Stage.WEIGHTS)
+    names = [n for n in before if n in earlier[Stage.WEIGHTS].names]
+    assert names
+    assert all(tensor_digest(recorded.key, before[n]).hex() == digest_of(earlier[Stage.WEIGHTS], n) for n in names)
+    assert bool(capture.clean(Stage.BATCH)) is (Stage.BATCH in details)
+
+
+def test_an_error_in_the_recorder_is_a_gap_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.HOSTILE_SETTINGS)
+    honest = plain_state(job)
+    recorded = job.run()
+    assert (job.folder / "state.txt").read_text() == honest
+    assert any("no settings for you" in e.reason for e in recorded.entries if isinstance(e, Gap))
+    assert {r.step for r in steps(recorded)} >= {0, 1}

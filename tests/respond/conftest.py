@@ -1,0 +1,5 @@
+"""The fixtures of `resuming.py`."""
+
+from resuming import guarded, place, sabotaged
+
+__all__ = ["guarded", "place", "sabotaged"]
