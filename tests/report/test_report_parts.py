@@ -126,6 +126,17 @@ def test_curve_marks_what_interfered_and_what_was_proved(case: CaseFile) -> None
     assert {("Divergence", 16), ("Killed", 13), ("File changed", 13), ("Restart", 12)} <= marks
 
 
+def test_a_finding_from_before_a_resume_stands_where_its_attempt_began(case: CaseFile) -> None:
+    log = list(case.entries)
+    first = next(i for i, e in enumerate(log) if isinstance(e, m.ProcessStarted) and e.attempt == 1)
+    early = m.Finding(
+        detector="patched", severity=m.Severity.HIGH, confidence=m.Confidence.HIGH, seen="x", expected="y", step=0,
+        attempt=1,
+    )  # fmt: skip
+    events = timeline([*log[: first + 1], early, *log[first + 1 :]])
+    assert [e.step for e in events if e.text == "patched: x"] == [12]
+
+
 def test_timeline_keeps_alerts_when_it_is_cut(case: CaseFile) -> None:
     events = timeline(case.entries)
     shown, more = bounded(events, 10)

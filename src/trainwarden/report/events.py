@@ -5,7 +5,7 @@ The order is the log's, the only one that is signed. Wall times are shown as the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -71,7 +71,7 @@ def timeline(entries: Sequence[Entry]) -> list[Event]:
                 Event(
                     index=index,
                     wall_ns=getattr(entry, "wall_ns", 0),
-                    step=begins.get(entry.attempt, 0) if isinstance(entry, ProcessStarted) else _step_of(entry, step),
+                    step=_step_of(entry, step, begins),
                     attempt=getattr(entry, "attempt", attempt),
                     kind=kind,
                     what=what,
@@ -120,18 +120,21 @@ def _repeated(entry: Entry) -> tuple[object, ...] | None:
     return None
 
 
-def _step_of(entry: Entry, current: int) -> int:
+def _step_of(entry: Entry, current: int, begins: Mapping[int, int]) -> int:
+    """The step to show it at; `begins` has each attempt's first, which a rank does not know before it has resumed."""
     match entry:
+        case ProcessStarted():
+            return begins.get(entry.attempt, 0)
         case Diverged():
             return entry.at.step
         case Recovered():
             return entry.from_step
         case Finding() | Gap():
-            return entry.step if entry.step >= 0 else current
+            return max(entry.step, begins.get(entry.attempt, 0)) if entry.step >= 0 else current
         case CheckpointSaved():
             return entry.step
         case CheckpointLoaded():
-            return max(entry.known_step, 0)
+            return max(entry.known_step, begins.get(entry.attempt, 0))
         case _:
             return current
 
