@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import opcode
 import textwrap
 from types import CodeType, FunctionType
 
@@ -134,6 +135,7 @@ def test_equal_code_has_no_difference() -> None:
 @example(b"\x90" * 20, [])  # nothing but EXTENDED_ARG
 @example(b"d\xff", [None])  # a constant that is not there
 @example(b"d", [])  # half an instruction
+@example(bytes([opcode.opmap["LOAD_GLOBAL"], 0]), [])  # the end where its caches should be: CPython would write there
 def test_hostile_forms_are_shown_or_refused_and_never_run(code: bytes, constants: list[object]) -> None:
     live = list(codeform.form(function().__code__))
     live[6], live[7] = code.hex(), tuple(constants)

@@ -8,7 +8,8 @@ Rules
 * A form covers bytecode, constants with the code nested in them, names, variables, flags and the exception table;
   neither file names nor lines, which a debugger wants and a processor does not.
 * Bytecode is taken as `co_code`, in which the interpreter undoes its own specialisation.
-* Only compiled, never executed: neither sealed source nor a live form is run here.
+* Only compiled, never executed: neither sealed source nor a live form is run here, and no code object is ever made
+  of bytes that came from elsewhere.
 
 Source: CPython's `Objects/codeobject.c`; `inspect` module, "Code Objects Bit Flags".
 """
@@ -16,13 +17,13 @@ Source: CPython's `Objects/codeobject.c`; `inspect` module, "Code Objects Bit Fl
 from __future__ import annotations
 
 import ast
-import dis
 import hashlib
 import importlib.util
 import json
+import opcode
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -31,6 +32,9 @@ _CODE = "code"
 _FIELDS = 12
 _MOST_TEXT = 200
 UNKNOWN = "?"  # begins the text of a value that is not compared
+_SHIFTED = {"LOAD_GLOBAL": 1} if "LOAD_METHOD" in opcode.opmap else {"LOAD_GLOBAL": 1, "LOAD_ATTR": 1}
+_CACHES = getattr(opcode, "_inline_cache_entries", {})
+_OPERATORS: tuple[tuple[str, str], ...] = tuple(getattr(opcode, "_nb_ops", ()))
 
 
 def form(code: CodeType) -> Form:
@@ -207,8 +211,8 @@ def _differing(sealed: Form, live: Form) -> list[str]:
     for a, b in zip(sealed[7], live[7], strict=False):
         if a != b and isinstance(a, tuple) and isinstance(b, tuple) and a[:1] == b[:1] == (_CODE,):
             return _differing(a, b)
-    names = ("arguments", "positional-only arguments", "keyword-only arguments", "flags", "", "constants", "names",
-             "variables", "cells", "exception table")  # fmt: skip
+    names = ("arguments", "positional-only arguments", "keyword-only arguments", "flags", "bytecode", "constants",
+             "names", "variables", "cells", "exception table")  # fmt: skip
     for name, a, b in zip(names, sealed[2:], live[2:], strict=True):
         if a != b:
             return [f"{name} of {sealed[1]}", ascii(a)[:_MOST_TEXT], ascii(b)[:_MOST_TEXT]]
@@ -216,39 +220,64 @@ def _differing(sealed: Form, live: Form) -> list[str]:
 
 
 def _instructions(of: Form) -> Iterator[str]:
-    """Instructions as `dis` writes them, from a code object that is made for it and never run."""
-    _, qualname, _, _, _, _, code, constants, names, variables, (free, cells), table = of
-    stand_in = (lambda: None).__code__.replace(
-        co_code=bytes.fromhex(code),
-        co_consts=tuple(map(_shown, constants)),
-        co_names=tuple(names),
-        co_varnames=tuple(variables),
-        co_nlocals=len(variables),
-        co_freevars=tuple(free),
-        co_cellvars=tuple(cells),
-        co_exceptiontable=bytes.fromhex(table),
-        co_argcount=0,
-        co_flags=0,
-        co_name=str(qualname),
-    )
-    for instruction in dis.get_instructions(stand_in):
-        yield f"{instruction.opname} {instruction.argrepr}".strip()[:_MOST_TEXT]
+    _, _, _, _, _, _, code, constants, names, variables, (free, cells), _ = of
+    texts = [_shown(constant) for constant in constants]
+    slots = [*variables, *(c for c in cells if c not in variables), *free]
+    for name, number in instructions(bytes.fromhex(code)):
+        yield f"{name} {operand(name, number, texts, names, slots)}".strip()[:_MOST_TEXT]
 
 
-class _Text:
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-def _shown(constant: Any) -> Any:
+def _shown(constant: Any) -> str:
     if not isinstance(constant, tuple):
-        return constant
+        return repr(constant)
     if constant[:1] == (_CODE,):
-        return _Text(f"<code of {constant[1]}>")
-    return _Text(", ".join(map(str, constant[1:]))[:_MOST_TEXT])
+        return f"<code of {constant[1]}>"
+    return ", ".join(map(str, constant[1:]))[:_MOST_TEXT]
+
+
+def instructions(body: bytes) -> Iterator[tuple[str, int]]:
+    """The name and argument of each instruction in bytecode as `co_code` has it, which may be hostile.
+
+    `dis` would want a code object, and CPython writes its caches into the bytes of one when it is made: where they
+    are none that a compiler wrote, it writes past their end.
+    """
+    at = argument = 0
+    while at + 1 < len(body):
+        name = opcode.opname[body[at]]
+        argument = (argument << 8 | body[at + 1]) & 0xFFFFFFFF
+        at += 2
+        if name == "EXTENDED_ARG":
+            continue
+        yield name, argument
+        argument = 0
+        at += 2 * _cache_entries(name)
+
+
+def _cache_entries(name: str) -> int:
+    """Words after an instruction in which the interpreter caches; nothing that is run."""
+    if isinstance(_CACHES, dict):
+        return int(_CACHES.get(name, 0))
+    number = opcode.opmap.get(name, -1)
+    return int(_CACHES[number]) if 0 <= number < len(_CACHES) else 0
+
+
+def operand(name: str, number: int, constants: Sequence[str], names: Sequence[str], variables: Sequence[str]) -> str:
+    """What an instruction's argument stands for, as text; `constants` are texts already."""
+    op = opcode.opmap.get(name, -1)
+    if op < opcode.HAVE_ARGUMENT:
+        return ""
+    if op in opcode.hasconst:
+        return constants[number] if number < len(constants) else f"constant {number}"
+    if op in opcode.hasname:
+        index = number >> _SHIFTED.get(name, 0)
+        return names[index] if index < len(names) else f"name {number}"
+    if op in opcode.haslocal or op in opcode.hasfree:
+        return variables[number] if number < len(variables) else f"variable {number}"
+    if name == "BINARY_OP" and number < len(_OPERATORS):
+        return _OPERATORS[number][1]
+    if name == "COMPARE_OP" and number < len(opcode.cmp_op):
+        return opcode.cmp_op[number]
+    return str(number)
 
 
 def _answer(file: dict[str, str], optimize: int) -> Any:
