@@ -133,8 +133,9 @@ def test_a_finding_from_before_a_resume_stands_where_its_attempt_began(case: Cas
         detector="patched", severity=m.Severity.HIGH, confidence=m.Confidence.HIGH, seen="x", expected="y", step=0,
         attempt=1,
     )  # fmt: skip
-    events = timeline([*log[: first + 1], early, *log[first + 1 :]])
-    assert [e.step for e in events if e.text == "patched: x"] == [12]
+    log[first + 1 : first + 1] = [early]
+    assert [e.step for e in timeline(log) if e.text == "patched: x"] == [12]
+    assert [f.step for _, f in tables.findings(over(case, log))[0] if f.detector == "patched"] == [12]
 
 
 def test_timeline_keeps_alerts_when_it_is_cut(case: CaseFile) -> None:

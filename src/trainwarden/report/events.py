@@ -56,7 +56,7 @@ def timeline(entries: Sequence[Entry]) -> list[Event]:
     """Everything but step records, in log order; what several ranks say alike is one event."""
     events: list[Event] = []
     attempt, step = 0, 0
-    begins = _first_steps(entries)
+    begins = first_steps(entries)
     told_already: set[tuple[object, ...]] = set()
     for index, entry in enumerate(entries):
         if isinstance(entry, StepRecord):
@@ -103,7 +103,8 @@ def markers(events: Sequence[Event]) -> list[Event]:
     return sorted(list(kept.values())[:MOST_MARKERS], key=lambda e: (e.step, e.index))
 
 
-def _first_steps(entries: Sequence[Entry]) -> dict[int, int]:
+def first_steps(entries: Sequence[Entry]) -> dict[int, int]:
+    """Each attempt's first recorded step."""
     first: dict[int, int] = {}
     for entry in entries:
         if isinstance(entry, StepRecord):

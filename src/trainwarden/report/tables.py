@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -26,6 +26,7 @@ from trainwarden.model import (
     Stage,
     StepRecord,
 )
+from trainwarden.report.events import first_steps
 from trainwarden.report.words import count, short, stage_name
 from trainwarden.store import Store
 
@@ -237,6 +238,13 @@ def _kind(line: str) -> str:
 
 def findings(case: CaseFile) -> tuple[list[tuple[int, Finding]], int]:
     """The findings to show with their log indexes, gravest first, and the number left out."""
-    found = indexed(case.entries, Finding)
+    begins = first_steps(case.entries)
+    found = [(index, _placed(f, begins)) for index, f in indexed(case.entries, Finding)]
     found.sort(key=lambda p: (_SEVERITIES.index(p[1].severity), _CONFIDENCES.index(p[1].confidence), p[0]))
     return found[:MOST_FINDINGS], max(0, len(found) - MOST_FINDINGS)
+
+
+def _placed(finding: Finding, begins: Mapping[int, int]) -> Finding:
+    """A rank that has not resumed yet counts its steps from 0: shown is where its attempt began."""
+    begin = begins.get(finding.attempt, 0)
+    return msgspec.structs.replace(finding, step=begin) if 0 <= finding.step < begin else finding
