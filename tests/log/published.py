@@ -6,9 +6,9 @@
   are built from the entries here and compared with the SHA-256 of the published files.
 * Sunlight: FiloSottile/sunlight, cmd/skylight/testdata/ (ISC), commit ed0bc387: heads with cosignatures, the
   entries ("record 0" … "record 299") of the mirrored tree and the SHA-256 of its published tiles.
-* Sigstore: an entry of the public log log2025-1.rekor.sigstore.dev with its inclusion proof and head, as the log answered
-  (sigstore-js, packages/sign, test of the Rekor v2 client, Apache-2.0), and the log's key (sigstore/root-signing,
-  trusted_root.json).
+* Sigstore: an entry of the public log log2025-1.rekor.sigstore.dev with its inclusion proof and head, as the log
+  answered (sigstore-js, packages/sign, test of the Rekor v2 client, Apache-2.0), and the log's key
+  (sigstore/root-signing, trusted_root.json).
 * A public witness, witness.navigli.sunlight.geomys.org: heads of a certificate log and of another log as it cosigned
   them in 2026, their ML-DSA-44 lines left out; its key is published on its page and by several logs.
 """
