@@ -35,6 +35,10 @@ system:
 	  echo "no PostgreSQL: tests/log/server/test_run_index.py is skipped in part; to run it: apt-get install postgresql"
 	@command -v ip >/dev/null || { $(CAN_APT) && { $(APT_INSTALL) iproute2; } </dev/null >/dev/null 2>&1; } || \
 	  echo "no ip: the test that cuts the network between two hosts is skipped; to run it: apt-get install iproute2"
+	@{ command -v go && ls /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog; } >/dev/null 2>&1 || \
+	  { $(CAN_APT) && { $(APT_INSTALL) golang-go golang-golang-x-mod-dev; } </dev/null >/dev/null 2>&1; } || \
+	  echo "no Go: the client of others that verifies our logs is skipped; to run it: apt-get install golang-go" \
+	  "golang-golang-x-mod-dev"
 	@command -v git >/dev/null || { $(CAN_APT) && { $(APT_INSTALL) git; } </dev/null >/dev/null 2>&1; } || \
 	  echo "no git: the tests that seal a repository fail; to run them: apt-get install git"
 

@@ -215,7 +215,7 @@ RegistryEntry: TypeAlias = RegistryBegun | ActorEnrolled | KeyRotated | KeyRevok
 # --------------------------------------------------------------------------- records
 
 
-class StageDigest(_Noun):
+class StageDigest(_Noun, gc=False):  # like StepRecord: many, and in no cycle, so the collector need not walk them
     """Commitment to one stage. `root` is empty when the stage could not be seen; `unseen` then says why."""
 
     root: str = ""
@@ -223,7 +223,7 @@ class StageDigest(_Noun):
     unseen: str = ""
 
 
-class StepRecord(_Noun, tag="step"):
+class StepRecord(_Noun, tag="step", gc=False):
     """One rank's claim about one optimizer step.
 
     `step` counts optimizer steps of the job from its very start, across restarts. `optimizer` tells several

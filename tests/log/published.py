@@ -6,6 +6,11 @@
   are built from the entries here and compared with the SHA-256 of the published files.
 * Sunlight: FiloSottile/sunlight, cmd/skylight/testdata/ (ISC), commit ed0bc387: heads with cosignatures, the
   entries ("record 0" … "record 299") of the mirrored tree and the SHA-256 of its published tiles.
+* Sigstore: an entry of the public log log2025-1.rekor.sigstore.dev with its inclusion proof and head, as the log
+  answered (sigstore-js, packages/sign, test of the Rekor v2 client, Apache-2.0), and the log's key
+  (sigstore/root-signing, trusted_root.json).
+* A public witness, witness.navigli.sunlight.geomys.org: heads of a certificate log and of another log as it cosigned
+  them in 2026, their ML-DSA-44 lines left out; its key is published on its page and by several logs.
 """
 
 from __future__ import annotations
@@ -94,4 +99,45 @@ SUNLIGHT_SHA256 = {
     "tile/0/000": "66a1d43136a854a5776d5bce14bf101c925fc7d4b32f1be23b658f636ebfcddb",
     "tile/0/001.p/44": "699f078d937f13343d71ad39321757de3ecf391e8d7a1b2015ad38bd36f5d60a",
     "tile/1/000.p/1": "dcef9e571841bfe2defd16306f8a7d69f5054092fb8b7f983970c646f7f5fd85",
+}
+
+REKOR_VKEY = "log2025-1.rekor.sigstore.dev+cf119915+AbfK5adZJxsI323FwGD2AJJ9F4i89cfDuLdGJBIYntuO"
+REKOR_HEAD = (
+    "log2025-1.rekor.sigstore.dev\n412115\n+8vUkEgBK/ansexBUomzocaWoPEmPIzxJC/y+xNMQN4=\n\n"
+    "\u2014 log2025-1.rekor.sigstore.dev "
+    "zxGZFahCZ/+MqTjH4rC5MWcdLDWbpetE5l30RZfQc4BQkRjWSoKipEUPjvHENeZDHIlAsuezJcLzUVvItpNjaSRoMAs=\n"
+)
+REKOR_INDEX = 412114
+REKOR_PROOF = (
+    "KIoYVJ0TqmaEkFboP7YWTjSh8vFjVECmokcTOAByfIM=",
+    "Umf0h0cK2hegTzNnSgsXszyiA4bp5OvEvP+GrWq3C8w=",
+    "vNQeSNBfepYZI2Ez3ViKdCft0JH87ZS8IGKwixxUVjc=",
+    "JBAugd5awOqmHXIKgz1MOjlR5f37VqmP0bWoRVcHX5M=",
+    "xYH2mAxGxfOgvSOLnItT2LsJt+Z2a2egjf8QJFwK7jA=",
+    "PbZWM3NitzChx9A22m/kddDtzh2bAKX5Fy7j76l3z2k=",
+    "sKX9Sbsahvw5DiC2oP6pbZsDi1NzuNS1nIULXkCC57o=",
+    "pfTCxXHnCM253jwYxVJcuUhmoTTtDxznn92QhN0M4Ws=",
+    "cJ8uk2ZvZyfg+HRILKOHcyHu2pvI8Fz3R1MyMvyzWtA=",
+)
+REKOR_ENTRY = (
+    b'{"apiVersion":"0.0.2","kind":"hashedrekord","spec":{"hashedRekordV002":{"data":{"algorithm":"SHA2_256",'
+    b'"digest":"5dJ2SakUeOXY4ut1hBHPomz+hTn6tc0KTzcGosA+epE="},"signature":{"content":"MEYCIQDcJO82nz1rrtu1DxSpruX1ogJum8'
+    b'dl4IiGBMPz3jYcbgIhAKwQ8wNu1On8pYfhAJCK8OqT0OOGTh/yAQ+An/e3d/dU","verifier":{"keyDetails":"PKIX_ECDSA_P256_SHA_256",'
+    b'"publicKey":{"rawBytes":"MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE0q9Q+tdG195CXKfmUx1YatvZ/mN3rhjpOfm1lvskWprH9Pxpe9Xc6L'
+    b'jEJbBcVPhutkfUvBB9RDk+42SNE6/5xg=="}}}}}}'
+)
+
+NAVIGLI_VKEY = "witness.navigli.sunlight.geomys.org+a3e00fe2+BNy/co4C1Hn1p+INwJrfUlgz7W55dSZReusH/GhUhJ/G"
+NAVIGLI_COSIGNED = {  # by time
+    1785704691: "coachandhorses2026h1.staging.certificate.transparency.goog\n185550722\n"
+    "YXAM0VmnrfvLaBCOOYSJhCaE5F10oGBOo+hkbDa1kng=\n\n"
+    "\u2014 coachandhorses2026h1.staging.certificate.transparency.goog "
+    "MpXgsHy8ZwxXnO+WjtVrPxAzL49Rs1gWTkNVNeEa//5peAzaocRCB3qt3EaibjzY5GILLtGgBP7dBhgcSHy+JQh0OAc=\n"
+    "\u2014 witness.navigli.sunlight.geomys.org "
+    "o+AP4gAAAABqb7DzNrGFRJnQ9vrJ8xpnwZytnr/ZYczDIsvwvouiSjwOjn7a72ccxBk+lKnZ7dKqkYKER1s/KxLTaVwQD7lJZTC/CQ==\n",
+    1791066002: "markovianprotocol.com/log\n9266\nQnwPzJywq5AyOk9k1zLqfryh6Ktw1CnaaKplELApoxw=\n\n"
+    "\u2014 markovianprotocol.com/log "
+    "AwLGyIvuxLXZM101mKdNCPTsl9GgtiG/wzbd8cGru0pGnWVMXI06twIsEIZho7n8id+w2EO0BZCalxuEm6BauQGNmgo=\n"
+    "\u2014 witness.navigli.sunlight.geomys.org "
+    "o+AP4gAAAABqwX+So8evhUsltetL+QnwUxEYMNrD25pJYOTFHwDCopbgQMl2AEh583AxfFNMDZzE73rdjK62tUN8oUBfd9p6usq+BA==\n",
 }

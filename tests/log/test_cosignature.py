@@ -43,6 +43,15 @@ def test_published_cosignatures_verify() -> None:
             cosignatures(note.replace("\n300\n", "\n301\n").encode(), [parse_vkey(vkey, COSIGNATURE)])
 
 
+@pytest.mark.parametrize("time", published.NAVIGLI_COSIGNED)
+def test_what_a_public_witness_cosigned_for_real_logs_verifies(time: int) -> None:
+    note, witness = published.NAVIGLI_COSIGNED[time], parse_vkey(published.NAVIGLI_VKEY, COSIGNATURE)
+    assert [c.time for c in cosignatures(note.encode(), [witness])] == [time]
+    size = note.split("\n")[1]
+    with pytest.raises(SignatureInvalid):
+        cosignatures(note.replace(f"\n{size}\n", f"\n{size}0\n").encode(), [witness])
+
+
 def test_the_cosignature_that_the_specification_shows_has_its_form() -> None:
     line = published.C2SP_COSIGNED.splitlines(keepends=True)[-1]
     assert parse_cosignature_lines(line.encode()) == [line]

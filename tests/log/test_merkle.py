@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 from functools import cache
 
+import published
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +21,8 @@ from trainwarden.log.merkle import (
     verify_consistency,
     verify_inclusion,
 )
+from trainwarden.log.notes import verify_head
+from trainwarden.log.vkeys import ED25519, parse_vkey
 
 # The reference inputs, roots and inner hashes published with Certificate Transparency (RFC 6962 hashing).
 INPUTS = ["", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f"]
@@ -203,3 +207,18 @@ def test_proofs_of_what_is_not_there_are_refused(index: int, size: int) -> None:
         big().inclusion_proof(index, size)
     with pytest.raises(IndexError):
         big().consistency_proof(size + 1, size)
+
+
+def test_an_entry_of_sigstores_public_log_is_proven_under_its_signed_head() -> None:
+    key = parse_vkey(published.REKOR_VKEY, ED25519)
+    head = verify_head(published.REKOR_HEAD.encode(), key.public, key.name)
+    proof, top = [base64.b64decode(h) for h in published.REKOR_PROOF], bytes.fromhex(head.root)
+    leaf = leaf_hash(published.REKOR_ENTRY)
+    verify_inclusion(leaf, published.REKOR_INDEX, head.size, proof, top)
+    for index, size, changed in (
+        (published.REKOR_INDEX - 1, head.size, leaf),
+        (published.REKOR_INDEX, head.size - 1, leaf),
+        (published.REKOR_INDEX, head.size, leaf_hash(published.REKOR_ENTRY + b" ")),
+    ):
+        with pytest.raises(LogTampered):
+            verify_inclusion(changed, index, size, proof, top)

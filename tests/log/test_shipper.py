@@ -73,7 +73,9 @@ def ship(
 ) -> list[Event]:
     """Step until everything is there, without waiting for anything."""
     told: list[Event] = []
-    shipping = Shipping.open(folder, target, told.append, limits=limits or Limits(records=16), transport=server)
+    shipping = Shipping.open(
+        folder, target, told.append, limits=limits or Limits(records=16, batches=1), transport=server
+    )
     try:
         for _ in range(steps):
             shipping.shipper.step(hurry=True)
@@ -150,6 +152,23 @@ def test_entries_that_come_later_are_sent_then(folder: RunDir, target: Target) -
     log.close()
     ship(folder, target, server)
     check_all_there(server, folder)
+
+
+def test_a_client_that_is_behind_sends_several_full_batches_in_one_request(folder: RunDir, target: Target) -> None:
+    server, told = LogServer(), list[Event]()
+    shipping = Shipping.open(
+        folder, target, told.append, limits=Limits(records=8, batches=3, seconds=1e9), transport=server
+    )
+    try:
+        while shipping.shipper.step() == 0.0:
+            pass
+        assert sum(isinstance(e, Shipped) for e in told) == 3
+        check_all_there(server, folder)
+    finally:
+        shipping.close()
+    sizes = [leaf.count for e in server.entries if isinstance(leaf := decode_leaf(read_entry(e)[1]), RecordBatch)]
+    assert max(sizes) == 8
+    assert sum(sizes) == 60
 
 
 def test_records_wait_for_their_batch_and_findings_do_not(tmp_path: Path, target: Target) -> None:
@@ -474,7 +493,7 @@ def test_full_disk_is_a_pause_and_loses_nothing(
 ) -> None:
     server = LogServer()
     told: list[Event] = []
-    shipping = Shipping.open(folder, target, told.append, limits=Limits(records=16), transport=server)
+    shipping = Shipping.open(folder, target, told.append, limits=Limits(records=16, batches=1), transport=server)
     real = os.fsync
 
     def full(fd: int) -> None:

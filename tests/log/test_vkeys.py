@@ -17,8 +17,10 @@ KEYS = [
     (published.GO_ENOCH_VKEY, ED25519),
     (published.SUMDB_VKEY, ED25519),
     (published.TESSERA_VKEY, ED25519),
+    (published.REKOR_VKEY, ED25519),
     (published.SUNLIGHT_WITNESS, COSIGNATURE),
     (published.SUNLIGHT_MIRROR, COSIGNATURE),
+    (published.NAVIGLI_VKEY, COSIGNATURE),
 ]
 
 

@@ -42,7 +42,7 @@ class Source(Protocol):
         ...
 
 
-class EntryFrame(msgspec.Struct, frozen=True):
+class EntryFrame(msgspec.Struct, frozen=True, gc=False):
     """One entry as the journal holds it, with the offsets of its frame."""
 
     index: int

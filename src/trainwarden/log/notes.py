@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import unicodedata
 
 from trainwarden.errors import LogTampered, SignatureInvalid, UsageError
@@ -27,6 +28,7 @@ from trainwarden.log.vkeys import ED25519, KEY_ID_SIZE, is_key_name, key_id
 from trainwarden.model import Signature, TreeHead
 
 _MARK = "\u2014 "
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f]")  # control characters but for the newline
 MAX_NOTE = 128 * 1024  # 16 signatures of the largest kind that there is, and some more
 MAX_SIZE = 1 << 62
 
@@ -128,7 +130,7 @@ def split_note(note: bytes) -> tuple[str, list[tuple[str, bytes]]]:
         whole = note.decode("utf-8")
     except UnicodeDecodeError:
         raise _malformed("it is not UTF-8") from None
-    if any(ord(c) < 0x20 and c != "\n" for c in whole):
+    if _CONTROL.search(whole):
         raise _malformed("it has a control character")
     text, empty_line, tail = whole.rpartition("\n\n")
     if not empty_line or not tail.endswith("\n"):

@@ -63,9 +63,15 @@ _WIDE = ("step", "seq", "wall_ns", "duration_ns", "cpu_ns", "recorder_ns")
 
 def fits(record: StepRecord) -> bool:
     """Whether every number of the record fits its column."""
-    narrow = (record.attempt, record.rank, record.world, record.optimizer, record.micro_batches)
-    wide = (record.step, record.seq, record.wall_ns, record.duration_ns, record.cpu_ns, record.recorder_ns)
-    return all(-(1 << 31) <= n < 1 << 31 for n in narrow) and all(-(1 << 63) <= n < 1 << 63 for n in wide)
+    r = record
+    narrow = min(r.attempt, r.rank, r.world, r.optimizer, r.micro_batches)
+    wide = min(r.step, r.seq, r.wall_ns, r.duration_ns, r.cpu_ns, r.recorder_ns)
+    return (
+        narrow >= -(1 << 31)
+        and max(r.attempt, r.rank, r.world, r.optimizer, r.micro_batches) < 1 << 31
+        and wide >= -(1 << 63)
+        and max(r.step, r.seq, r.wall_ns, r.duration_ns, r.cpu_ns, r.recorder_ns) < 1 << 63
+    )
 
 
 def table(records: Sequence[StepRecord], indexes: Sequence[int], leaves: Sequence[bytes]) -> Table:

@@ -73,6 +73,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How much goes into a request and how much may wait."""
 
     records: int = 4096
+    batches: int = 4  # full ones in a request when so many wait: an answer costs both sides several fsyncs
     seconds: float = 5.0
     items: int = 256
     spool: int = 1024 * 1024 * 1024
@@ -124,7 +125,7 @@ class Shipper:
             LogError: the run's log or the state cannot be read or written.
         """
         try:
-            frames = self._tail.peek(self._limits.records if self._outbox is None else 1)
+            frames = self._tail.peek(self._limits.batches * self._limits.records if self._outbox is None else 1)
             self._watch_spool()
             if self._outbox is None and not self._begin(frames, hurry):
                 return _LOOK_EVERY
@@ -155,16 +156,17 @@ class Shipper:
         return True
 
     def _due(self, frames: list[EntryFrame], hurry: bool) -> list[EntryFrame]:
-        """All of them when there are enough or they waited long enough, else those up to the last that cannot wait."""
+        """All of them when they waited long enough, else full batches and those up to the last that cannot wait."""
         if not frames:
             self._since = None
             return []
         now = self._clock()
         self._since = now if self._since is None else self._since
-        if hurry or now - self._since >= self._limits.seconds or len(frames) >= self._limits.records:
+        if hurry or now - self._since >= self._limits.seconds:
             return frames
-        urgent = next((i for i in range(len(frames), 0, -1) if not waits(frames[i - 1].data)), 0)
-        return frames[:urgent]
+        full = len(frames) // self._limits.records * self._limits.records
+        urgent = next((i for i in range(len(frames), full, -1) if not waits(frames[i - 1].data)), 0)
+        return frames[: max(full, urgent)]
 
     def _watch_spool(self) -> None:
         behind = self._tail.end - self._state.end

@@ -3,10 +3,10 @@
 A batch is committed in this order, each step durable before the next:
 
     1. objects      by digest; one too many does no harm
-    2. staging      the batch's entries, under the size and root that they lead to
-    3. head         compare-and-swap: from here on the batch is in the log, and no other writer's
-    4. tiles        they follow from staging alone, so that whoever writes them writes the same bytes
-    5. checkpoint   compare-and-swap: readers see the batch
+       staging      at the same time: the batch's entries, under the size and root that they lead to
+    2. head         compare-and-swap: from here on the batch is in the log, and no other writer's
+    3. tiles        they follow from staging alone, so that whoever writes them writes the same bytes
+    4. checkpoint   compare-and-swap: readers see the batch
 
 Rules
 -----
@@ -87,9 +87,9 @@ class TileLog:
         head = sign_head(self._origin, edge.size, edge.root(), self._key)
         self._settled = False
         with self._writing("append to"):
-            self._put({object_name(digest): data for digest, data in objects.items()})
             staged = staging_name(head)
-            self._store.put(staged, b"".join(_frames(self._edge.size, entries)))
+            first = {object_name(digest): data for digest, data in objects.items()}
+            self._put(first | {staged: b"".join(_frames(self._edge.size, entries))})
             self._head_version = self._store.swap(HEAD, head.note.encode(), self._head_version)
             self._publish(head, made)
             done = self._edge
