@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TypeAlias
 
-ROUND = 30
+ROUND = 60
 FIRST = 3
 _SLACK_NS = 2_000_000_000  # clocks of file systems are coarser than ours
 
@@ -45,10 +45,8 @@ class Sweep:
 
     def _touched(self, path: str) -> bool:
         now = _state(path)
-        if path in self._seen:
-            touched = now != self._seen[path]
-        else:
-            touched = now is None or now[3] > self._since
+        first = now is None or now[3] > self._since
+        touched = now != self._seen[path] if path in self._seen else first
         self._seen[path] = now
         return touched
 

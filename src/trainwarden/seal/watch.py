@@ -13,7 +13,7 @@ Rules
   watch on a folder like `/usr/bin` would cost more than it tells.
 
 * What no event tells (writes through a hard link or a mapping, mounts, a root made again, events that the kernel
-  dropped) a slow round over all files and folders finds within half a minute (`sweep.py`).
+  dropped) a slow round over all files and folders finds within a minute or so (`sweep.py`).
 * A watch that does not come to run (its process was stopped, or starved) says so, and looks at everything.
 
 What it cannot see: a change that is undone between the event and the look (the order of milliseconds), and one that no
