@@ -272,7 +272,7 @@ def test_rounds_look_at_everything_and_tell_only_what_was_touched(tmp_path: Path
 
 
 def test_a_watch_that_stood_still_looks_at_everything_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process of the same user stops the watcher (SIGSTOP) and fills the kernel's queue: no event tells the change."""
+    """A process of the same user stops the watcher (SIGSTOP) and fills the kernel's queue: no event comes."""
 
     def stopped(*folders: str, **options: object) -> Iterator[set[tuple[int, str]]]:
         yield set()
