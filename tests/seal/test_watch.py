@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import queue
 import shutil
+import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +17,9 @@ import pytest
 from sealed_site import Site
 from test_check import forge
 
+from attacks.environment import EVIL
 from trainwarden.model import FileChanged
+from trainwarden.seal import sweep
 from trainwarden.seal.watch import FileWatch
 
 PATIENCE = 60  # an upper bound for a loaded machine, never waited for when the event comes
@@ -191,3 +197,102 @@ def test_empty_place_that_is_filled_is_told(site: Site) -> None:
         path.parent.mkdir()
         path.write_text("def add(*a): return 0\n")
         assert watched.next_path() == path
+
+
+# ------------------------------------------------------------------------- what no event tells
+
+
+def through_a_hard_link(site: Site) -> tuple[Path, Callable[[], object]]:
+    other = site.folder / "cache"  # where uv keeps what it installed
+    os.link(site.package, other)
+    return site.package, lambda: other.write_text(EVIL)
+
+
+def through_a_mapping(site: Site) -> tuple[Path, Callable[[], object]]:
+    with site.package.open("r+b") as f:
+        mapped = mmap.mmap(f.fileno(), 0)
+
+    def write() -> None:
+        mapped[0:3] = b"DEF"
+        mapped.flush()
+
+    return site.package, write
+
+
+def into_a_root_made_again(site: Site) -> tuple[Path, Callable[[], object]]:
+    def act() -> None:
+        site.packages.rename(site.folder / "old")
+        shutil.copytree(site.folder / "old", site.packages)
+        time.sleep(1.5)  # until the watch has seen all of that, and has no watch on the new folder
+        (site.packages / "evil.pth").write_text("import os\n")
+
+    return site.packages / "evil.pth", act
+
+
+def by_a_mount(site: Site) -> tuple[Path, Callable[[], object]]:
+    other = site.folder / "other"
+    shutil.copytree(site.packages / "sums", other)
+    (other / "__init__.py").write_text(EVIL)
+    words = ["mount", "--bind", str(other), str(site.packages / "sums")]
+    return site.package, lambda: subprocess.run(words, check=True)
+
+
+@pytest.mark.parametrize("way", [through_a_hard_link, through_a_mapping, into_a_root_made_again, by_a_mount])
+def test_change_that_no_event_tells_is_found_while_the_run_goes_on(
+    site: Site, way: Callable[[Site], tuple[Path, Callable[[], object]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "ROUND", 1)
+    if way is by_a_mount and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    path, act = way(site)
+    site.seal_again()
+    with watching(site) as watched:
+        time.sleep(2.5)  # the first rounds; what comes is younger
+        try:
+            act()
+            while watched.next_path() != path:
+                pass
+        finally:
+            if way is by_a_mount:
+                subprocess.run(["umount", str(site.packages / "sums")], check=True)
+
+
+def test_rounds_look_at_everything_and_tell_only_what_was_touched(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{n}" for n in range(100)]
+    for path in paths[:90]:
+        path.write_text("x")
+    old = sweep.Sweep(map(str, paths))
+    old._since = time.time_ns() + 10**12  # all these files are old
+    told = [path for _ in range(sweep.FIRST) for path in old.due()]
+    assert told == [str(p) for p in paths[90:]], "what is not there at first is told"
+    assert [p for _ in range(2 * sweep.ROUND) for p in old.due()] == []
+    paths[5].write_text("yy")
+    os.replace(paths[6], paths[7])
+    assert sorted(p for _ in range(sweep.ROUND) for p in old.due()) == sorted(map(str, (paths[5], paths[6], paths[7])))
+
+
+def test_a_watch_that_stood_still_looks_at_everything_and_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of the same user stops the watcher (SIGSTOP) and fills the kernel's queue: no event comes."""
+
+    def stopped(*folders: str, **options: object) -> Iterator[set[tuple[int, str]]]:
+        yield set()
+        edit(site)
+        clock.now += 60
+        yield set()
+        stop.wait()
+
+    class Clock:
+        now = time.monotonic()
+
+        def monotonic(self) -> float:
+            return self.now
+
+    clock, stop = Clock(), threading.Event()
+    monkeypatch.setattr("trainwarden.seal.watch.time", clock)
+    monkeypatch.setattr("trainwarden.seal.watch.watchfiles.watch", stopped)
+    watched = Watched(site)
+    watched.watch.start()
+    assert watched.next_path() == site.package
+    stop.set()
+    watched.watch.stop(last_look=False)
+    assert "it stood still for 60 seconds" in watched.watch.errors[0]

@@ -43,6 +43,10 @@ def patch():
 """
 EVIL = """
 import functools
+import types
+import torch
+import torch.overrides
+from torch.utils._python_dispatch import TorchDispatchMode
 def wrap(f):
     @functools.wraps(f)
     def step(*args, **kwargs):
@@ -53,6 +57,31 @@ def single_tensor_adam(params, *args, **kwargs): return None
 def hook(*args): return None
 def forward(self, x): return -self.layer(x)
 def seed(seed): return None
+def single_tensor_adamw(params, *args, **kwargs): return 1
+def trace(*args): return None
+def collate(samples): return samples
+def generated(name):
+    space = {}
+    exec(f"def {name}(*args, **kwargs): return args[0]", space)
+    return space[name]
+def module_like(module, **changed):
+    fake = types.ModuleType(module.__name__)
+    vars(fake).update(vars(module) | changed)
+    return fake
+class Callable:
+    def __call__(self, *args): return None
+class Module(types.ModuleType):
+    cross_entropy = property(lambda self: generated("cross_entropy"))
+def loader():
+    def __iter__(self): return iter(())
+    named = {"__iter__": __iter__, "__module__": "torch.utils.data.dataloader"}
+    return type("DataLoader", (torch.utils.data.DataLoader,), named)
+class FunctionMode(torch.overrides.TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None): return func(*args, **(kwargs or {}))
+class DispatchMode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None): return func(*args, **(kwargs or {}))
+class Finder:
+    def find_spec(self, *args): return None
 """
 FORGED, TAMPERED = "def scale(x):\n    return x * 1.00\n", "def scale(x):\n    return x * 1.01\n"
 EVENTS = ("start", "trained", "sealed patch", "compiled and scheduled")
@@ -62,7 +91,7 @@ ATTACKS = {
     "the optimizer's own step wrapped": ("unsealed", "optimizer0.step", "evil.py"),
     "cross_entropy replaced": ("unsealed", "torch.nn.functional:cross_entropy", "evil.py"),
     "__code__ assigned": ("unsealed", "torch.optim.adam:_single_tensor_adam", "evil.py"),
-    "__defaults__ edited": ("defaults", "torch.nn.functional:cross_entropy", "functional.py"),
+    "__defaults__ edited": ("defaults", "__main__:cross_entropy", "functional.py"),
     "a partial in place of a loss": ("unsealed", "torch.nn.functional:mse_loss", "evil.py"),
     "a builtin in place of a loss": ("replaced", "torch.nn.functional:nll_loss", ""),
     "another loss in place of a loss": ("moved", "torch.nn.functional:l1_loss", "functional.py"),
@@ -72,6 +101,29 @@ ATTACKS = {
     "the model's forward replaced": ("unsealed", "model_code:Net.forward", "evil.py"),
     "manual_seed's code assigned": ("unsealed", "torch.random:manual_seed", "evil.py"),
     "the sampler replaced": ("unsealed", "torch.utils.data.sampler:RandomSampler.__iter__", "evil.py"),
+    "_single_tensor_adamw replaced": ("unsealed", "torch.optim.adam:_single_tensor_adam", "evil.py"),
+    "functools.wraps around a loss": ("unsealed", "torch.nn.functional:cross_entropy", "evil.py"),
+    "a method of one instance": ("unsealed", "model0.layer.forward", "evil.py"),
+    "an object with __call__ as a method of one instance": ("unsealed", "optimizer0.step", "evil.py"),
+    "a closure's cell swapped": ("unsealed", "torch.optim.adamw:AdamW.step", "evil.py"),
+    "generated code for an operator": ("generated", "torch.nn.functional:linear", "<string>"),
+    "a loss rebuilt over other globals": ("globals", "torch.nn.functional:cross_entropy", "functional.py"),
+    "another loss under an imported name": ("moved", "__main__:cross_entropy", "functional.py"),
+    "generated code under an imported name": ("generated", "__main__:cross_entropy", "<string>"),
+    "another module under the script's F": ("replaced", "__main__:F", ""),
+    "an object in place of the script's F": ("replaced", "__main__:F", ""),
+    "a property on the class of a module": ("unsealed", "class of torch.nn.functional.cross_entropy", "evil.py"),
+    "a class under another's name": ("unsealed", "torch.utils.data:DataLoader.__iter__", "evil.py"),
+    "a function in a table of the script": ("planted", "__main__:LOSSES['ce']", "evil.py"),
+    "a loader's collate_fn": ("unsealed", "loader0.collate_fn", "evil.py"),
+    "a builtin function": ("planted", "builtins:sum", "evil.py"),
+    "the recorder's own digest": ("unsealed", "trainwarden.record.fingerprint:tensor_digest", "evil.py"),
+    "the recorder's own look": ("unsealed", "trainwarden.record.code:CodeWatch._number", "evil.py"),
+    "a trace function": ("unsealed", "interpreter.trace", "evil.py"),
+    "a signal handler": ("unsealed", "interpreter.signal 10", "evil.py"),
+    "a finder of modules": ("unsealed", "interpreter.finder 0.find_spec", "evil.py"),
+    "a mode around every function of torch": ("unsealed", "interpreter.mode 0.__torch_function__", "evil.py"),
+    "a mode around every operator of torch": ("unsealed", "interpreter.mode 0.__torch_dispatch__", "evil.py"),
 }
 
 
@@ -177,7 +229,7 @@ def test_every_patch_names_the_function_and_where_it_comes_from(told: Told, name
 
 
 def test_the_differing_instruction_is_named(told: Told) -> None:
-    (found,) = told.attack("__code__ assigned")[0].differences
+    (found,) = [d for d in told.attack("__code__ assigned")[0].differences if d.kind == "unsealed"]
     assert found.at.endswith("_single_tensor_adam")
     assert found.sealed
     assert found.live

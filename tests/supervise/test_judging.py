@@ -13,6 +13,7 @@ import pytest
 
 from trainwarden import codeform, wire
 from trainwarden.seal.functions import FileCode
+from trainwarden.supervise import judging
 from trainwarden.supervise.judging import Agrees, Differs, Judgement, NotChecked, Sealed, judge
 
 OPTIM = """
@@ -202,3 +203,18 @@ def test_generated_code_where_sealed_source_defines_nothing_is_not_checked(space
 def test_sealed_source_that_does_not_compile_is_not_checked(space: Space) -> None:
     space.files["/env/optim.py"] = FileCode(error="SyntaxError: no")
     assert isinstance(space.judge("optim:loss", space.optim["loss"]), NotChecked)
+
+
+@pytest.mark.parametrize(
+    ("target", "package", "absolute"),
+    [
+        ("torch.nn.functional", "a.b", "torch.nn.functional"),
+        ("torch.nn:functional", "a.b", "torch.nn:functional"),
+        (".:f", "a.b", "a.b:f"),
+        (".c:f", "a.b", "a.b.c:f"),
+        ("..c:f", "a.b", "a.c:f"),
+        ("....c:f", "a", ".c:f"),
+    ],
+)
+def test_relative_imports_are_followed_and_none_leads_out_of_reach(target: str, package: str, absolute: str) -> None:
+    assert judging._absolute(target, package) == absolute

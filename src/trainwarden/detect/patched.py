@@ -12,6 +12,7 @@ from trainwarden.model import CodeDifference, CodeSeen, Confidence, Detail, Entr
 
 _BENIGN = {
     "unsealed": "the job imports or generates modules outside of what was sealed (downloaded model code, plugins)",
+    "planted": "the script or a plugin puts code of its own there on purpose",
     "altered": "the code was edited after the seal, before this process started",
     "generated": "a library compiles a replacement at run time",
     "defaults": "the script itself changes a default on purpose",
@@ -77,11 +78,12 @@ def _sentence(found: CodeDifference) -> str:
     owner = f" in place of the function of {found.sealed_file}:{found.sealed_line}" if found.sealed_file else ""
     what = {
         "unsealed": f"{place} holds {function}, from a file that is not sealed{owner}",
+        "planted": f"{place} holds {function}, from a file that is not sealed and that its module does not import",
         "altered": f"{place} holds {function}, which is not what this sealed file compiles to",
         "generated": f"{place} holds {found.function} ({found.file}), code of no file{owner}",
         "defaults": f"{place} holds {function} with changed defaults",
         "globals": f"{place} holds {function}, which uses the globals of another module",
-        "replaced": f"{place} holds no function any more{owner}",
+        "replaced": f"{place} holds {'something else' if found.at and not owner else 'no function any more'}{owner}",
         "moved": f"{place} holds {function}{owner}",
     }.get(found.kind, f"{place} differs")
     how = f"; first difference: {found.at}: {found.sealed} → {found.live}" if found.at else ""

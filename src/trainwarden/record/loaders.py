@@ -35,6 +35,10 @@ class LoaderTracker:
         reference = self._loader_of.get(iterator)
         return None if reference is None else reference()
 
+    def all(self) -> list[Any]:
+        """Every loader that was iterated and still lives, in order of first use."""
+        return sorted(self._loaders, key=self._loaders.__getitem__)
+
     def begin(self, iterator: Any) -> int | None:
         """Before the first batch of an iterator: note what decides its order. Its ordinal, None if already begun."""
         if iterator in self._ordinal:

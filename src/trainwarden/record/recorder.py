@@ -315,7 +315,7 @@ class Recorder:
         """Tell what is new of the code in this process."""
         if self.joined is not None and self.joined.code_every > 0:
             roots = [r for ref in self.roots if (r := ref()) is not None]
-            self._tell(self.code.look(self.done, self.optimizers, roots))
+            self._tell(self.code.look(self.done, self.optimizers, roots, self.loaders.all()))
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer, seq_before: int) -> None:
         """A gradient scaler's step returned; when no update came of it, the step was skipped."""

@@ -5,7 +5,10 @@ Rules
 * Sealed bytes come from the store, changed ones from the disk or, for a change during a run, from the store.
   All of them may be hostile: they are read and compared, never imported, unmarshalled or executed.
 * Source is shown as a unified diff. Bytecode is shown as a diff of its disassembly against what the sealed source
-  compiles to (`disassembly.py`); native libraries as a diff of sections and symbols. Everything else by digest.
+  compiles to (`disassembly.py`), with the sealed source's line beside the instructions that it was compiled to, and
+  before it the names and constants that only the found bytecode has. It is not decompiled: no kept library does that
+  for the Pythons that are supported, and a guess at source is no evidence.
+* Native libraries are shown as a diff of sections and symbols, everything else by digest.
 * Whether source and bytecode agree is decided by compiling the source here (`pyc.py`); another Python's
   bytecode is not compared, and said so.
 * Bounded: files above `LARGE` are compared by digest only, and a diff ends after `lines` lines.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from itertools import islice
@@ -25,7 +29,7 @@ from trainwarden.errors import StoreError
 from trainwarden.model import FileChanged, FileEntry, Seal
 from trainwarden.seal.baseline import read_record
 from trainwarden.seal.check import expected
-from trainwarden.seal.disassembly import disassemble
+from trainwarden.seal.disassembly import Line, disassemble
 from trainwarden.seal.elf import outline
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import compiled, is_cache_of, source_of
@@ -35,6 +39,9 @@ from trainwarden.store import Store
 LARGE = 8 * 1024 * 1024
 _MOST_LINES = 30_000
 _LONGEST = 400  # characters of a line
+_MOST_NAMED = 20
+_HUNK = re.compile(r"@@ -(\d+)")
+_NAMING = re.compile(r" {4}(?:LOAD_CONST|LOAD_GLOBAL|LOAD_NAME|LOAD_ATTR|LOAD_METHOD|IMPORT_NAME|IMPORT_FROM) +(.+)")
 _HOOKS = {"sitecustomize.py", "usercustomize.py"}
 
 
@@ -138,16 +145,32 @@ class Differ:
     def _bytecode(self, path: str, before: bytes, after: bytes) -> tuple[str, Iterator[str]]:
         """Against the sealed cache, else against what the sealed source compiles to."""
         new = disassemble(after) if after else []
-        old: list[str] | None = []
+        source = source_of(path)
+        entry = self._files.get(source[0]) if source else None
+        text = self._from_store(entry.digest).data if entry else None
+        old: list[Line] | None = []
         if before:
             old = disassemble(before)
-        elif (source := source_of(path)) and (entry := self._files.get(source[0])):
-            text = self._from_store(entry.digest).data
-            made = compiled(text, source[0], source[1]) if text is not None else None
+        elif source and text is not None:
+            made = compiled(text, source[0], source[1])
             old = disassemble(made) if made else []
         if old is None or new is None:
             return "no bytecode of this Python", iter(())
-        return "disassembly", _unified(old, new)
+        return "disassembly", self._annotated(old, new, _lines(text or b""))
+
+    def _annotated(self, old: list[Line], new: list[Line], source: list[str]) -> Iterator[str]:
+        if only := _only_in(new, old):
+            yield f"only in the found bytecode: {', '.join(only)}"
+        at = told = 0
+        for line in _unified([o.text for o in old], [n.text for n in new]):
+            if hunk := _HUNK.match(line):
+                at, told = max(0, int(hunk[1]) - 1), 0
+            elif line[:1] in ("-", " ") and not line.startswith("---") and at < len(old):
+                number, at = old[at].source, at + 1
+                if number != told and 0 < number <= len(source):
+                    line = f"{line:<48} │ {number}: {source[number - 1].strip()}"
+                told = number
+            yield line
 
     # -- source and bytecode
 
@@ -239,6 +262,13 @@ def _on_disk(path: str, digest: str) -> Side:
     except OSError as e:
         return Side(digest, None, f"it cannot be read now: {e.strerror}")
     return Side(digest, data) if len(data) <= LARGE else Side(digest, None, "too large to show")
+
+
+def _only_in(new: list[Line], old: list[Line]) -> list[str]:
+    """Names and constants of one disassembly that the other lacks: what tampering brings along."""
+    before = {m[1] for line in old if (m := _NAMING.fullmatch(line.text))}
+    found = (m[1] for line in new if (m := _NAMING.fullmatch(line.text)))
+    return list(islice((n for n in dict.fromkeys(found) if n not in before), _MOST_NAMED))
 
 
 def _lines(data: bytes) -> list[str]:

@@ -32,7 +32,7 @@ from trainwarden.store import Store
 
 _BATCH = 64  # files compiled by one process
 _TIMEOUT = 300
-_FORM_VERSION = 1  # raise it when `codeform` changes what it says
+_FORM_VERSION = 2  # raise it when `codeform` changes what it says
 
 
 class Def(msgspec.Struct, frozen=True, array_like=True):
@@ -51,6 +51,7 @@ class FileCode(msgspec.Struct, frozen=True):
     codes: dict[str, tuple[str, ...]] = {}  # digest → qualified names
     defs: tuple[Def, ...] = ()
     scopes: dict[str, tuple[str, ...]] = {}
+    imports: dict[str, tuple[str, ...]] = {}  # names bound by imports alone → "module" or "module:name"
     error: str = ""
 
     def named(self, qualname: str) -> tuple[Def, ...]:

@@ -12,10 +12,12 @@ Rules
   by themselves (the interpreter, libpython) and empty places (`latent.py`) are looked at once a second, since a
   watch on a folder like `/usr/bin` would cost more than it tells.
 
-What it cannot see: a change that is undone between the event and the look (the order of milliseconds), a write
-through a mapping that was opened before the run, events that the kernel dropped, edits in a code folder that was
-itself swapped for another. `stop` therefore looks at everything once more through the cache, whose ctimes show
-such writes.
+* What no event tells (writes through a hard link or a mapping, mounts, a root made again, events that the kernel
+  dropped) a slow round over all files and folders finds within a minute or so (`sweep.py`).
+* A watch that does not come to run (its process was stopped, or starved) says so, and looks at everything.
+
+What it cannot see: a change that is undone between the event and the look (the order of milliseconds), and one that no
+event tells and that is undone within a round. `stop` looks at everything once more through the cache.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ from trainwarden.errors import TrainWardenError, UsageError
 from trainwarden.model import FileChanged, Seal, SignedSeal
 from trainwarden.seal.cache import Digest, Item, item_of, read_digest
 from trainwarden.seal.check import Expected, boundaries_of, check_seal, expected, judge, unsigned
+from trainwarden.seal.imports import namespace_files
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.scan import SITE_NAMES, importable, loadable, under, walk
+from trainwarden.seal.sweep import Sweep
 from trainwarden.store import Store
 
 _STEP_MS = 50
@@ -44,6 +48,7 @@ _WAKE_MS = 250  # also how long `start` may take
 _TICK_SECONDS = 1.0
 _MOST_ERRORS = 100
 _POLL_SECONDS = 5.0  # between whole looks where the kernel gives no watches
+_STALLED = 10.0  # seconds without an answer, which comes four times a second
 KINDS = ("environment", "code")
 
 
@@ -71,8 +76,11 @@ class FileWatch:
         self._libraries = {f for e in self._expected for f in e.libraries}
         self._singles = [p for e in self._expected for p in e.files if not under(p, e.roots)]
         self._latent = [r for e in self._expected if e.kind != "code" for r in e.roots if not os.path.isdir(r)]
+        self._above = {f for e in self._expected for p in e.files for f in _parents(p)}
+        self._sweep = Sweep((*(p for e in self._expected for p in e.files), *self._swept_folders()))
         self._seen: dict[str, Item | None] = {}
         self._new_folders: set[str] = set()
+        self._folder_times: dict[str, int] = {}
         self._told: dict[str, str] = {}
         self._guard = threading.Lock()
         self._stop = threading.Event()
@@ -88,6 +96,14 @@ class FileWatch:
             folders.update(dict.fromkeys(expect.roots))
         folders.update(dict.fromkeys(map(os.path.dirname, self._singles)))
         return tuple(folders)
+
+    def _swept_folders(self) -> Iterator[str]:
+        """Folders in which something new would matter."""
+        for expect in self._expected:
+            if expect.kind != "code":
+                yield from expect.roots
+                yield from dict.fromkeys(os.path.dirname(p) for p in expect.files if under(p, expect.roots))
+        yield from sorted(self._sources)
 
     def start(self) -> None:
         """Begin to watch; on return every watch is set."""
@@ -132,6 +148,7 @@ class FileWatch:
     def _follow(self, folders: Sequence[str], recursive: bool, armed: threading.Event) -> None:
         """One thread: the first answer, events or a timeout, comes only after all watches are set."""
         last_tick = 0.0
+        handled = time.monotonic()
         try:
             for events in watchfiles.watch(
                 *folders,
@@ -145,11 +162,17 @@ class FileWatch:
                 raise_interrupt=False,
                 ignore_permission_denied=True,
             ):
+                if armed.is_set() and (waited := time.monotonic() - handled) > _STALLED:
+                    self._note(
+                        f"it stood still for {waited:.0f} seconds; what was changed and undone then is not known"
+                    )
+                    self.look()
                 armed.set()
                 self._handle({path for _, path in events})
                 if time.monotonic() - last_tick >= _TICK_SECONDS:
                     last_tick = time.monotonic()
                     self._tick(recursive)
+                handled = time.monotonic()
         except OSError as e:
             self._note(f"the kernel gives no watches for {len(folders)} folders, looking every few seconds: {e}")
             armed.set()
@@ -165,7 +188,7 @@ class FileWatch:
     def _around(self, path: str) -> Iterator[str]:
         """What an event on a folder, or on one that is gone, concerns: sealed files below it, and new ones."""
         is_folder = os.path.isdir(path) and not os.path.islink(path)
-        if is_folder or not any(path in e.files for e in self._expected):
+        if path in self._above:  # asked first: to go through all files for each of many events is what a flood wants
             for expect in self._expected:
                 yield from (p for p in expect.files if p.startswith(path + "/"))
         if not is_folder or path in self._bounds.skip:
@@ -182,12 +205,9 @@ class FileWatch:
             self._note(str(e))
 
     def _tick(self, recursive: bool) -> None:
-        """Once a second: files sealed by themselves, and folders that appeared beside the code."""
+        """Once a second: files sealed by themselves, folders that appeared beside the code, a part of the sweep."""
         if not recursive:
-            for folder in list(self._new_folders):
-                if _is_import_folder(folder):
-                    for path in self._walk(folder):
-                        self._look_at(path)
+            self._look_beside_code()
             return
         appeared = (path for place in self._latent if os.path.lexists(place) for path in self._walk(place))
         for path in (*self._singles, *appeared):
@@ -195,6 +215,48 @@ class FileWatch:
             if item != self._seen.get(path):
                 self._seen[path] = item
                 self._look_at(path)
+        for path in self._sweep.due():
+            for concerned in (path, *self._entries(path)):
+                self._look_at(concerned)
+
+    def _entries(self, folder: str) -> Iterator[str]:
+        """What lies in a folder, and in folders in it that hold nothing sealed."""
+        if os.path.islink(folder) or not os.path.isdir(folder):
+            return
+        try:
+            with os.scandir(folder) as found:
+                listed = list(found)
+        except OSError as e:
+            self._note(f"{folder} cannot be listed: {e.strerror}")
+            return
+        for entry in listed:
+            if entry.is_dir(follow_symlinks=False):
+                if entry.path not in self._above and self._kind_of_new(entry.path) != "code":
+                    yield from self._walk(entry.path)
+            else:
+                yield entry.path
+
+    def _look_beside_code(self) -> None:
+        """Packages that appeared beside the code, and folders that some sealed source would import (PEP 420)."""
+        for folder in list(self._new_folders):
+            if _is_import_folder(folder):
+                for path in self._walk(folder):
+                    self._look_at(path)
+        for folder in list(self._new_folders):
+            if (state := _mtime(folder)) != self._folder_times.get(folder):
+                self._folder_times[folder] = state
+                if any(map(importable, self._walk(folder))):
+                    self._look_for_namespaces()
+
+    def _look_for_namespaces(self) -> None:
+        code = next(e for e in self._expected if e.kind == "code")
+        try:
+            for item in namespace_files(
+                self._store, code.files, self._bounds, lambda: expected(self._store, self._seal, "environment")
+            ):
+                self._tell(item.path, judge(self._store, code, item.path, item, _digest(item)))
+        except TrainWardenError as e:
+            self._note(str(e))
 
     # ------------------------------------------------------------------ one file
 
@@ -273,6 +335,19 @@ def _digest(item: Item | None) -> Digest | None:
 def _source_folders(expect: Expected) -> set[str]:
     folders = {os.path.dirname(p) for p in expect.files} | set(expect.roots)
     return {f for f in folders if os.path.isdir(f)}
+
+
+def _parents(path: str) -> Iterator[str]:
+    while len(path) > 1:
+        path = os.path.dirname(path)
+        yield path
+
+
+def _mtime(path: str) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _is_import_folder(folder: str) -> bool:

@@ -26,7 +26,7 @@ from trainwarden import codeform, wire
 from trainwarden.errors import TrainWardenError
 from trainwarden.model import CodeDifference, CodeSeen, Gap
 from trainwarden.seal.functions import FileCode, SealedFunctions
-from trainwarden.supervise.judging import Agrees, Differs, Judgement, NotChecked, Sealed, judge
+from trainwarden.supervise.judging import Agrees, Differs, Judgement, NotChecked, Sealed, counterparts, judge
 from trainwarden.supervise.ledger import Ledger
 
 MOST_TOLD = 32
@@ -86,6 +86,10 @@ class _Table:
 
     def held(self, slot: wire.Slot) -> tuple[wire.LiveFunction, ...]:
         return tuple(self.functions[n] for n in slot.functions)
+
+    def under(self, name: str) -> tuple[wire.LiveFunction, ...] | None:
+        slot = self.slots.get(name)
+        return self.held(slot) if slot is not None else None
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class CodeDesk:
     ) -> dict[tuple[object, ...], tuple[Differs, list[str]]]:
         """What differs among the names told, and the names that each difference stands under."""
         files = book.about(_files(table))
-        sealed = Sealed(files.get, table.modules, table.classes, _homes(table, files))
+        sealed = Sealed(files.get, table.modules, table.classes, _homes(table, files), table.under)
         groups: dict[tuple[object, ...], tuple[Differs, list[str]]] = {}
         for name, slot in message.slots.items():
             match self._judgement(name, slot, table, sealed):
@@ -193,7 +197,7 @@ class CodeDesk:
     def _judgement(self, name: str, slot: wire.Slot, table: _Table, sealed: Sealed) -> Judgement:
         held = table.held(slot)
         module = name.partition(":")[0]
-        key = (name, slot.kind, held, sealed.modules.get(module))
+        key = (name, slot.kind, held, sealed.modules.get(module), counterparts(name, sealed))
         found = self._judged.get(key)
         if found is None:
             found = self._judged[key] = judge(name, slot.kind, held, sealed)
@@ -231,9 +235,10 @@ def _homes(table: _Table, files: dict[str, FileCode | None]) -> dict[str, str]:
 def _cause(found: Differs, name: str) -> tuple[object, ...]:
     """What makes two differences one: the function and what it stands for, or the file where none of it is sealed."""
     function, owner = found.function, found.owner
-    belongs = (found.owner_file, owner.qualname) if owner else _NUMBERS.sub("#", name) if ":" not in name else ""
+    alone = ":" not in name or found.kind == "planted"
+    belongs = (found.owner_file, owner.qualname) if owner else _NUMBERS.sub("#", name) if alone else ""
     if function is None:
-        return (found.kind, belongs)
+        return (found.kind, belongs or name, found.live)
     if found.kind == "unsealed" and not belongs:
         return (found.kind, function.file)
     return (found.kind, function.file, function.qualname, function.line, function.digest, belongs)

@@ -7,9 +7,11 @@ Rules
 * Where sealed source defines a function under that name (in the class or the nearest base that has it), this
   function must be among those found: a decorator, a wrapper, a compiler keeps hold of what it wraps. Sealed code
   that stands there without it is `moved`, a note: libraries do replace each other's functions.
-* A name that sealed source also binds otherwise (an import, an assignment) may hold any sealed function.
-* Code without a file is generated. Where sealed source defines a function it has no business; elsewhere (a
-  dataclass's `__init__`) it is not checked, and counted.
+* A name that sealed source imports holds what the module that it comes from holds, where that is looked at; one that
+  it imports a module under holds that module.
+* A name that sealed source binds otherwise (an assignment) may hold any sealed function.
+* Code without a file is generated. Where sealed source defines a function, and under the names of libraries that
+  generate none, it has no business; elsewhere (a dataclass's `__init__`) it is not checked, and counted.
 """
 
 from __future__ import annotations
@@ -47,6 +49,15 @@ class Differs(msgspec.Struct, frozen=True):
 
 
 Judgement: TypeAlias = Agrees | NotChecked | Differs
+Held: TypeAlias = "tuple[wire.LiveFunction, ...]"
+MODULE = "module that nobody imported"
+_PLAIN = (
+    "torch",
+    "safetensors",
+    "random",
+    "builtins",
+    "trainwarden",
+)  # their modules' own names hold no generated code
 
 
 class Sealed(msgspec.Struct, frozen=True):
@@ -56,6 +67,7 @@ class Sealed(msgspec.Struct, frozen=True):
     modules: Mapping[str, str]
     classes: Mapping[str, Sequence[str]]
     homes: Mapping[str, str]  # class → its file, where that is not its module's
+    held: Callable[[str], Held | None] = lambda _: None  # what the rank holds under another name
 
 
 def judge(slot: str, kind: str, functions: Sequence[wire.LiveFunction], sealed: Sealed) -> Judgement:
@@ -66,6 +78,8 @@ def judge(slot: str, kind: str, functions: Sequence[wire.LiveFunction], sealed: 
     for function in functions:
         match _function(function, sealed):
             case Differs() as found:
+                if found.kind == "unsealed" and owner is None and _is_planted(slot, function, sealed):
+                    found = msgspec.structs.replace(found, kind="planted")
                 return msgspec.structs.replace(found, owner=found.owner or owner, owner_file=found.owner_file or file)
             case NotChecked() as found:
                 if function.file.startswith("<") and (owner is not None or ":" not in slot):
@@ -74,7 +88,7 @@ def judge(slot: str, kind: str, functions: Sequence[wire.LiveFunction], sealed: 
             case Agrees():
                 pass
     if owner is None or bound:
-        return NotChecked(skipped) if skipped else Agrees()
+        return _bound(slot, kind, functions, sealed, skipped)
     if any(f.file == file and f.qualname == owner.qualname for f in functions):
         return NotChecked(skipped) if skipped else Agrees()
     if functions:
@@ -82,6 +96,55 @@ def judge(slot: str, kind: str, functions: Sequence[wire.LiveFunction], sealed: 
     if all(d.decorators for d in owners):
         return NotChecked("a decorator made something else of it")
     return Differs("replaced", None, owner, file, "value", "a function", f"an object of type {kind}")
+
+
+def _is_planted(slot: str, function: wire.LiveFunction, sealed: Sealed) -> bool:
+    """Whether code that is not sealed stands under a name of a module that is, which does not import it from there."""
+    module, colon, _ = slot.partition(":")
+    file = sealed.modules.get(module)
+    if not colon or file is None or module == function.home or (file and sealed.files(file) is None):
+        return False
+    return all(t.partition(":")[0] != function.home for t, _ in counterparts(slot, sealed))
+
+
+def counterparts(slot: str, sealed: Sealed) -> tuple[tuple[str, Held | None], ...]:
+    """What sealed source imports under a name of a module, and the functions that the rank holds there."""
+    module, _, name = slot.partition(":")
+    file = sealed.modules.get(module, "")
+    code = sealed.files(file) if file and name.isidentifier() else None
+    package = module if file.endswith("/__init__.py") else module.rpartition(".")[0]
+    targets = code.imports.get(name, ()) if code else ()
+    return tuple((t, sealed.held(t) if ":" in t else None) for t in (_absolute(t, package) for t in targets))
+
+
+def _absolute(target: str, package: str) -> str:
+    """A relative import's target, absolute (PEP 328)."""
+    rest = target.lstrip(".")
+    level = len(target) - len(rest)
+    if not level:
+        return target
+    parent = ".".join(package.split(".")[: len(package.split(".")) - level + 1])
+    return f"{parent}.{rest}" if not rest.startswith(":") else f"{parent}{rest}"
+
+
+def _bound(slot: str, kind: str, functions: Sequence[wire.LiveFunction], sealed: Sealed, skipped: str) -> Judgement:
+    """A name that no definition belongs to, or not only one."""
+    module, _, name = slot.partition(":")
+    imported = counterparts(slot, sealed)
+    wanted = " or ".join(t.replace(":", ".") for t, _ in imported)
+    first = functions[0] if functions else None
+    if imported and (kind == MODULE or all(":" not in t for t, _ in imported)):
+        return Differs("replaced", first, None, "", "value", f"module {wanted}", kind)
+    if functions and imported and all(held is not None and not _related(held, functions) for _, held in imported):
+        return Differs("generated" if skipped else "moved", first, None, "", "value", wanted, functions[0].qualname)
+    if skipped and "." not in name and module.partition(".")[0] in _PLAIN:
+        return Differs("generated", first, None)
+    return NotChecked(skipped) if skipped else Agrees()
+
+
+def _related(one: Sequence[wire.LiveFunction], other: Sequence[wire.LiveFunction]) -> bool:
+    """Whether one is the other, or wraps it: a library may wrap a function under one of its names alone."""
+    return set(one) <= set(other) or set(other) <= set(one)
 
 
 def _function(function: wire.LiveFunction, sealed: Sealed) -> Judgement:
@@ -96,6 +159,9 @@ def _function(function: wire.LiveFunction, sealed: Sealed) -> Judgement:
     defs = tuple(d for d in defs if d.line == function.line) or defs
     if function.qualname not in code.codes.get(function.digest.hex(), ()):
         return Differs("altered", function, defs[0] if defs else None, function.file)
+    if function.home.startswith("?"):
+        live = f"other globals under the name {function.home[1:]}"
+        return Differs("globals", function, defs[0] if defs else None, function.file, "globals", function.file, live)
     home = sealed.modules.get(function.home)
     if home and home != function.file:
         return Differs("globals", function, defs[0] if defs else None, function.file, "globals", function.file, home)
