@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import struct
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -267,7 +268,7 @@ def cut_digests(data: bytes, count: int) -> tuple[bytes, ...]:
     """
     if len(data) != count * DIGEST_BYTES:
         raise ValueError(f"{len(data)} bytes of digests for {count} names")
-    return tuple(data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES))
+    return struct.unpack(f"{DIGEST_BYTES}s" * count, data)
 
 
 class Gap(_Noun, tag="gap"):

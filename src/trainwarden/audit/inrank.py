@@ -25,7 +25,6 @@ from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
 from trainwarden.record import loaders as positions
-from trainwarden.record import names as naming
 from trainwarden.record import rng, snapshot, stages
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
@@ -141,7 +140,7 @@ class Replayer(Recorder):
         self._state = snapshot.read(Path(complement))
         full = snapshot.read(Path(weights))
         roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = dict(naming.buffers(roots))
+        buffers = dict(self.buffers.of(roots))
         for name, saved in full["buffers"].items():
             buffers[name].copy_(saved)
         for optimizer, index in self.optimizers.items():

@@ -24,11 +24,12 @@ from trainwarden.model import DIGEST_BYTES
 if TYPE_CHECKING:
     import torch
 
-_MAX_KEPT = 1 << 16
+_MAX_KEPT = 1 << 16  # tensors
+_MOST_LISTS = 256  # of names
 
 _subkeys: dict[tuple[bytes, Any, Any], bytes] = {}
-_views: dict[tuple[int, int], memoryview | bytes] = {}
-_frames: dict[str, bytes] = {}
+_places: dict[tuple[bytes, int, Any, Any], tuple[memoryview | bytes, bytes]] = {}
+_frames: dict[tuple[str, ...], list[bytes]] = {}
 _plain_types: set[type] = set()  # filled once torch is here: this module is also used without it
 
 
@@ -43,26 +44,35 @@ def tensor_digest(key: bytes, tensor: torch.Tensor) -> bytes:
     A sharded tensor (DTensor) is digested as this rank's shard.
     """
     # The common case costs a microsecond or two; a model has hundreds of tensors and a step several stages of them.
-    plain = type(tensor) in _plain_types and tensor.is_cpu and tensor.is_contiguous()
-    t = tensor if plain and not (tensor.dtype.is_complex or tensor.is_neg()) else _plain(tensor)
-    subkey = _subkeys.get((key, t.dtype, t.shape))
+    t = tensor
+    if not (type(t) in _plain_types and t.is_cpu and t.is_contiguous() and not t.is_neg()):
+        t = _plain(t)
+    found = _places.get((key, t.data_ptr(), t.dtype, t.shape))
+    if found is None:
+        if t.dtype.is_complex or t.is_quantized:
+            t = _plain(t)
+        found = _placed(key, t)
+    memory, subkey = found
+    return blake3(memory, key=subkey).digest(DIGEST_BYTES)
+
+
+def _placed(key: bytes, t: torch.Tensor) -> tuple[memoryview | bytes, bytes]:
+    """A view of this process's own memory (no copy, and no numpy, which cannot hold bfloat16), and the subkey.
+
+    Weights and moments stay where they are from step to step, so both are made once for each address, dtype and
+    shape. A view owns nothing: it is only read while a tensor that has all three is held. Complex tensors are not
+    remembered, since they can be conjugated without a bit of theirs being moved.
+    """
+    address, dtype, shape, size = t.data_ptr(), t.dtype, t.shape, t.nbytes
+    subkey = _subkeys.get((key, dtype, shape))
     if subkey is None:
-        subkey = _subkey(key, str(t.dtype).removeprefix("torch."), tuple(t.shape))
-        _subkeys[key, t.dtype, t.shape] = subkey
-    return blake3(_memory(t.data_ptr(), t.nbytes), key=subkey).digest(DIGEST_BYTES)
-
-
-def _memory(address: int, size: int) -> memoryview | bytes:
-    """A view of this process's own memory: no copy, and no numpy, which cannot hold bfloat16."""
-    view = _views.get((address, size))
-    if view is None:
-        # Weights and moments stay where they are from step to step, so their views are made once. A view owns
-        # nothing: it is only read while a tensor that has this address is held.
-        if len(_views) >= _MAX_KEPT:
-            _views.clear()
-        view = memoryview((ctypes.c_char * size).from_address(address)).cast("B") if size else b""
-        _views[address, size] = view
-    return view
+        subkey = _subkeys[key, dtype, shape] = _subkey(key, str(dtype).removeprefix("torch."), tuple(shape))
+    memory = memoryview((ctypes.c_char * size).from_address(address)).cast("B") if size else b""
+    if not dtype.is_complex:
+        if len(_places) >= _MAX_KEPT:
+            _places.clear()
+        _places[key, address, dtype, shape] = memory, subkey
+    return memory, subkey
 
 
 def value_digest(key: bytes, data: bytes) -> bytes:
@@ -72,17 +82,20 @@ def value_digest(key: bytes, data: bytes) -> bytes:
 
 def stage_root(key: bytes, names: Iterable[str], digests: Iterable[bytes]) -> str:
     """The root over a stage's ordered (name, digest) pairs, as 64 hex digits."""
-    parts = []
-    for name, digest in zip(names, digests, strict=True):
-        parts += [_frames.get(name) or _framed(name), digest]
+    names, digests = tuple(names), tuple(digests)
+    if len(names) != len(digests):
+        raise ValueError(f"{len(digests)} digests for {len(names)} names")
+    parts = [b""] * (2 * len(names))
+    parts[::2], parts[1::2] = _frames.get(names) or _framed(names), digests
     return blake3(b"".join(parts), key=key).hexdigest()
 
 
-def _framed(name: str) -> bytes:
-    raw = name.encode("utf-8", "surrogateescape")
-    if len(_frames) >= _MAX_KEPT:
+def _framed(names: tuple[str, ...]) -> list[bytes]:
+    """Each name with its length before it. The lists of names of a step are those of the step before."""
+    raw = [name.encode("utf-8", "surrogateescape") for name in names]
+    if len(_frames) >= _MOST_LISTS:
         _frames.clear()
-    _frames[name] = framed = struct.pack("<I", len(raw)) + raw
+    _frames[names] = framed = [struct.pack("<I", len(name)) + name for name in raw]
     return framed
 
 

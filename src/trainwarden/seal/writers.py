@@ -26,7 +26,6 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from trainwarden.model import Writer
-from trainwarden.seal.scan import under
 
 _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_REPORT_PIDFD, _FAN_REPORT_DFID_NAME = 0x1, 0x2, 0x80, 0xC00
 _FAN_MARK_ADD, _FAN_MARK_FILESYSTEM = 0x1, 0x100
@@ -42,6 +41,7 @@ _MOST_ARGV = 4096  # bytes of a command line
 _PATIENCE = 1.0  # seconds in all that are waited for events under way: ten thousand changes wait no longer than one
 _MOST_FOLDERS = 10_000  # folders whose path is remembered by their handle
 _RIGHTS = "this needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH"
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Writers:
@@ -49,7 +49,7 @@ class Writers:
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, Writer] = OrderedDict()
-        self._folders: tuple[str, ...] = ()
+        self._below: tuple[str, ...] = ()
         self._changed = threading.Condition()
         self._mounts: dict[bytes, int] = {}
         self._paths: dict[bytes, str] = {}  # fsid and handle of a folder → its path
@@ -61,9 +61,10 @@ class Writers:
 
     def start(self, folders: Iterable[str]) -> None:
         """Listen to changes below `folders`; where that is not possible, `of` says why."""
-        self._folders = tuple(folders)
+        folders = tuple(folders)
+        self._below = tuple(f.rstrip("/") + "/" for f in folders)
         try:
-            self._listen()
+            self._listen(folders)
         except OSError as e:
             self._reason = f"the kernel gives no fanotify events: {e.strerror or e}; {_RIGHTS}"
             self._close_all()
@@ -106,10 +107,10 @@ class Writers:
 
     # -- the kernel
 
-    def _listen(self) -> None:
+    def _listen(self, folders: Iterable[str]) -> None:
         flags = _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_REPORT_PIDFD | _FAN_REPORT_DFID_NAME
         self._group = _call("fanotify_init", ctypes.c_uint(flags), ctypes.c_uint(os.O_RDONLY))
-        for folder in _one_each_device(self._folders):
+        for folder in _one_each_device(folders):
             how = ctypes.c_uint(_FAN_MARK_ADD | _FAN_MARK_FILESYSTEM)
             place = os.fsencode(folder)
             _call("fanotify_mark", ctypes.c_int(self._group), how, ctypes.c_uint64(_MASK), _AT_FDCWD, place)
@@ -149,7 +150,7 @@ class Writers:
             paths = [p for kind, body in infos if kind == _INFO_DFID_NAME and (p := self._path(body))]
             if mask & _FAN_ONDIR and mask & (_FAN_MOVED_FROM | _FAN_MOVED_TO):
                 self._paths.clear()
-            concerned = [p for p in paths if under(p, self._folders)]
+            concerned = [p for p in paths if f"{p}/".startswith(self._below)]
             if concerned:
                 writer = _process(pid, pidfd)
                 with self._changed:
@@ -245,8 +246,7 @@ def _fsid(folder: str) -> bytes:
 
 
 def _call(name: str, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    function = getattr(libc, name, None)
+    function = getattr(_libc, name, None)
     if function is None:
         raise OSError(38, f"this system has no {name}")
     result: int = function(*arguments)

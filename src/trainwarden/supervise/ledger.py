@@ -4,8 +4,9 @@ Rules
 -----
 * Order: details are fsynced, then the leaves are appended in one durable `append`, then `done` is called.
   What is acknowledged from `done` is therefore durable.
-* Entries that arrive while an append is under way form the next group (group commit), so the number of
-  fsyncs follows the disk and not the number of ranks.
+* Entries that arrive while an append is under way form the next group (group commit), and a step record waits
+  `GATHER_SECONDS` for those of other ranks, so the number of fsyncs follows the disk and the clock, and not the
+  number of ranks. Any other entry, and whoever waits for the log, ends the waiting at once.
 * When the log cannot be written, training goes on: entries wait in memory up to `MAX_WAITING` bytes, the
   append is tried again every `RETRY_SECONDS`, and what no longer fits is counted by rank and logged as a
   `Gap` once writing works. Nothing that was not written is ever acknowledged.
@@ -30,6 +31,8 @@ from trainwarden.supervise.details import DetailWriter
 
 MAX_WAITING = 64 * 1024 * 1024
 RETRY_SECONDS = 1.0
+GATHER_SECONDS = 0.05
+GATHER_BYTES = 4 * 1024 * 1024
 
 Done = Callable[[int], None]
 Details = Mapping[Stage, Detail]
@@ -119,6 +122,7 @@ class Ledger:
         self._failures = 0
         self._waiting: deque[_Item] = deque()
         self._bytes = 0
+        self._urgent = False
         self._busy = False
         self._closing = False
         self._tried_last = False
@@ -147,6 +151,8 @@ class Ledger:
                 return False
             self._waiting.append(item)
             self._bytes += item.cost
+            if not isinstance(entry, StepRecord) or self._bytes > GATHER_BYTES:
+                self._urgent = True
             self._changed.notify_all()
         return True
 
@@ -168,6 +174,8 @@ class Ledger:
         """Wait until everything submitted so far is durable; False once writing has failed (again) or timed out."""
         with self._changed:
             failures = self._failures
+            self._urgent = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._settled() or self._failures > failures, timeout)
             return self._settled()
 
@@ -213,7 +221,9 @@ class Ledger:
             self._changed.wait_for(lambda: self._waiting or self._lost or self._closing)
             if self._closing and (self._tried_last or not self._waiting):
                 return None
+            self._changed.wait_for(lambda: self._urgent or self._closing, GATHER_SECONDS)
             self._tried_last = self._closing
+            self._urgent = False
             self._busy = True
             return list(self._waiting)
 
@@ -283,6 +293,7 @@ class Ledger:
         with self._changed:
             self._waiting.append(item)
             self._bytes += item.cost
+            self._urgent = True
 
     def _count_lost(self, entry: Entry) -> None:
         where = (getattr(entry, "attempt", -1), getattr(entry, "rank", -1))

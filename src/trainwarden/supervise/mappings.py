@@ -39,6 +39,7 @@ MOST_KEPT = 64 << 20  # bytes of an unsealed library that are kept as evidence
 _SYSTEM = ("/lib/", "/lib32/", "/lib64/", "/usr/lib/", "/usr/lib32/", "/usr/lib64/", "/usr/libexec/", "/usr/local/lib/",
            "/usr/local/cuda", "/etc/alternatives/")  # fmt: skip
 _GENERATED = re.compile(r"/torchinductor_[^/]*/|/\.triton/cache/|/torch_extensions/|/torch_compile[^/]*/")
+_PERMISSIONS_END = 40  # two 64-bit addresses in hexadecimal, which has no x, come before
 _VARIABLE = re.compile(r"(LD_|PYTHON)\w*")
 _OWN_PACKAGES = os.path.dirname(os.path.dirname(os.path.realpath(msgspec.__file__))) + os.sep  # of our private copy
 _INJECT = str(Path(trainwarden.__file__).parent / "record" / "inject")
@@ -65,6 +66,8 @@ def parse_maps(text: str) -> Maps:
     files: dict[tuple[str, str, int], Mapped] = {}
     writable = 0
     for line in text.splitlines():
+        if "x" not in line[:_PERMISSIONS_END]:
+            continue  # most lines, told apart cheaply: this is done for every rank every few seconds
         words = line.split(None, 5)
         if len(words) < 5 or len(words[1]) < 4 or words[1][2] != "x":
             continue

@@ -80,10 +80,15 @@ def parent_of(pid: int) -> int:
 def _stat(pid: int) -> list[str]:
     """The fields of /proc/PID/stat from the state on; the command name before it may hold anything."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as f:
-            return f.read().rpartition(")")[2].split()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
+    try:
+        return os.read(fd, 4096).decode("utf-8", "replace").rpartition(")")[2].split()
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
 
 
 class Child:
