@@ -223,6 +223,10 @@ class StageDigest(_Noun):
     unseen: str = ""
 
 
+BUFFERS = "buffer/"
+"""How the names of buffers begin in the stage `weights`."""
+
+
 class StepRecord(_Noun, tag="step"):
     """One rank's claim about one optimizer step.
 
@@ -247,6 +251,13 @@ class StepRecord(_Noun, tag="step"):
     recorder_ns: int = 0  # wall time the recorder itself spent in it
     before: str = ""  # root over the weights as the step's first forward found them, "" = not looked at
     found: dict[str, str] = {}  # the first of those that no longer were as last recorded: name → digest
+    left: str = ""  # root over the weights without buffers, "" = the stage `weights` holds none
+
+    @property
+    def parameters(self) -> str:
+        """The root over the weights that the optimizer moves, buffers left out; "" when they were not seen."""
+        weights = self.stages.get(Stage.WEIGHTS)
+        return self.left or (weights.root if weights else "")
 
 
 DIGEST_BYTES = 16  # of a tensor's digest

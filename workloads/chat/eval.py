@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from load import Blocks, Exchanges, base_model, model_at
 from torch.utils.data import Subset
-from train import perplexity
+from loop import perplexity
 
 
 def main() -> None:
