@@ -332,13 +332,14 @@ class CheckpointLoaded(_Noun, tag="checkpoint_loaded"):
 
 
 class DataOpened(_Noun, tag="data_opened"):
-    """A data file that a rank opened and the seal did not list."""
+    """A data file that a rank opened and the seal did not list. `changed_ns`: when its inode last changed."""
 
     attempt: int
     rank: int
     path: str
     digest: str
     size: int
+    changed_ns: int = 0
 
 
 class ProcessExited(_Noun, tag="exit"):

@@ -184,6 +184,19 @@ for s in range(8):
 h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("../state.txt", "w").write(h)
 """
 
+# Optimizers that come and go: the second takes the place of the first, the third moves beside it.
+REMADE = """
+import hashlib, torch
+torch.manual_seed(0)
+m = torch.nn.Linear(4, 4); n = torch.nn.Linear(4, 4); o = torch.optim.Adam(m.parameters(), lr=.1)
+for s in range(8):
+    if s == 2: o = torch.optim.SGD(m.parameters(), lr=.1, momentum=.9)
+    if s == 4: p = torch.optim.SGD(n.parameters(), lr=.1)
+    n(m(torch.randn(2, 4))).pow(2).sum().backward(); o.step(); o.zero_grad()
+    if s >= 4: p.step(); p.zero_grad()
+h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("state.txt", "w").write(h)
+"""
+
 # A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
 LATE_SAVES = """
 import copy, os, threading, torch

@@ -30,7 +30,9 @@ def plain_state(job: Job) -> str:
 
 
 @pytest.mark.parametrize(
-    "script", [scripts.MANY, scripts.COMPILED, scripts.WANDERER], ids=["many", "compiled", "wanderer"]
+    "script",
+    [scripts.MANY, scripts.COMPILED, scripts.WANDERER, scripts.REMADE],
+    ids=["many", "compiled", "wanderer", "remade"],
 )
 def test_recording_changes_no_bit_and_the_job_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str

@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(code: SimpleNamespace, tmp_path
         code.checkpoint.restore(tmp_path / "step-000001", model, optimizer, 0, 1)
 
 
-# --------------------------------------------------------------------------- runs (train.py is either script by a choice)
+# --------------------------------------------------------------------- runs (train.py is either script by a choice)
 
 
 def test_pretraining_resumed_is_bitwise_pretraining_that_never_stopped(prepared: Path, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class Recorder:
         self.key = b""
         self.rank = self.world = 0
         self.optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self._numbers = itertools.count()
         self.scalers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.roots: list[weakref.ref[torch.nn.Module]] = []
         self.names: dict[int, str] = {}
@@ -188,7 +189,7 @@ class Recorder:
                 print(f"trainwarden: this process is not recorded: {e!r}", file=sys.stderr, flush=True)
                 self.paused = True
                 return
-        self.optimizers[optimizer] = len(self.optimizers)
+        self.number(optimizer)
         self.find_names(stages.parameters(optimizer))
         if len(self.optimizers) == 1:
             self.guarded("code", self.look_at_code)
@@ -280,9 +281,15 @@ class Recorder:
         g.loaders += 1
         return None
 
+    def number(self, optimizer: torch.optim.Optimizer) -> int:
+        """The optimizer's number, in the order in which they were made; that of one that is gone is not given again."""
+        if optimizer not in self.optimizers:
+            self.optimizers[optimizer] = next(self._numbers)
+        return self.optimizers[optimizer]
+
     def next_step(self, optimizer: torch.optim.Optimizer) -> int:
         """The optimizer's number; a new step begins when one that already moved in this step moves again."""
-        index = self.optimizers.setdefault(optimizer, len(self.optimizers))
+        index = self.number(optimizer)
         if index in self.stepped:
             self.step += 1
             self.stepped.clear()
@@ -544,7 +551,8 @@ class Recorder:
         if every > 0 and self.done >= every and self.done % every in (0, 1):
             self.write_full_snapshot()
         self._recent.append((self.done, self.complement()))
-        self._left.append((self.done, self.seq - 1, [d for _, ds, _ in self.last_weights.values() for d in ds]))
+        live = (self.last_weights[i] for i in self.optimizers.values() if i in self.last_weights)
+        self._left.append((self.done, self.seq - 1, [d for _, digests, _ in live for d in digests]))
         self.follow_marks()
 
     def follow_marks(self) -> None:
@@ -610,7 +618,7 @@ class Recorder:
         return {
             "weights": {n: t for o in self.optimizers for n, t in stages.weights(o, self.names)},
             "buffers": dict(naming.buffers(roots)),
-            "state": [dict(stages.optimizer_state(o, self.names)) for o in self.optimizers],
+            "state": {str(i): dict(stages.optimizer_state(o, self.names)) for o, i in self.optimizers.items()},
         }
 
 

@@ -217,11 +217,14 @@ class FileDesk:
         if self._sealed(path):
             return
         try:
+            changed = os.stat(path).st_ctime_ns
             digest, size, _ = self._take(path, limit=self._keep_bytes)
         except (OSError, TrainWardenError):
             return  # a folder, a socket, a temporary file that is gone: not data that a replay could miss
         if self._known.step(path, digest) < 0:
-            self._ledger.submit(DataOpened(attempt=attempt, rank=rank, path=path, digest=digest, size=size))
+            self._ledger.submit(
+                DataOpened(attempt=attempt, rank=rank, path=path, digest=digest, size=size, changed_ns=changed)
+            )
 
     def _take(self, path: str, limit: int | None) -> tuple[str, int, bool]:
         """Digest and size of a file, and whether it was copied into the store."""
