@@ -381,6 +381,7 @@ class Recorder:
                 weights_seq=save.weights_seq,
                 renamed_from=renamed_from,
                 sidecar=save.sidecar,
+                identity=_identity(path),
             )
         )
 
@@ -620,6 +621,15 @@ class Recorder:
             "buffers": dict(naming.buffers(roots)),
             "state": {str(i): dict(stages.optimizer_state(o, self.names)) for o, i in self.optimizers.items()},
         }
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Inode, size and mtime of a file, by which the watcher knows whether it reads these bytes."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _shares(sizes: list[int]) -> list[range]:
