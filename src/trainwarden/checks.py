@@ -40,8 +40,10 @@ from trainwarden.log.reader import LogReader
 from trainwarden.log.verify import verify_log
 from trainwarden.log.witnessed import OlderHead, RolledBack, Witnessed, judge_cosigned, read_cosigned
 from trainwarden.model import (
+    BUFFERS,
     Approved,
     CheckpointSaved,
+    Detail,
     Entry,
     FileChanged,
     Gap,
@@ -50,6 +52,7 @@ from trainwarden.model import (
     RunEnded,
     Sealed,
     SignedSeal,
+    Stage,
     StepRecord,
 )
 from trainwarden.record.fingerprint import stage_root
@@ -296,7 +299,19 @@ def _details(folder: RunDir, entries: Sequence[Entry]) -> Result:
             if found != committed.root:
                 return Failed(f"{where}: stage {stage} is recorded as {committed.root}, its digests give {found}")
             roots += 1
+        if r.left and (wrong := _left_wrong(key, r, under.get(Stage.WEIGHTS))):
+            return Failed(f"{where}: {wrong}")
     return Passed(f"{roots} stage roots recomputed")
+
+
+def _left_wrong(key: bytes, record: StepRecord, weights: Detail | None) -> str:
+    """What is wrong with a record's root over the weights without buffers."""
+    pairs = zip(weights.names, weights.digests, strict=True) if weights else ()
+    own = {name: digest for name, digest in pairs if not name.startswith(BUFFERS)}
+    found = stage_root(key, own, own.values())
+    if found == record.left:
+        return ""
+    return f"the weights without buffers are recorded as {record.left}, their digests give {found}"
 
 
 # --------------------------------------------------------------------------- files

@@ -224,6 +224,10 @@ class StageDigest(_Noun, gc=False):  # like StepRecord: many, and in no cycle, s
     unseen: str = ""
 
 
+BUFFERS = "buffer/"
+"""How the names of buffers begin in the stage `weights`."""
+
+
 class StepRecord(_Noun, tag="step", gc=False):
     """One rank's claim about one optimizer step.
 
@@ -248,6 +252,13 @@ class StepRecord(_Noun, tag="step", gc=False):
     recorder_ns: int = 0  # wall time the recorder itself spent in it
     before: str = ""  # root over the weights as the step's first forward found them, "" = not looked at
     found: dict[str, str] = {}  # the first of those that no longer were as last recorded: name → digest
+    left: str = ""  # root over the weights without buffers, "" = the stage `weights` holds none
+
+    @property
+    def parameters(self) -> str:
+        """The root over the weights that the optimizer moves, buffers left out; "" when they were not seen."""
+        weights = self.stages.get(Stage.WEIGHTS)
+        return self.left or (weights.root if weights else "")
 
 
 DIGEST_BYTES = 16  # of a tensor's digest
@@ -322,13 +333,14 @@ class CheckpointLoaded(_Noun, tag="checkpoint_loaded"):
 
 
 class DataOpened(_Noun, tag="data_opened"):
-    """A data file that a rank opened and the seal did not list."""
+    """A data file that a rank opened and the seal did not list. `changed_ns`: when its inode last changed."""
 
     attempt: int
     rank: int
     path: str
     digest: str
     size: int
+    changed_ns: int = 0
 
 
 class ProcessExited(_Noun, tag="exit"):

@@ -121,12 +121,16 @@ class Step(_Message, tag="step"):
 
 
 class Saved(_Message, tag="saved"):
-    """A state file was written (or renamed to `path`). `weights_seq` is the last record before it, −1 for none."""
+    """A state file was written (or renamed to `path`). `weights_seq` is the last record before it, −1 for none.
+
+    `identity`: inode, size and mtime in ns that it was written with; zeros when it was gone at once.
+    """
 
     path: str
     step: int  # records' steps done in this process
     format: str
     weights_seq: int = -1
+    identity: tuple[int, int, int] = (0, 0, 0)
     renamed_from: str = ""
     sidecar: str = ""  # path of the recorder's complement, below run_dir
 

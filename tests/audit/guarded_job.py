@@ -20,11 +20,14 @@ from trainwarden.audit import replay as replay_module
 from trainwarden.audit.recorded import Recorded
 from trainwarden.config import Config, RecordConfig
 from trainwarden.keys import SigningKey
-from trainwarden.model import ComparisonPolicy, Entry, ManifestRef, Seal, SignedSeal, decode_entry
+from trainwarden.model import ComparisonPolicy, Entry, Seal, SignedSeal, canonical, decode_entry
+from trainwarden.seal.check import KINDS
 from trainwarden.seal.command import LaunchCommand
+from trainwarden.seal.manifest import make_manifest, manifest_ref
 from trainwarden.store import Store
 from trainwarden.supervise import supervisor
 
+NOTHING = [make_manifest(kind, {}) for kind in KINDS]
 LAUNCH = Path(__file__).with_name("launch.py")
 
 
@@ -34,6 +37,10 @@ class PlainRoom:
 
     python: Path
     job: Path
+
+    @property
+    def path(self) -> Path:
+        return self.job.parent / "room"  # nothing lies there: the interpreter is the current one
 
 
 class PlainWorkspace:
@@ -118,17 +125,17 @@ class Job:
         folder = self.store.run(run)
         with LogReader.open(folder.log) as log:
             entries: list[Entry] = [decode_entry(leaf) for _, leaf in log.entries()]
-        return Recorded(self.store, folder, _seal(self.folder, (), activations_every), entries)
+        return Recorded(self.store, folder, plain_seal(self.folder, (), activations_every), entries)
 
     @property
     def room(self) -> PlainRoom:
         return PlainRoom(Path(sys.executable), self.folder)
 
 
-def _seal(folder: Path, argv: tuple[str, ...], every: int = 4) -> SignedSeal:
-    nothing = {k: ManifestRef(kind=k, digest="0" * 64, files=0, bytes=0) for k in ("code", "environment", "data")}
+def plain_seal(folder: Path, argv: tuple[str, ...] = (), every: int = 4, created_ns: int = 0) -> SignedSeal:
+    nothing = {m.kind: manifest_ref(m) for m in NOTHING}
     seal = Seal(
-        created_ns=0,
+        created_ns=created_ns,
         argv=argv,
         cwd=str(folder),
         interpreter=sys.executable,
@@ -155,7 +162,7 @@ class _NoWatch:
 def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Job:
     """A job whose script is `script`, in a store of its own."""
     monkeypatch.setattr(
-        supervisor, "seal_command", lambda store, command, *a, **k: _seal(Path(command.cwd), tuple(command.argv))
+        supervisor, "seal_command", lambda store, command, *a, **k: plain_seal(Path(command.cwd), tuple(command.argv))
     )
     monkeypatch.setattr(supervisor, "FileWatch", _NoWatch)
     monkeypatch.setattr(supervisor, "check_seal", lambda *a, **k: [])
@@ -164,4 +171,7 @@ def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Jo
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "job.py").write_text(script)
-    return Job(folder, Store.open(tmp_path / "store", create=True), SigningKey(secrets.token_bytes(32)))
+    store = Store.open(tmp_path / "store", create=True)
+    for manifest in NOTHING:
+        store.put_bytes(canonical(manifest))
+    return Job(folder, store, SigningKey(secrets.token_bytes(32)))

@@ -144,6 +144,74 @@ final()
 """
 )
 
+# Data-parallel with batch normalisation: running statistics are each rank's own until the next forward pass copies
+# those of rank 0, and every forward pass moves them.
+NORMALISED = (
+    HEAD
+    + """
+m.insert(1, torch.nn.BatchNorm1d(64)); net = DDP(m) if W > 1 else m
+o = torch.optim.AdamW(m.parameters(), lr=1e-2); s = 0
+if a.resume:
+    c = torch.load(a.resume, weights_only=True); m.load_state_dict(c["m"]); o.load_state_dict(c["o"]); s = c["s"]
+import pathlib
+evil = pathlib.Path("evil.txt").exists()
+for s in range(s, a.steps):
+    i = torch.randperm(96, generator=torch.Generator().manual_seed(10 * s + r))[:8]
+    torch.nn.functional.cross_entropy(net(X[i]), Y[i]).backward(); o.step(); o.zero_grad()
+    if s == 2:
+        m.eval(); net(X[:4]); m.train()
+    if evil and s == 4 and r == 1:
+        with torch.no_grad(): m[0].weight[0] += 1e-3
+    if (s + 1) % a.every == 0 and r == 0: torch.save(dict(m=m.state_dict(), o=o.state_dict(), s=s + 1), f"ck{s + 1}.pt")
+final()
+"""
+)
+
+# Goes to work elsewhere, changes its own variables, and saves from a thread of its own while training goes on.
+WANDERER = """
+import hashlib, os, threading, torch
+os.makedirs("runs", exist_ok=True); os.chdir("runs"); os.environ["HOME"] = "/nowhere"
+torch.set_num_threads(1); torch.manual_seed(0)
+m = torch.nn.Linear(16, 4); o = torch.optim.Adam(m.parameters(), .01); savers = []
+def save(state, name):
+    torch.save(state, name + ".tmp"); os.rename(name + ".tmp", name)
+for s in range(8):
+    m(torch.randn(8, 16)).pow(2).mean().backward(); o.step(); o.zero_grad()
+    if s % 2:
+        state = {k: v.clone() for k, v in m.state_dict().items()}
+        savers.append(threading.Thread(target=save, args=(state, f"ck{s + 1}.pt"))); savers[-1].start()
+[t.join() for t in savers]
+h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("../state.txt", "w").write(h)
+"""
+
+# Optimizers that come and go: the second takes the place of the first, the third moves beside it.
+REMADE = """
+import hashlib, torch
+torch.manual_seed(0)
+m = torch.nn.Linear(4, 4); n = torch.nn.Linear(4, 4); o = torch.optim.Adam(m.parameters(), lr=.1)
+for s in range(8):
+    if s == 2: o = torch.optim.SGD(m.parameters(), lr=.1, momentum=.9)
+    if s == 4: p = torch.optim.SGD(n.parameters(), lr=.1)
+    n(m(torch.randn(2, 4))).pow(2).sum().backward(); o.step(); o.zero_grad()
+    if s >= 4: p.step(); p.zero_grad()
+h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("state.txt", "w").write(h)
+"""
+
+# A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
+LATE_SAVES = """
+import copy, os, threading, torch
+torch.manual_seed(0)
+m = torch.nn.Linear(4, 4); o = torch.optim.SGD(m.parameters(), lr=.1)
+def beside(state, name):
+    t = threading.Thread(target=torch.save, args=(state, name)); t.start(); t.join()
+for s in range(1, 8):
+    m(torch.randn(2, 4)).pow(2).sum().backward(); o.step(); o.zero_grad()
+    if s == 2: held = copy.deepcopy(m.state_dict())
+    if s == 3: torch.save(m.state_dict(), "last.pt")
+    if s == 5: beside(held, "beside.pt"); beside({k: v + 1 for k, v in held.items()}, "foreign.pt")
+    if s == 6: os.replace("last.pt", "best.pt")
+"""
+
 # Two optimizers, a gradient scaler that skips a step, a group added in mid-run, a parameter without gradient, a
 # scheduler, gradients freed by set_to_none.
 MANY = """

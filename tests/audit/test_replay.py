@@ -12,8 +12,9 @@ from trainwarden.audit.compare import digest_of
 from trainwarden.audit.engine import Audit
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import Start, replay
+from trainwarden.detect import Engine, all_detectors
 from trainwarden.detect.continuity import Continuity
-from trainwarden.model import Diverged, Inconclusive, Location, Matched, Stage
+from trainwarden.model import Diverged, Finding, Inconclusive, Location, Matched, Stage, StepRecord
 
 
 def all_matched(job: Job, recorded: object, **kwargs: object) -> None:
@@ -146,6 +147,31 @@ def test_an_edit_between_steps_on_one_rank_is_located_and_told_live_whatever_els
     detector = Continuity()
     live = [f for i, e in enumerate(recorded.entries) for f in detector.observe(i, e, None)]
     assert [(f.step, f.ranks, f.tensor) for f in live] == [(6, (1,), "3.weight")]
+
+
+def findings(recorded: Recorded) -> list[Finding]:
+    """What the detectors say of a recorded run."""
+    engine, found = Engine(all_detectors()), []
+    for i, e in enumerate(recorded.entries):
+        found += engine.observe(i, e, recorded.seen(e).details if isinstance(e, StepRecord) else None)
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_running_statistics_are_no_finding_and_replay_bitwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.NORMALISED)
+    recorded = job.run("--steps", "6", "--every", "3", world=world)
+    assert findings(recorded) == []
+    all_matched(job, recorded)
+
+
+def test_an_edited_weight_beside_running_statistics_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.NORMALISED)
+    (job.folder / "evil.txt").touch()
+    found = {(f.detector, f.step, f.ranks, f.tensor) for f in findings(job.run("--steps", "6", world=2))}
+    assert {("continuity", 5, (1,), "0.weight"), ("replicas", 5, (0, 1), "0.weight")} <= found
 
 
 @pytest.mark.parametrize("attack", BETWEEN)

@@ -15,7 +15,7 @@ from trainwarden.audit.compare import digest_of
 from trainwarden.audit.engine import Audit
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import rerun
-from trainwarden.model import Gap, Matched, Stage, StepRecord
+from trainwarden.model import CheckpointSaved, Gap, Matched, Stage, StepRecord
 from trainwarden.record.fingerprint import tensor_digest
 
 
@@ -29,7 +29,11 @@ def plain_state(job: Job) -> str:
     return (job.folder / "state.txt").read_text()
 
 
-@pytest.mark.parametrize("script", [scripts.MANY, scripts.COMPILED], ids=["many", "compiled"])
+@pytest.mark.parametrize(
+    "script",
+    [scripts.MANY, scripts.COMPILED, scripts.WANDERER, scripts.REMADE],
+    ids=["many", "compiled", "wanderer", "remade"],
+)
 def test_recording_changes_no_bit_and_the_job_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
@@ -40,6 +44,16 @@ def test_recording_changes_no_bit_and_the_job_replays(
     assert not [e for e in recorded.entries if isinstance(e, Gap)]
     said = Audit(recorded, job.room).run(recorded.history.segments)
     assert all(isinstance(v, Matched) for v in said), said
+
+
+def test_a_file_written_beside_training_or_renamed_later_is_of_the_step_whose_weights_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = make_job(tmp_path, monkeypatch, scripts.LATE_SAVES).run()
+    saved = {(Path(e.path).name, e.step) for e in recorded.entries if isinstance(e, CheckpointSaved)}
+    assert {("beside.pt", 2), ("best.pt", 3)} <= saved
+    (gap,) = [e for e in recorded.entries if isinstance(e, Gap)]
+    assert "foreign.pt was written beside training, and holds the weights of none of" in gap.reason
 
 
 def test_two_optimizers_a_skipped_step_and_a_late_group_are_recorded(

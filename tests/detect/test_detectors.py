@@ -9,6 +9,7 @@ import trainwarden.detect
 from trainwarden.detect import all_detectors
 from trainwarden.detect.checkpoints import Checkpoints
 from trainwarden.detect.continuity import Continuity
+from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.kills import Kills
@@ -160,6 +161,18 @@ def test_a_changed_environment_file_is_told(sealed: str, now: str, how: str) -> 
     (found,) = feed(Environment(), [changed(sealed=sealed, found=now)])
     assert f"/lib/x.py {how}" in found.seen
     assert found.severity is Severity.HIGH
+
+
+def test_a_log_beside_the_code_is_told_once_and_an_environment_file_for_each_content() -> None:
+    again = [changed("/job/log.txt", "code", found=f"f{i}") for i in range(9)]
+    engine = Engine([Environment()])
+    told = [f for i, e in enumerate(again) for f in engine.observe(i, e, None)] + engine.finish()
+    assert [f.seen.partition(" (")[0] for f in told[:2]] == [
+        "The code file /job/log.txt was changed after the seal",
+        "The code file /job/log.txt goes on changing.",
+    ]
+    assert [f.seen.partition(":")[0] for f in told[2:]] == ["The same was seen 7 more times"]
+    assert len(feed(Environment(), [changed(found=f"f{i}") for i in range(9)])) == 9
 
 
 def test_other_entries_are_no_change_of_files() -> None:

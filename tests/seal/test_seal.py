@@ -128,6 +128,19 @@ def test_git_repository_is_the_code_with_commit_and_diff(site: Site) -> None:
     assert site.changes() == {}
 
 
+def test_the_file_that_our_own_output_goes_to_is_no_code_unless_it_can_be_imported(site: Site) -> None:
+    for name, sealed in (("log.txt", False), ("log.py", True)):
+        with (site.code / name).open("w") as log:
+            before = os.dup(2)
+            os.dup2(log.fileno(), 2)
+            try:
+                site.seal_again()
+            finally:
+                os.dup2(before, 2)
+                os.close(before)
+        assert (f"code/{name}" in {os.path.relpath(p, site.folder) for p in paths(site, "code")}) is sealed
+
+
 def test_too_much_code_is_a_clear_error(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "MAX_CODE_FILES", 3)
     (site.code / "more.txt").write_text("")

@@ -155,8 +155,19 @@ class Rank:
             f.write(safetensors({**self.weights, "layer.bias": bytes(32)}))
         self.tell_saved(path)
 
-    def tell_saved(self, path: str) -> None:
-        self.wire.send(wire.Saved(path=path, step=self.step, format="safetensors", weights_seq=self.seq - 1))
+    def save_replaced(self, path: str) -> None:
+        """Write a file and tell of it when the next one already has its place."""
+        with open(path, "wb") as f:
+            f.write(safetensors({f"model.{name}": data for name, data in self.weights.items()}))
+        old = os.stat(path)
+        os.rename(path, path + ".old")
+        with open(path, "wb") as f:
+            f.write(safetensors({f"model.{name}": data for name, data in self.weights.items()}))
+        self.tell_saved(path, (old.st_ino, old.st_size, old.st_mtime_ns))
+
+    def tell_saved(self, path: str, identity: tuple[int, int, int] = (0, 0, 0)) -> None:
+        told = wire.Saved(path=path, step=self.step, format="safetensors", weights_seq=self.seq - 1, identity=identity)
+        self.wire.send(told)
 
     def load(self, path: str) -> None:
         self.wire.send(wire.Loaded(path=path))

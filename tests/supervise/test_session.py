@@ -172,6 +172,16 @@ def test_a_saved_file_is_hashed_copied_and_found_to_match(bench: Bench, tmp_path
     assert bench.store.get(saved.digest) == path.read_bytes()
 
 
+def test_a_file_that_is_not_the_one_the_rank_wrote_is_a_gap_and_not_its_checkpoint(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    bench.rank("join:0/1", "steps:1", f"save_replaced:{path}", "bye").communicate(timeout=60)
+    entries = bench.finish()
+    assert of_kind(entries, CheckpointSaved) == []
+    assert "was overwritten before it could be hashed" in of_kind(entries, Gap)[0].reason
+
+
 def test_a_saved_file_with_another_tensor_is_named(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     bench.rank("join:0/1", "steps:2", f"save_edited:{path}", "bye").communicate(timeout=60)

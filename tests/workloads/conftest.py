@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from chat_scripts import CHAT, run
 
-NAMES = ("base", "chat", "checkpoint", "data", "load", "model", "train", "words")
+NAMES = ("base", "chat", "checkpoint", "data", "load", "loop", "model", "words")
 
 
 @pytest.fixture(scope="module")

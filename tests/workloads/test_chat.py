@@ -168,7 +168,7 @@ def test_smollm2_out_of_its_gguf_file_knows_the_capital_of_france(code: SimpleNa
 
 
 def test_a_placed_sampler_continues_the_epoch_where_it_was(code: SimpleNamespace) -> None:
-    sampler = code.train.PlacedSampler(range(40), 2, 1, shuffle=True, seed=3)
+    sampler = code.loop.PlacedSampler(range(40), 2, 1, shuffle=True, seed=3)
     sampler.set_epoch(2)
     whole = list(sampler)
     sampler.start = 7
@@ -236,7 +236,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(code: SimpleNamespace, tmp_path
         code.checkpoint.restore(tmp_path / "step-000001", model, optimizer, 0, 1)
 
 
-# --------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------- runs (train.py is either script by a choice)
 
 
 def test_pretraining_resumed_is_bitwise_pretraining_that_never_stopped(prepared: Path, tmp_path: Path) -> None:
@@ -244,13 +244,13 @@ def test_pretraining_resumed_is_bitwise_pretraining_that_never_stopped(prepared:
     printed = run("pretrain.py", *common, "--out", tmp_path / "whole", "--steps", "6")
     assert [line.split()[:2] for line in printed.splitlines()] == [["step", str(step)] for step in range(1, 7)]
     shutil.copytree(tmp_path / "whole" / "step-000003", tmp_path / "parts" / "step-000003")
-    run("pretrain.py", *common, "--out", tmp_path / "parts", "--steps", "6")
+    run("train.py", "--stage", "pretrain", *common, "--out", tmp_path / "parts", "--steps", "6")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
 def test_posttraining_killed_and_restarted_is_bitwise_posttraining_left_alone(small: Path, tmp_path: Path) -> None:
     common = ("--data", small, "--steps", "60", "--checkpoint-every", "20", *SMALL)
-    run("posttrain.py", *common, "--out", tmp_path / "alone", ranks=2)
+    run("train.py", *common, "--out", tmp_path / "alone", ranks=2)
     process = launch("posttrain.py", *common, "--out", tmp_path / "killed", ranks=2, restarts=1)
     lines = []
     for line in process.stdout:

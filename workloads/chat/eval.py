@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 from load import Blocks, Exchanges, base_model, model_at
+from loop import perplexity
 from torch.utils.data import Subset
-from train import perplexity
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from load import Exchanges, lora_model
-from train import options, start_ranks, train
+from loop import options, start_ranks, train
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import json
 
 import torch
 from load import Blocks, fresh_model
-from train import options, start_ranks, train
+from loop import options, start_ranks, train
 
 
 def main() -> None:

@@ -9,10 +9,8 @@ Rules
 
 from __future__ import annotations
 
-from trainwarden.model import Detail, StepRecord
+from trainwarden.model import BUFFERS, Detail, StepRecord
 from trainwarden.record.fingerprint import stage_root
-
-BUFFERS = "buffer/"
 
 
 def begun(key: bytes, record: StepRecord, left: Detail | None) -> Detail | None:

@@ -146,7 +146,7 @@ class Replayer(Recorder):
         for optimizer, index in self.optimizers.items():
             for p in stages.parameters(optimizer):
                 p.copy_(full["weights"][self.names[id(p)]])
-            _set_state(optimizer, full["state"][index], self.names)
+            _set_state(optimizer, full["state"][str(index)], self.names)
         for state in self._state["loaders"]:
             for number, loader, iterator in self.loaders.live():
                 self._seen_iterators.add(iterator)

@@ -11,7 +11,7 @@ from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen
 from trainwarden.errors import CannotDecide
 from trainwarden.lineage import Attempt, History, in_place, trace
-from trainwarden.model import CheckpointSaved, Detail, Entry, ProcessStarted, SignedSeal, Stage, StepRecord
+from trainwarden.model import CheckpointSaved, DataOpened, Detail, Entry, ProcessStarted, SignedSeal, Stage, StepRecord
 from trainwarden.record.entropy import FILE_NAME as ENTROPY_FILE
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise.details import DetailReader
@@ -40,6 +40,8 @@ class Recorded:
         self._details = DetailReader(folder.details)
         self._saves = [e for e in [*earlier, *entries] if isinstance(e, CheckpointSaved)]
         self._own_saves = [e for e in entries if isinstance(e, CheckpointSaved)]
+        self.opened = {e.path: e for e in entries if isinstance(e, DataOpened)}
+        """Data that the run opened and the seal does not list, by path: each is told once."""
         self._starts: dict[tuple[int, int], ProcessStarted] = {}
         self._updates: dict[int, Updates] = {}
         for e in entries:

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
-from trainwarden.audit import runner
+from trainwarden.audit import given, runner
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
 from trainwarden.audit.recorded import Placed, Recorded
@@ -163,8 +163,8 @@ def replay(
     return Result(
         kind=kind,
         compared_from=way.first,
-        matched=tuple(sorted(comparison.matched)),
-        divergence=comparison.divergence,
+        matched=() if ended.unfit else tuple(sorted(comparison.matched)),
+        divergence=None if ended.unfit else comparison.divergence,
         coverage=comparison.matched,
         rewritten=comparison.rewritten,
         problems=tuple(problems),
@@ -211,6 +211,8 @@ def rerun(
     )
     comparison.keep = step
     ended = _run(recorded, room, attempt, msgspec.structs.replace(way, plans=plans), comparison)
+    if ended.unfit:
+        raise CannotDecide("; ".join(ended.unfit))
     if comparison.divergence is not None:
         raise CannotDecide(f"the replay already differs at step {comparison.divergence.step}")
     if not comparison.details:
@@ -223,6 +225,7 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
     try:
         for file in way.files:
             _place(recorded, space, file)
+        given.place(recorded, space)
         arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
         ranks = [
             runner.Rank(
@@ -235,7 +238,7 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
             for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
         ]
         every = recorded.seal.seal.comparison.activations_every
-        return runner.run(
+        ended = runner.run(
             ranks,
             space,
             recorded.key,
@@ -244,6 +247,8 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None,
         )
+        strayed = tuple(given.strayed(recorded, space, ended.opened))
+        return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
     finally:
         space.remove()
 
@@ -294,14 +299,10 @@ def verdicts(result: Result, segments: Sequence[Segment], recorded: Recorded) ->
         if at is not None and segment.first <= at.step <= segment.last:
             found.append(Diverged(segment=segment, at=at, coverage=total, mode=mode, seconds=result.seconds))
             break
-        if steps and result.resumed and steps <= set(result.matched) and not _numerics(result.problems):
+        if steps and result.resumed and steps <= set(result.matched):
             files = tuple(result.rewritten.get(segment.last, ()))
             found.append(Matched(segment=segment, coverage=total, mode=mode, seconds=result.seconds, files=files))
         elif at is None:
             reasons = result.problems or ("the replay ended before this segment",)
             found.append(Inconclusive(segment=segment, reasons=reasons, mode=mode, seconds=result.seconds))
     return found
-
-
-def _numerics(problems: Sequence[str]) -> bool:
-    return any("numerics" in p for p in problems)

@@ -55,10 +55,12 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """How a replay ended; `problems` empty means in order."""
+    """How a replay ended; `problems` empty means in order. `unfit`: those for which nothing it showed is a verdict."""
 
     problems: tuple[str, ...]
+    unfit: tuple[str, ...]
     loaded: tuple[str, ...]
+    opened: tuple[str, ...]
     seconds: float
 
 
@@ -69,6 +71,8 @@ class _Stage:
         self.on_step, self.on_saved = on_step, on_saved
         self.lock = threading.Lock()
         self.problems: list[str] = []
+        self.unfit: list[str] = []
+        self.opened: set[str] = set()
         self.loaded: list[str] = []
         self.alive = time.monotonic()
 
@@ -95,6 +99,8 @@ class _Handler:
                 case wire.Loaded():
                     self._stage.loaded.append(message.path)
                     return wire.Known(step=-1)
+                case wire.Opened():
+                    self._stage.opened.add(message.path)
                 case wire.Missed():
                     self._stage.problems.append(f"rank {self._rank}: {message.reason}")
                 case wire.Bye():
@@ -110,7 +116,7 @@ class _Handler:
         self._rank = message.rank
         recorded, here = rank.started.numerics, message.numerics
         if recorded != here:
-            self._stage.problems.append(_numerics_problem(message.rank, recorded, here))
+            self._stage.unfit.append(_numerics_problem(message.rank, recorded, here))
         return wire.Joined(
             attempt=rank.started.attempt,
             key=self._key,
@@ -152,10 +158,17 @@ def run(
         finally:
             _end(processes)
             server.close(drain_seconds=5)
-    problems = list(dict.fromkeys(stage.problems))
+    unfit = tuple(dict.fromkeys(stage.unfit))
+    problems = [*unfit, *dict.fromkeys(stage.problems)]
     if not stop():
         problems += _exits(processes, space)
-    return Ended(problems=tuple(problems), loaded=tuple(stage.loaded), seconds=time.monotonic() - begin)
+    return Ended(
+        problems=tuple(problems),
+        unfit=unfit,
+        loaded=tuple(stage.loaded),
+        opened=tuple(sorted(stage.opened)),
+        seconds=time.monotonic() - begin,
+    )
 
 
 def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:

@@ -1,7 +1,8 @@
 """State changed between steps: the weights that a step began with are not those that the one before ended with.
 
 A record's `before` is the root over the weights as the step's first forward pass found them; the record before it
-of the same rank, attempt and optimizer has the root of the weights that it left. Nothing but an optimizer changes
+of the same rank, attempt and optimizer has the root of the weights that it left. Buffers are in neither: forward
+passes move them (running statistics), and data-parallel wrappers copy those of rank 0. Nothing but an optimizer changes
 weights in between, or it is interference (or a script that edits its weights on purpose). The tensors named are those
 that the record lists as found changed: the rank's word, which only a replay checks.
 
@@ -40,8 +41,8 @@ class Continuity:
             self._several.add(rank)
         if last is None or rank in self._several or entry.seq != last[1].seq + 1 or not entry.before:
             return ()
-        left = last[1].stages.get(Stage.WEIGHTS)
-        if left is None or not left.root or left.root == entry.before:
+        left = last[1].parameters
+        if not left or left == entry.before:
             return ()
         return (_changed(last[0], last[1], index, entry),)
 

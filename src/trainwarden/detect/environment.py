@@ -1,8 +1,9 @@
 """A sealed file changed on disk after the seal: environment, code or data.
 
-Each path is told once for each content that was found there. A change is no proof that the job ran it: a process
-keeps what it imported. The next start would load it, unless the run lives in a clean room that covers the path:
-then it is a note.
+An environment file is told once for each content that was found there; of code and data the first change is told, and
+then that the file goes on changing: logs and results that lie beside the code do. A change is no proof that the job
+ran it: a process keeps what it imported. The next start would load it, unless the run lives in a clean room that covers
+the path: then it is a note.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ _SEVERITY = {"environment": Severity.HIGH, "code": Severity.MEDIUM, "data": Seve
 _LONGEST = 200  # characters of a command line in a sentence
 _BENIGN = {
     "environment": "somebody installed, upgraded or edited a package in this environment while the job ran",
-    "code": "somebody edited the code while the job ran; running processes keep what they imported",
+    "code": "somebody edited the code while the job ran, and running processes keep what they imported; or the job "
+    "writes a log or results beside its code",
     "data": "the job or somebody else writes into a folder that was sealed as data",
 }
 
@@ -27,23 +29,26 @@ class Environment:
 
     def __init__(self) -> None:
         self._covered: tuple[str, ...] = ()
+        self._told: set[str] = set()
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
         if isinstance(entry, CleanRoom):
             self._covered = entry.covered
         if not isinstance(entry, FileChanged):
             return ()
-        how = "was removed" if not entry.found else "is new" if not entry.sealed else "was changed"
-        digests = f" ({entry.sealed[:12]} → {entry.found[:12]})" if entry.sealed and entry.found else ""
         hidden = entry.kind == "environment" and any(
             entry.path == place or entry.path.startswith(place + "/") for place in self._covered
         )
-        room = "; the job runs in a clean room and does not see it" if hidden else ""
+        seen = f"The {entry.kind} file {entry.path} goes on changing."
+        if entry.kind == "environment" or entry.path not in self._told:
+            room = "; the job runs in a clean room and does not see it" if hidden else ""
+            seen = f"The {entry.kind} file {entry.path} {_how(entry)}{_by(entry)}{room}."
+            self._told.add(entry.path)
         finding = Finding(
             detector=self.id,
             severity=Severity.INFO if hidden else _SEVERITY.get(entry.kind, Severity.MEDIUM),
             confidence=Confidence.HIGH,
-            seen=f"The {entry.kind} file {entry.path} {how} after the seal{digests}{_by(entry)}{room}.",
+            seen=seen,
             expected="Sealed files stay as they are while the run lasts.",
             evidence=(index,),
             benign=(_BENIGN.get(entry.kind, "an honest change by whoever owns the file"),),
@@ -53,6 +58,14 @@ class Environment:
 
     def finish(self) -> Iterable[Finding]:
         return ()
+
+
+def _how(entry: FileChanged) -> str:
+    if not entry.found:
+        return "was removed after the seal"
+    if not entry.sealed:
+        return "is new after the seal"
+    return f"was changed after the seal ({entry.sealed[:12]} → {entry.found[:12]})"
 
 
 def _by(entry: FileChanged) -> str:

@@ -2,7 +2,8 @@
 
 In data-parallel training every rank applies the same reduced gradients to the same weights, so the roots of
 `reduced_gradients`, `optimizer_state` and `weights` are equal on all ranks, bit for bit. Compared are ranks of
-one attempt, step and optimizer that state the same world and recorded the same names.
+one attempt, step and optimizer that state the same world and recorded the same names. Buffers are not: running
+statistics differ from rank to rank until the next forward pass copies those of rank 0.
 
 Not compared, and said once for an attempt: ranks whose names differ, and ranks of which not one tensor is equal
 from their first step on. Both are what sharded training (FSDP, tensor or pipeline parallel) looks like.
@@ -15,7 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from trainwarden.model import Confidence, Detail, Entry, Finding, Severity, Stage, StepRecord
+from trainwarden.model import BUFFERS, Confidence, Detail, Entry, Finding, Severity, Stage, StepRecord
 
 STAGES = (Stage.REDUCED_GRADIENTS, Stage.OPTIMIZER_STATE, Stage.WEIGHTS)
 MAX_OPEN = 64  # steps that wait for a rank, for each attempt
@@ -91,8 +92,15 @@ class Replicas:
 
 
 def _differs(one: _Seen, other: _Seen, stage: Stage) -> bool:
-    a, b = one.record.stages.get(stage), other.record.stages.get(stage)
-    return bool(a and b and a.root and b.root and a.root != b.root)
+    a, b = _root(one.record, stage), _root(other.record, stage)
+    return bool(a and b and a != b)
+
+
+def _root(record: StepRecord, stage: Stage) -> str:
+    if stage is Stage.WEIGHTS:
+        return record.parameters
+    digest = record.stages.get(stage)
+    return digest.root if digest else ""
 
 
 def _share_something(one: _Seen, other: _Seen) -> bool:
@@ -106,7 +114,8 @@ def _share_something(one: _Seen, other: _Seen) -> bool:
 
 def _digests(seen: _Seen, stage: Stage) -> dict[str, bytes]:
     detail = seen.detail.get(stage) if seen.detail else None
-    return dict(zip(detail.names, detail.digests, strict=False)) if detail else {}
+    pairs = zip(detail.names, detail.digests, strict=False) if detail else ()
+    return {name: digest for name, digest in pairs if not name.startswith(BUFFERS)}
 
 
 def _first_tensor(one: _Seen, other: _Seen, stage: Stage) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 from trainwarden import wire
-from trainwarden.record import entropy
+from trainwarden.record import birth, entropy
 
 RECORDER_ENV = "TRAINWARDEN_RECORDER"
 """Names the recorder's class as `module:class`; an audit names its replayer here."""
@@ -72,6 +72,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def arm() -> None:
     """Arrange for the hooks; called from sitecustomize in every process below the watcher."""
+    birth.note()
     finder = _Finder()
 
     def torch_ready(module: ModuleType) -> None:

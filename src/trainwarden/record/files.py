@@ -43,7 +43,8 @@ def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[
             flush = getattr(target, "flush", None)
             if flush is not None:
                 flush()
-            recorder.guarded("save", lambda: recorder.saved(path, kind))
+            state = args[0] if args else kwargs.get("obj", kwargs.get("tensors"))
+            recorder.guarded("save", lambda: recorder.saved(path, kind, state))
         return result
 
     return wrapper

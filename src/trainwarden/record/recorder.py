@@ -14,18 +14,19 @@ import collections
 import itertools
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import blake3
 import torch
 
 from trainwarden import codeform, wire
-from trainwarden.model import Detail, Numerics, Stage, StepRecord
-from trainwarden.record import entropy, rng, snapshot, stages
+from trainwarden.model import BUFFERS, Detail, Numerics, Stage, StepRecord
+from trainwarden.record import birth, entropy, rng, snapshot, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
@@ -39,6 +40,16 @@ T = TypeVar("T")
 CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
 FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
 FULL_SNAPSHOTS_KEPT = 8
+LEFT_KEPT = 8  # steps whose weights are remembered by digest, for files that are written beside training
+
+
+class Save(NamedTuple):
+    """What a state file holds: steps done, the last record before it (−1: not known), the complement beside it."""
+
+    kind: str
+    step: int
+    weights_seq: int
+    sidecar: str
 
 
 class Gathered:
@@ -67,6 +78,7 @@ class Recorder:
         self.key = b""
         self.rank = self.world = 0
         self.optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
+        self._numbers = itertools.count()
         self.scalers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.roots: list[weakref.ref[torch.nn.Module]] = []
         self.names: dict[int, str] = {}
@@ -84,8 +96,10 @@ class Recorder:
         self._pid = os.getpid()
         self._early: list[wire.Message] = []
         self._opened: set[str] = set()
-        self._saved: dict[str, str] = {}  # path → format
-        self._sidecar: Path | None = None
+        self._saved: dict[str, Save] = {}  # by path
+        self._left: collections.deque[tuple[int, int, list[bytes]]] = collections.deque(maxlen=LEFT_KEPT)
+        self._trainer = 0  # the thread that moves the optimizers
+        self._sidecar = -1, ""  # steps done, path below the run's folder
         self._recent: collections.deque[tuple[int, dict[str, Any]]] = collections.deque(maxlen=4)
         self._marks_seen = 0
         self._checkpoint_folders: dict[str, float] = {}
@@ -131,7 +145,7 @@ class Recorder:
                 rank=self.rank,
                 world=self.world,
                 argv=tuple(sys.orig_argv),
-                cwd=os.getcwd(),
+                cwd=birth.cwd(),
                 executable=sys.executable,
                 env=_user_environment(),
                 numerics=_numerics(),
@@ -176,7 +190,7 @@ class Recorder:
                 print(f"trainwarden: this process is not recorded: {e!r}", file=sys.stderr, flush=True)
                 self.paused = True
                 return
-        self.optimizers[optimizer] = len(self.optimizers)
+        self.number(optimizer)
         self.find_names(stages.parameters(optimizer))
         if len(self.optimizers) == 1:
             self.guarded("code", self.look_at_code)
@@ -268,9 +282,15 @@ class Recorder:
         g.loaders += 1
         return None
 
+    def number(self, optimizer: torch.optim.Optimizer) -> int:
+        """The optimizer's number, in the order in which they were made; that of one that is gone is not given again."""
+        if optimizer not in self.optimizers:
+            self.optimizers[optimizer] = next(self._numbers)
+        return self.optimizers[optimizer]
+
     def next_step(self, optimizer: torch.optim.Optimizer) -> int:
         """The optimizer's number; a new step begins when one that already moved in this step moves again."""
-        index = self.optimizers.setdefault(optimizer, len(self.optimizers))
+        index = self.number(optimizer)
         if index in self.stepped:
             self.step += 1
             self.stepped.clear()
@@ -278,6 +298,7 @@ class Recorder:
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """An optimizer is about to move its parameters."""
+        self._trainer = threading.get_ident()
         self.tell_companions()
         self.follow_marks()
         self.look_if_due()
@@ -324,9 +345,10 @@ class Recorder:
             self.before_update(optimizer, closure=False)
             self.after_update(optimizer, skipped=True)
 
-    def saved(self, path: str, kind: str) -> None:
-        """A state file was written."""
-        self._tell_saved(path, kind)
+    def saved(self, path: str, kind: str, state: Any = None) -> None:
+        """A state file was written, with `state` in it."""
+        trains_here = self._trainer in (0, threading.get_ident())
+        self._tell_saved(path, self._save_now(kind) if trains_here else self._save_of(path, kind, state))
         self._checkpoint_folders.setdefault(os.path.dirname(path), time.time() - 1)
 
     def tell_companions(self) -> None:
@@ -335,19 +357,32 @@ class Recorder:
         for folder, since in folders.items():
             for path in companions(folder, since):
                 if path not in self._saved:
-                    self._tell_saved(path, kind_of(path))
+                    self._tell_saved(path, self._save_now(kind_of(path)))
 
-    def _tell_saved(self, path: str, kind: str, renamed_from: str = "") -> None:
-        sidecar = self.write_sidecar()
-        self._saved[path] = kind
+    def _save_now(self, kind: str) -> Save:
+        return Save(kind, self.done, self.seq - 1, self.write_sidecar())
+
+    def _save_of(self, path: str, kind: str, state: Any) -> Save:
+        """What a file holds that another thread than the training one wrote: the step that left its weights."""
+        held = {tensor_digest(self.key, t) for _, t in stages.tensors_in(state)}
+        for done, seq, digests in reversed(list(self._left)):
+            if digests and held.issuperset(digests):
+                complement = dict(self._recent).get(done)
+                return Save(kind, done, seq, self._write_side(done, complement) if complement else "")
+        self.gap(f"{path} was written beside training, and holds the weights of none of the last {LEFT_KEPT} steps")
+        return Save(kind, self.done, -1, "")
+
+    def _tell_saved(self, path: str, save: Save, renamed_from: str = "") -> None:
+        self._saved[path] = save
         self._tell(
             wire.Saved(
                 path=path,
-                step=self.done,
-                format=kind,
-                weights_seq=self.seq - 1,
+                step=save.step,
+                format=save.kind,
+                weights_seq=save.weights_seq,
                 renamed_from=renamed_from,
-                sidecar=sidecar,
+                sidecar=save.sidecar,
+                identity=_identity(path),
             )
         )
 
@@ -355,14 +390,15 @@ class Recorder:
         """A file or folder was renamed: the state files at or below it have new paths, and their companions too."""
         inside = source + os.sep
         for path in [p for p in self._saved if p == source or p.startswith(inside)]:
-            kind = self._saved.pop(path)
-            self._tell_saved(target + path[len(source) :], kind, renamed_from=path)
+            save = self._saved.pop(path)  # of the step that it was written at, not of this one
+            self._tell_saved(target + path[len(source) :], save, renamed_from=path)
         for folder in [f for f in self._checkpoint_folders if f == source or f.startswith(inside)]:
             since = self._checkpoint_folders.pop(folder)
             new = target + folder[len(source) :]
             for path in companions(new, since):
                 if path not in self._saved:
-                    self._tell_saved(path, kind_of(path), renamed_from=os.path.join(folder, os.path.basename(path)))
+                    old = os.path.join(folder, os.path.basename(path))
+                    self._tell_saved(path, self._save_now(kind_of(path)), renamed_from=old)
 
     def loaded(self, path: str) -> None:
         """A state file is about to be read; the watcher learns of it before any step that follows."""
@@ -391,7 +427,7 @@ class Recorder:
         own = [p for p in stages.parameters(optimizer) if id(p) in g.local]
         weights = stages.weights(optimizer, names)
         roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = [(f"buffer/{n}", b) for n, b in self.buffers.of(roots)] if index == 0 else []
+        buffers = [(f"{BUFFERS}{n}", b) for n, b in self.buffers.of(roots)] if index == 0 else []
         weight_detail = stages.digest_all(key, [*weights, *buffers])
         n = len(weights)
         self.last_weights[index] = (
@@ -421,6 +457,7 @@ class Recorder:
 
     def make_record(self, optimizer: Any, index: int, details: dict[Stage, Detail | str], skipped: bool) -> StepRecord:
         wall, cpu = time.time_ns(), time.process_time_ns()
+        names, digests, _ = self.last_weights[index]
         record = StepRecord(
             attempt=self.joined.attempt if self.joined else 0,
             rank=self.rank,
@@ -439,6 +476,7 @@ class Recorder:
             recorder_ns=self.spent_ns,
             before=self.gathered.before.get(index, ""),
             found=self.gathered.found.get(index, {}),
+            left=stage_root(self.key, names, digests) if stages.count(details, Stage.WEIGHTS) > len(names) else "",
         )
         self._last_wall, self._last_cpu, self.spent_ns = wall, cpu, 0
         return record
@@ -515,6 +553,8 @@ class Recorder:
         if every > 0 and self.done >= every and self.done % every in (0, 1):
             self.write_full_snapshot()
         self._recent.append((self.done, self.complement()))
+        live = (self.last_weights[i] for i in self.optimizers.values() if i in self.last_weights)
+        self._left.append((self.done, self.seq - 1, [d for _, digests, _ in live for d in digests]))
         self.follow_marks()
 
     def follow_marks(self) -> None:
@@ -551,14 +591,19 @@ class Recorder:
         """Write the complement beside a checkpoint of the script's own; its path below the run's folder."""
         if self.joined is None:
             return ""
-        path = self.folder / f"side-{self.done:08d}.safetensors"
-        if path != self._sidecar:
-            snapshot.write(path, self.complement())
-            self._sidecar = path
-            if self.world > 1:
-                marks = self.folder.parent / f"marks-a{self.joined.attempt}"
-                marks.mkdir(parents=True, exist_ok=True)
-                (marks / str(self.done)).touch()
+        if self._sidecar[0] != self.done:
+            self._sidecar = self.done, self._write_side(self.done, self.complement())
+        return self._sidecar[1]
+
+    def _write_side(self, done: int, complement: dict[str, Any]) -> str:
+        if self.joined is None:
+            return ""
+        path = self.folder / f"side-{done:08d}.safetensors"
+        snapshot.write(path, complement)
+        if self.world > 1:
+            marks = self.folder.parent / f"marks-a{self.joined.attempt}"
+            marks.mkdir(parents=True, exist_ok=True)
+            (marks / str(done)).touch()
         return str(path.relative_to(self.joined.run_dir))
 
     def write_full_snapshot(self) -> None:
@@ -575,8 +620,17 @@ class Recorder:
         return {
             "weights": {n: t for o in self.optimizers for n, t in stages.weights(o, self.names)},
             "buffers": dict(self.buffers.of(roots)),
-            "state": [dict(stages.optimizer_state(o, self.names)) for o in self.optimizers],
+            "state": {str(i): dict(stages.optimizer_state(o, self.names)) for o, i in self.optimizers.items()},
         }
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Inode, size and mtime of a file, by which the watcher knows whether it reads these bytes."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _shares(sizes: list[int]) -> list[range]:
@@ -602,7 +656,7 @@ def _rank_and_world() -> tuple[int, int]:
 
 def _user_environment() -> dict[str, str]:
     """The environment variables as the user set them, without what the watcher added."""
-    env = wire.keep_env(dict(os.environ))
+    env = wire.keep_env(birth.environ())
     inject = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inject")
     rest = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p and os.path.abspath(p) != inject]
     if rest:

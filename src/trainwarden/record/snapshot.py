@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
     text = json.dumps(_pack(state, tensors))
     tensors.setdefault("_", torch.zeros(0, dtype=torch.uint8))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     save_file(tensors, part, metadata={"state": text})
     os.replace(part, path)
 

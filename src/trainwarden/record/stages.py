@@ -88,6 +88,12 @@ def commit(key: bytes, details: Mapping[Stage, Detail | str]) -> dict[Stage, Sta
     }
 
 
+def count(details: Mapping[Stage, Detail | str], stage: Stage) -> int:
+    """How many tensors a stage holds, 0 where it was not seen."""
+    detail = details.get(stage)
+    return len(detail.names) if isinstance(detail, Detail) else 0
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.tolist()

@@ -7,8 +7,9 @@ Rules
   of the folders that `PYTHONPATH`, `.pth` files and editable installs name, what can be imported.
   A `site-packages` inside a standard library belongs only if this interpreter imports from it.
 * *Code*: `[seal] code`, else the git repository of the script (tracked files and untracked ones that are not
-  ignored), else the script's folder, bounded. Importable files beside sealed sources belong to it even when git
-  ignores them (`__pycache__`, a built `.so`, a package that would shadow another).
+  ignored), else the script's folder, bounded; never the file that our own output goes to.
+  Importable files beside sealed sources belong to it even when git ignores them (`__pycache__`, a built `.so`, a
+  package that would shadow another).
 * *Data*: `[seal] data` and the existing paths that the command names, outside code and environment. A word that
   names the code folder or one above it is too broad to be data; a word of an option that names an output
   (`--out`, `--log-dir`, `--save-path`, …) is none.
@@ -24,7 +25,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 
 import msgspec
 
@@ -172,8 +174,18 @@ def scan_code(roots: Iterable[str], boundaries: Boundaries, outputs: Iterable[st
         found.update(_bounded(root, importable_beside(root, found, boundaries)))
         if under(script, [root]) and (item := item_of(script)):
             found[script] = item
-        trees[root] = found
+        trees[root] = without_streams(found)
     return trees
+
+
+def without_streams(items: Mapping[str, Item]) -> dict[str, Item]:
+    """The items but for files that our own output goes to (`trainwarden run … > log.txt`): results, by any name."""
+    streams = set()
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            status = os.fstat(descriptor)
+            streams.add((status.st_dev, status.st_ino))
+    return {p: i for p, i in items.items() if (i.dev, i.ino) not in streams or importable(p)}
 
 
 def _like_output(path: str) -> bool:
@@ -389,7 +401,7 @@ def scan_data(
         if under(path, (*roots, *(r for r in trees if r != SINGLES))) or path == command.executable:
             continue
         if os.path.isdir(path) and not os.path.islink(path):
-            found = {i.path: i for i in walk(path, bounds) if i.path not in known}
+            found = without_streams({i.path: i for i in walk(path, bounds) if i.path not in known})
             if found:
                 trees[path] = found
         elif path not in known and (item := item_of(path)):

@@ -9,8 +9,9 @@ Rules
   checked. Changed code and data are told and never refused: people edit their code while it trains.
 * In a clean room a change of what the room covers is told and no reason to refuse: the process does not see it. A
   room that no longer holds is one.
-* Every change is logged once for each content found, and its bytes are kept in the object store. Who wrote it is
-  added where the kernel told (`writers.py`), else the reason why that is not known.
+* Every change is logged once for each content found, and its bytes are kept in the object store; of a code or data
+  file that goes on changing (a log beside the code) after the first `FREELY` contents at most one in `SELDOM` seconds.
+  Who wrote it is added where the kernel told (`writers.py`), else the reason why that is not known.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from trainwarden.store import Store
 from trainwarden.supervise.ledger import Ledger
 
 FRESH_SECONDS = 2.0
+FREELY = 8
+SELDOM = 60.0
 _NAMED = 3  # changed files named in a refusal
 
 
@@ -64,13 +67,14 @@ class EnvironmentGuard:
         self._checked_at = float("-inf")
         self._current: dict[str, FileChanged] = {}
         self._indexes: dict[tuple[str, str], int] = {}
+        self._told: dict[str, tuple[int, float]] = {}  # code and data: path → contents logged, when last
 
     def changed(self, change: FileChanged) -> None:
         """A sealed file is no longer what was sealed: keep its bytes and log it, once for each content."""
         seen = (change.path, change.found)
         with self._lock:
             self._current[change.path] = change
-            if seen in self._indexes:
+            if seen in self._indexes or self._too_often(change):
                 return
             self._indexes[seen] = -1
         if change.found:
@@ -81,6 +85,16 @@ class EnvironmentGuard:
         else:
             change = msgspec.structs.replace(change, untold=told)
         self._ledger.submit(change, done=lambda index: self._indexes.__setitem__(seen, index))
+
+    def _too_often(self, change: FileChanged) -> bool:
+        """Whether this file's changes are only sampled by now."""
+        if change.kind == "environment":
+            return False
+        times, last = self._told.get(change.path, (0, 0.0))
+        if times >= FREELY and time.monotonic() - last < SELDOM:
+            return True
+        self._told[change.path] = times + 1, time.monotonic()
+        return False
 
     def check(self) -> None:
         """Compare the disk with the seal, unless that was just done.

@@ -8,8 +8,8 @@ Rules
   hashed and not copied, and a gap says so. Files that were read and not saved here are copied up to
   `keep_bytes`.
 * The signing key and the runs of the store are never copied, whatever a rank asks for.
-* A saved file that is gone or overwritten before it could be read is a gap. A file read while its next
-  version is being written to the same path can look different without anybody's doing; the finding says so.
+* A saved file that is gone or overwritten before it could be read is a gap: the rank tells inode, size and mtime with
+  the path, and other bytes than those that it wrote are never logged as its own.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class SavedFile:
     renamed_from: str = ""
     sidecar: str = ""
     reached: int = -1
+    identity: tuple[int, int, int] = (0, 0, 0)  # inode, size, mtime in ns as the rank told them; zeros: not told
 
 
 class KnownFiles:
@@ -150,13 +151,18 @@ class FileDesk:
             self._gap(file, f"the checkpoint file {file.path} was overwritten before it could be hashed")
             return
         try:
+            before = identity_of(file.path)
             digest, size, kept = self._take(file.path, limit=None)
+            after = identity_of(file.path)
         except FileNotFoundError:
             if file.path not in self._renamed:
                 self._missing[file.path] = file  # renamed already, which a rank has yet to tell, or deleted
             return
         except (OSError, TrainWardenError) as e:
             self._gap(file, f"the checkpoint file {file.path} could not be hashed: {e}")
+            return
+        if any(file.identity) and not before == file.identity == after:
+            self._gap(file, f"the checkpoint file {file.path} was overwritten before it could be hashed")
             return
         if not kept:
             self._gap(file, f"the checkpoint file {file.path} of {size} bytes was not copied: not enough free disk")
@@ -217,11 +223,14 @@ class FileDesk:
         if self._sealed(path):
             return
         try:
+            changed = os.stat(path).st_ctime_ns
             digest, size, _ = self._take(path, limit=self._keep_bytes)
         except (OSError, TrainWardenError):
             return  # a folder, a socket, a temporary file that is gone: not data that a replay could miss
         if self._known.step(path, digest) < 0:
-            self._ledger.submit(DataOpened(attempt=attempt, rank=rank, path=path, digest=digest, size=size))
+            self._ledger.submit(
+                DataOpened(attempt=attempt, rank=rank, path=path, digest=digest, size=size, changed_ns=changed)
+            )
 
     def _take(self, path: str, limit: int | None) -> tuple[str, int, bool]:
         """Digest and size of a file, and whether it was copied into the store."""
@@ -244,6 +253,12 @@ class FileDesk:
 
     def _gap(self, file: SavedFile, reason: str) -> None:
         self._ledger.submit(Gap(attempt=file.attempt, rank=file.rank, step=file.step, reason=reason))
+
+
+def identity_of(path: str) -> tuple[int, int, int]:
+    """Inode, size and mtime of a file. Raises OSError when it is gone."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hash(path: str) -> str:

@@ -260,6 +260,7 @@ class Session:
                 renamed_from=_path(message.renamed_from) if message.renamed_from else "",
                 sidecar=message.sidecar[:MAX_TEXT],
                 reached=rank.reached,
+                identity=message.identity,
             )
         )
 

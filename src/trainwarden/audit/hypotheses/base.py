@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from trainwarden.audit.begun import BUFFERS, begun
+from trainwarden.audit.begun import begun
 from trainwarden.audit.capture import Capture
 from trainwarden.audit.perturb import Perturbation, TensorPerturbation
 from trainwarden.audit.perturbing import transform
+from trainwarden.model import BUFFERS as BUFFERS
 from trainwarden.model import Detail, Location, Stage, StepRecord
 from trainwarden.record.fingerprint import tensor_digest, value_digest
 
