@@ -24,6 +24,10 @@ _HINTS = {
     errno.EPERM: "check the owner and the permissions of that folder",
     errno.EROFS: "the file system is mounted read-only: choose another place with TRAINWARDEN_STORE",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
+    errno.EEXIST: "something else has that name: choose another path",
+    errno.ENOTDIR: "a file is where a folder should be: choose another path",
+    errno.ENOENT: "check the path: a folder on the way is missing",
+    errno.EREMOTEIO: "check the address (--endpoint), the network and the AWS_* variables",
     errno.EIO: "the disk reports an error: look at the kernel's messages (`dmesg`)",
 }
 

@@ -283,7 +283,7 @@ class _bucket_errors:
         from obstore.exceptions import BaseError
 
         if isinstance(error, BaseError) and not isinstance(error, self._judged):
-            raise OSError(errno.EIO, f"object store, {self._name}: {_first_line(error)}") from error
+            raise OSError(errno.EREMOTEIO, f"object store, {self._name}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
