@@ -11,6 +11,8 @@ from typing import NamedTuple
 import httpx
 import msgspec
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from logserver import HOSTS, LOG_KEY, ORIGIN, append_of, appended, post, write_hosts
 from starlette.types import ASGIApp
 
@@ -299,3 +301,65 @@ def test_a_failing_store_is_a_503_and_shows_in_health(here: Here, monkeypatch: p
 def test_an_object_store_needs_its_index_named() -> None:
     with pytest.raises(UsageError, match="no place for the run index"):
         default_index("s3://bucket/x")
+
+
+_PIECES = st.sampled_from(
+    [
+        "/",
+        "tile",
+        "entries",
+        "objects",
+        "v1",
+        "logs",
+        ORIGIN,
+        "append",
+        "000",
+        ".p/",
+        "x001",
+        "..",
+        "%2e",
+        "%00",
+        "?",
+        "first=",
+        "last=",
+        "&",
+        "-1",
+        "9" * 25,
+        "0" * 64,
+        "\xe9",
+        "//",
+        "checkpoint",
+        "metrics",
+        "healthz",
+        "runs",
+        "\x7f",
+        "+",
+        "#",
+    ]
+)
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "HEAD", "PUT", "OPTIONS", "X"]),
+    pieces=st.lists(_PIECES, max_size=9),
+    header=st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=80),
+    body=st.binary(max_size=60),
+)
+@example(method="GET", pieces=["/", "entries", "?", "first=", "9" * 25, "&", "last=", "0"], header="", body=b"")
+@example(method="GET", pieces=["/", "objects", "/", "%00"], header="", body=b"")
+@example(method="GET", pieces=["/", "tile", "/", "0", "/", "x001", "/", "000"], header="", body=b"")
+@example(method="POST", pieces=["/", "v1", "/", "logs", "/", ORIGIN, "/", "append"], header="host=a", body=b"x")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_request_is_answered_or_refused_with_a_reason_and_admits_nothing(
+    here: Here, method: str, pieces: list[str], header: str, body: bytes
+) -> None:
+    try:
+        url = httpx.URL("http://log/" + "".join(pieces).lstrip("/"))
+    except httpx.InvalidURL:
+        return
+    named = {SIGNATURE_HEADER: header.strip().encode("latin-1")}
+    response = here.client.request(method, url, headers=named, content=body)
+    assert response.status_code < 500
+    if response.status_code >= 400 and method != "HEAD":
+        assert msgspec.json.decode(response.content, type=Refusal).error
+    assert here.service.log.head.size == 0
