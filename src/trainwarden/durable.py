@@ -50,6 +50,19 @@ def fsync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it that are missing, durably; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made, or something else has its name.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode, exist_ok=True)
+    fsync_folder(path.parent)
+
+
 def write_all(fd: int, data: bytes | memoryview) -> None:
     """Write every byte of `data`, however many calls that takes.
 

@@ -79,7 +79,8 @@ class Disk:
 
     def _sync(self, fd: int) -> None:
         number = os.fstat(fd).st_ino
-        if number in self._held and os.path.isdir(f"/proc/self/fd/{self._held[number]}"):
+        self._hold(Path(f"/proc/self/fd/{fd}"))  # it may have been made by other means than `os`
+        if os.path.isdir(f"/proc/self/fd/{self._held[number]}"):
             self._names[number] = self._listed(number)
         else:
             self._bytes[number] = self._content(number)
@@ -97,6 +98,8 @@ class Disk:
             return
         to.mkdir()
         synced, now = self._names.get(number, {}), self._listed(number)
+        for name in now:
+            self._hold(Path(f"/proc/self/fd/{self._held[number]}") / name)
         for name in sorted(synced.keys() | now.keys()):
             state = draw.choice((LOST, KEPT)) if kind == MIXED else kind
             inside = (synced if state == LOST else now).get(name)
@@ -106,6 +109,7 @@ class Disk:
     def _found(self, number: int, kind: str, draw: random.Random) -> bytes:
         synced, now = self._bytes.get(number, b""), self._content(number)
         if kind == MIXED:
-            torn = now if synced == now else now[: draw.randrange(len(now) + 1)]
+            kept = len(synced) if now.startswith(synced) else 0  # what was appended may be torn, what was there may not
+            torn = now[: draw.randint(kept, len(now))]
             return draw.choice((synced, now, torn))
         return synced if kind == LOST else now
