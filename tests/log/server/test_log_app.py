@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from logserver import HOSTS, LOG_KEY, ORIGIN, append_of, appended, post, write_hosts
+from logserver import HOSTS, LOG_KEY, ORIGIN, append_of, appended, fetch_log, post, write_hosts
 from starlette.types import ASGIApp
 
 from trainwarden.errors import UsageError
@@ -229,6 +231,18 @@ def test_a_replayed_request_changes_nothing_and_a_contradiction_is_kept_as_evide
     header, _, body = kept.partition(b"\n")
     assert (body, header.decode()) == sign_append(other, ORIGIN, HOSTS["node-1"])
     assert here.service.log.head.size == 2
+
+
+def test_a_clock_that_jumps_changes_nothing_of_what_is_admitted(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(4)
+    monkeypatch.setattr(time, "time", lambda: draw.uniform(0, 4e9))
+    monkeypatch.setattr(time, "time_ns", lambda: draw.randrange(4 * 10**18))
+    monkeypatch.setattr(time, "perf_counter", lambda: draw.uniform(-1e6, 1e6))
+    for first in (0, 4, 8):
+        asked = msgspec.structs.replace(append_of("node-1", first, 4), sent_ns=draw.randrange(4 * 10**18))
+        assert appended(here.post(asked)).indexes == tuple(range(first, first + 4))
+    assert appended(here.post(append_of("node-1", 0, 12))).indexes == tuple(range(12))
+    assert len(fetch_log(here.client, "http://log")) == 12
 
 
 def test_a_gap_is_told_with_the_number_to_go_on_with(here: Here) -> None:
