@@ -105,11 +105,9 @@ class FaultyIndex(RunIndex):
 class Server:
     """The parts of a log server without HTTP and without its thread: a test takes its steps."""
 
-    def __init__(self, files: dict[str, bytes], index: RunIndex, faults: Faults) -> None:
-        self.store: TileStore = Faulty(files, faults)
-        self.log = TileLog.open(self.store, ORIGIN, KEY)
-        if isinstance(index, FaultyIndex):
-            index.faults = faults
+    def __init__(self, store: TileStore, index: RunIndex) -> None:
+        self.store = store
+        self.log = TileLog.open(store, ORIGIN, KEY)
         self.sequencer = Sequencer(self.log, index, Metrics())
 
     def close(self) -> None:
@@ -133,7 +131,9 @@ class Server:
 @contextmanager
 def running(files: dict[str, bytes], index: RunIndex, faults: Faults) -> Iterator[Server]:
     """A server over these bytes that is closed at the end."""
-    server = Server(files, index, faults)
+    if isinstance(index, FaultyIndex):
+        index.faults = faults
+    server = Server(Faulty(files, faults), index)
     try:
         yield server
     finally:

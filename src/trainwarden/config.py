@@ -82,7 +82,7 @@ def load_config(path: Path | None, folder: Path) -> Config:
     try:
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), Config)
     except FileNotFoundError:
-        raise UsageError(f"no such configuration file: {path}") from None
+        raise UsageError(f"no such configuration file: {path}", hint="check the path after --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path} is not valid TOML: {e}") from e
     except msgspec.ValidationError as e:

@@ -24,6 +24,10 @@ _HINTS = {
     errno.EPERM: "check the owner and the permissions of that folder",
     errno.EROFS: "the file system is mounted read-only: choose another place with TRAINWARDEN_STORE",
     errno.EMFILE: "too many open files: raise the limit with `ulimit -n`",
+    errno.EEXIST: "something else has that name: choose another path",
+    errno.ENOTDIR: "a file is where a folder should be: choose another path",
+    errno.ENOENT: "check the path: a folder on the way is missing",
+    errno.EREMOTEIO: "check the address (--endpoint), the network and the AWS_* variables",
     errno.EIO: "the disk reports an error: look at the kernel's messages (`dmesg`)",
 }
 
@@ -44,6 +48,19 @@ def fsync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those above it that are missing, durably; one that is there stays as it is.
+
+    Raises:
+        OSError: it cannot be made, or something else has its name.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode, exist_ok=True)
+    fsync_folder(path.parent)
 
 
 def write_all(fd: int, data: bytes | memoryview) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from trainwarden.errors import LogTampered, SignatureInvalid, UsageError
@@ -111,8 +111,25 @@ def test_a_public_key_that_is_none_is_the_callers_mistake() -> None:
         verify_head(NOTE, "xyz")
 
 
+_ROOT = base64.b64encode(bytes(32)) + b"\n"
+_LINE = b"\n\xe2\x80\x94 a AAAAAAA=\n"
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.one_of(st.binary(max_size=400), st.text(max_size=200).map(lambda t: t.encode("utf-8", "surrogatepass"))))
+@example(b"")
+@example(b"\n\n")
+@example(b"\n0\n\n\n")
+@example(b"a\n" + b"9" * 5000 + b"\n" + _ROOT + _LINE)  # more digits than Python makes a number of
+@example("a\n\u0661\n".encode() + _ROOT + _LINE)  # a digit, but no ASCII one
+@example(b"a\n1_0\n" + _ROOT + _LINE)
+@example(b"a\n-0\n" + _ROOT + _LINE)
+@example(b"a\n1\nAAAA\n" + _LINE)
+@example(b"a\n1\n" + _ROOT + b"\n\xe2\x80\x94 a AAAA=AAAA\n")
+@example(b"a\n1\n" + _ROOT + b"\n\xe2\x80\x94 a\xc2\xa0b AAAAAAA=\n")
+@example(b"a\n1\n" + _ROOT + b"\n\xe2\x80\x94 a AAAAAAA=")
+@example(b"a\r\n1\n" + _ROOT + _LINE)
+@example(b"a\n1\n" + _ROOT + _LINE + b"\xed\xa0\x80")
 def test_any_bytes_parse_or_are_refused_in_one_way(data: bytes) -> None:
     try:
         parse_head(data)

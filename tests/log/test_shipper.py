@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -397,6 +399,23 @@ def test_an_unsigned_own_head_is_refused(folder: RunDir, target: Target) -> None
     assert not shipping.follow(lambda seconds: False, 0)
     shipping.close()
     assert "contradicts" in findings(told)[0].seen
+
+
+def test_clocks_that_jump_either_way_lose_and_double_nothing(
+    folder: RunDir, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, told, draw = LogServer(), list[Event](), random.Random(3)
+    monkeypatch.setattr(time, "time_ns", lambda: draw.randrange(-(10**18), 3 * 10**18))
+    monkeypatch.setattr(time, "time", lambda: draw.uniform(-1e9, 3e9))
+    limits = Limits(records=16, batches=1)
+    shipping = Shipping.open(folder, target, told.append, limits=limits, transport=server)
+    monkeypatch.setattr(shipping.shipper, "_clock", lambda: draw.uniform(-1e9, 1e9))
+    for _ in range(200):
+        shipping.shipper.step()
+    assert shipping.shipper.done, "what waits for its batch is not held for ever by a clock that was put back"
+    shipping.close()
+    check_all_there(server, folder)
+    assert findings(told) == []
 
 
 # -- the spool

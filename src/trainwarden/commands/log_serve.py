@@ -42,7 +42,9 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser.add_argument(
         "--index", default="", metavar="URL", help="the run index (default: SQLite in the folder of the tiles)"
     )
-    parser.add_argument("--key", type=Path, metavar="FILE", help="the log's signing key (default: $TRAINWARDEN_KEY)")
+    parser.add_argument(
+        "--key", type=Path, metavar="FILE", help="the log's signing key, made on first use (default: your own)"
+    )
     parser.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS", help="where to listen (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8471, help="default: %(default)s; 0 takes a free one")
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM; without it, plain HTTP")
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
     from trainwarden.keys import SigningKey
 
     if bool(args.tls_certificate) != bool(args.tls_key):
-        raise UsageError("--tls-certificate and --tls-key go together: one of them is missing")
+        raise UsageError(
+            "--tls-certificate and --tls-key go together: one of them is missing", hint="name both, or none"
+        )
     key = SigningKey.load_or_create(args.key)
     settings = Settings(
         origin=args.origin,

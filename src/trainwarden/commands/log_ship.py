@@ -52,7 +52,7 @@ def add(subparsers: Subparsers[Any]) -> None:
         "--config", type=Path, metavar="FILE", help="whose [log] names the server (default: where the run was sent)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=60.0, metavar="N", help="give up after so long (default: %(default)s)"
+        "--seconds", type=_seconds, default=60.0, metavar="N", help="give up after so long (default: %(default)s)"
     )
     parser.add_argument("--follow", action="store_true", help="go on until stdin ends, then for --seconds more")
 
@@ -83,6 +83,17 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def _seconds(text: str) -> float:
+    """A time limit in seconds."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"not a number of seconds: {text[:40]!r}")
+    return seconds
+
+
 def _report(
     args: argparse.Namespace, folder: RunDir, target: Target, shipping: Shipping, findings: list[Finding], code: int
 ) -> None:
@@ -106,6 +117,8 @@ def _report(
     print(f"{done.entries:,} of {done.of:,} entries of run {folder.id} are in the log {target.origin}")
     if shipping.shipper.trouble:
         print(f"the last try: {shipping.shipper.trouble}", file=sys.stderr)
+        if shipping.shipper.hint:
+            print(f"hint: {shipping.shipper.hint}", file=sys.stderr)
 
 
 def _follow(args: argparse.Namespace, folder: RunDir, target: Target, limits: Limits, key: str) -> int:

@@ -87,7 +87,7 @@ def _log_server(args: argparse.Namespace) -> LogServer | None:
 
     if args.log_server is None:
         if args.log_key:
-            raise UsageError("--log-key goes with --log-server")
+            raise UsageError("--log-key goes with --log-server", hint="add --log-server, or leave --log-key out")
         return None
     if args.log_server:
         check_url(args.log_server)

@@ -65,6 +65,14 @@ def read_policy(args: argparse.Namespace) -> Policy | None:
 
 
 def _split(text: str) -> tuple[str, str, str]:
-    """The verifier key and the address: base64 of 33 bytes has no `=`, so the first one after the key begins it."""
-    before, at, url = text.partition("=http")
-    return (before, at, "http" + url) if at else (text, "", "")
+    """The verifier key and the address: base64 of 33 bytes has no `=`, so the first one begins it.
+
+    Raises:
+        UsageError: the address is not one of the web.
+    """
+    key, at, url = text.partition("=")
+    if at and not url.startswith(("http://", "https://")):
+        raise UsageError(
+            f"a witness's address is not a web address: {url[:120]!r}", hint="NAME+ID+KEY=http://… or =https://…"
+        )
+    return key, at, url

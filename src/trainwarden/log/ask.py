@@ -77,7 +77,7 @@ def ask_witness(url: str, witness: VerifierKey, old: int, proof: Sequence[bytes]
     except HTTPError as e:
         return _refused(e.code, _read(e))
     except (URLError, HTTPException, OSError, ValueError) as e:
-        return Unanswered(f"{url}: {e}")
+        return Unanswered(f"{url}: {e.reason if isinstance(e, URLError) else e}")
 
 
 def collect(url: str, witness: VerifierKey, note: str, proof_from: ProofFrom, known: int = 0) -> Reply:

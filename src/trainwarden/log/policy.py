@@ -59,7 +59,8 @@ def k_of(witnesses: Sequence[VerifierKey], k: int) -> Policy:
         raise UsageError("a witness is named twice", hint="each has to have a key of its own")
     if not 1 <= k <= len(names):
         raise UsageError(
-            f"{k} cosignatures of {len(names)} witnesses cannot be demanded", hint="name at least as many witnesses"
+            f"{k} cosignatures of {len(names)} witnesses cannot be demanded",
+            hint="at least one, and at most as many as there are witnesses",
         )
     return Policy(witnesses=names, groups={"": Group(k, tuple(names))}, quorum="")
 

@@ -23,7 +23,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from trainwarden.durable import fsync_folder, write_all
+from trainwarden.durable import fsync_folder, make_folder, write_all
 from trainwarden.errors import LogLocked
 
 JOURNAL, HEAD, LOCK = "journal", "head", "lock"
@@ -89,7 +89,7 @@ class FolderStorage:
             OSError: it is not there (unless `create`), or cannot be written.
         """
         if create:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
         elif not (folder / JOURNAL).exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder / JOURNAL))
         lock = _take_lock(folder / LOCK)

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainwarden.durable import fsync_folder, hint_for, write_atomically
+from trainwarden.durable import hint_for, make_folder, write_atomically
 from trainwarden.errors import LogError, LogLocked, LogTampered
 from trainwarden.keys import SigningKey
 from trainwarden.log.cosignature import cosign, cosignatures
@@ -59,7 +59,7 @@ class Witness:
         self._signer, self._keys_of, self._clock = key, keys_of, clock
         self._folder, self._guard = folder, threading.Lock()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e:
             raise _failed(f"use {folder}", e) from e
@@ -119,9 +119,7 @@ class Witness:
     def _keep(self, origin: str, note: bytes) -> None:
         path = self._place(origin)
         try:
-            if not path.parent.exists():
-                path.parent.mkdir()
-                fsync_folder(self._folder)
+            make_folder(path.parent)
             write_atomically(path, note)
         except OSError as e:
             raise _failed(f"keep the head of {origin!r}", e) from e
@@ -130,7 +128,7 @@ class Witness:
         folder = self._place(found.head.origin).parent / EVIDENCE
         name = hashlib.sha256(split_note(note)[0].encode()).hexdigest()
         try:
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             if not (folder / name).exists() and sum(1 for _ in folder.iterdir()) < MAX_EVIDENCE:
                 write_atomically(folder / name, found.kept.note.encode() + b"\n" + note)
         except OSError as e:

@@ -21,6 +21,7 @@ from typing import BinaryIO, TypeAlias
 
 import msgspec
 
+from trainwarden.durable import fsync_folder
 from trainwarden.errors import StoreError, StoreTampered
 from trainwarden.model import Detail, Stage, cut_digests
 
@@ -60,6 +61,7 @@ class DetailWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             self._fd = os.open(self.path, flags, 0o600)
+            fsync_folder(folder)
         except OSError as e:
             raise StoreError(f"cannot create {self.path}: {e.strerror}") from e
         self._end = 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,9 @@ from typing import NamedTuple
 import httpx
 import msgspec
 import pytest
-from logserver import HOSTS, LOG_KEY, ORIGIN, append_of, appended, post, write_hosts
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from logserver import HOSTS, LOG_KEY, ORIGIN, append_of, appended, fetch_log, post, write_hosts
 from starlette.types import ASGIApp
 
 from trainwarden.errors import UsageError
@@ -229,6 +233,18 @@ def test_a_replayed_request_changes_nothing_and_a_contradiction_is_kept_as_evide
     assert here.service.log.head.size == 2
 
 
+def test_a_clock_that_jumps_changes_nothing_of_what_is_admitted(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(4)
+    monkeypatch.setattr(time, "time", lambda: draw.uniform(0, 4e9))
+    monkeypatch.setattr(time, "time_ns", lambda: draw.randrange(4 * 10**18))
+    monkeypatch.setattr(time, "perf_counter", lambda: draw.uniform(-1e6, 1e6))
+    for first in (0, 4, 8):
+        asked = msgspec.structs.replace(append_of("node-1", first, 4), sent_ns=draw.randrange(4 * 10**18))
+        assert appended(here.post(asked)).indexes == tuple(range(first, first + 4))
+    assert appended(here.post(append_of("node-1", 0, 12))).indexes == tuple(range(12))
+    assert len(fetch_log(here.client, "http://log")) == 12
+
+
 def test_a_gap_is_told_with_the_number_to_go_on_with(here: Here) -> None:
     assert told(here.post(append_of("node-1", 5, 1)), 409).expected == 0
 
@@ -299,3 +315,65 @@ def test_a_failing_store_is_a_503_and_shows_in_health(here: Here, monkeypatch: p
 def test_an_object_store_needs_its_index_named() -> None:
     with pytest.raises(UsageError, match="no place for the run index"):
         default_index("s3://bucket/x")
+
+
+_PIECES = st.sampled_from(
+    [
+        "/",
+        "tile",
+        "entries",
+        "objects",
+        "v1",
+        "logs",
+        ORIGIN,
+        "append",
+        "000",
+        ".p/",
+        "x001",
+        "..",
+        "%2e",
+        "%00",
+        "?",
+        "first=",
+        "last=",
+        "&",
+        "-1",
+        "9" * 25,
+        "0" * 64,
+        "\xe9",
+        "//",
+        "checkpoint",
+        "metrics",
+        "healthz",
+        "runs",
+        "\x7f",
+        "+",
+        "#",
+    ]
+)
+
+
+@given(
+    method=st.sampled_from(["GET", "POST", "HEAD", "PUT", "OPTIONS", "X"]),
+    pieces=st.lists(_PIECES, max_size=9),
+    header=st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=80),
+    body=st.binary(max_size=60),
+)
+@example(method="GET", pieces=["/", "entries", "?", "first=", "9" * 25, "&", "last=", "0"], header="", body=b"")
+@example(method="GET", pieces=["/", "objects", "/", "%00"], header="", body=b"")
+@example(method="GET", pieces=["/", "tile", "/", "0", "/", "x001", "/", "000"], header="", body=b"")
+@example(method="POST", pieces=["/", "v1", "/", "logs", "/", ORIGIN, "/", "append"], header="host=a", body=b"x")
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_request_is_answered_or_refused_with_a_reason_and_admits_nothing(
+    here: Here, method: str, pieces: list[str], header: str, body: bytes
+) -> None:
+    try:
+        url = httpx.URL("http://log/" + "".join(pieces).lstrip("/"))
+    except httpx.InvalidURL:
+        return
+    named = {SIGNATURE_HEADER: header.strip().encode("latin-1")}
+    response = here.client.request(method, url, headers=named, content=body)
+    assert response.status_code < 500
+    if response.status_code >= 400 and method != "HEAD":
+        assert msgspec.json.decode(response.content, type=Refusal).error
+    assert here.service.log.head.size == 0

@@ -209,6 +209,7 @@ def test_the_command_serves_and_says_where(tmp_path: Path) -> None:
         (["--hosts", "/no/such/file"], "cannot read"),
         (["--port", "99999"], "cannot listen"),
         (["--tls-key", "x"], "go together"),
+        (["--tls-key", "/no/such", "--tls-certificate", "/no/such"], "cannot use the certificate"),
         (["--tiles", "s3://bucket"], "run index"),
         (["--index", "nonsense"], "run index"),
     ],
@@ -233,3 +234,4 @@ def test_a_wrong_call_is_one_error_with_exit_code_3(arguments: list[str], words:
     with contextlib.redirect_stderr(errors):
         assert main(["log", "serve", *(word for pair in base.items() for word in pair)]) == 3
     assert words in errors.getvalue()
+    assert errors.getvalue().count("error:") == errors.getvalue().count("hint:") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import ipaddress
 import json
 import os
 import secrets
@@ -13,6 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from logserver import _SERVE, HOSTS, LOG_KEY, ORIGIN, Process, fetch_log, serving, write_hosts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -95,6 +101,45 @@ def test_server_killed_between_requests_and_started_again_keeps_all_once(run: Ru
         check_kept_once(run, server.url)
         (target,) = targets(run.shipping)
         assert verify_shipped(run, target, HttpTransport()).entries == 754
+
+
+def test_run_is_shipped_over_tls_to_a_server_whose_certificate_is_known(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    told = {"tls_certificate": str(certificate), "tls_key": str(key)}
+    with serving(tmp_path, **told) as server:
+        assert server.url.startswith("https://")
+        monkeypatch.setattr(HttpTransport.__init__, "__defaults__", (1.0, 2.0, 3.0))
+        assert ship(run, server.url, "--seconds", "0") == 2, "a certificate that nobody vouches for"
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert ship(run, server.url) == 0
+        (target,) = targets(run.shipping)
+        assert verify_shipped(run, target, HttpTransport()).entries == 703
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """The PEM files of a certificate for 127.0.0.1 and of its key."""
+    secret = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    begin = datetime.datetime(2020, 1, 1)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(secret.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(begin.replace(year=2100))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(secret, hashes.SHA256())
+    )
+    plain = serialization.NoEncryption()
+    pem = serialization.Encoding.PEM
+    (folder / "certificate.pem").write_bytes(made.public_bytes(pem))
+    (folder / "key.pem").write_bytes(secret.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
+    return folder / "certificate.pem", folder / "key.pem"
 
 
 # -- two hosts with a network between them

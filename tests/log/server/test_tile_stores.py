@@ -186,7 +186,7 @@ def test_an_object_store_that_is_away_is_an_os_error(tmp_path: Path, monkeypatch
     for call in (lambda: store.read("x"), lambda: store.put("x", b""), lambda: store.swap("x", b"", "")):
         with pytest.raises(OSError) as e:
             call()
-        assert e.value.errno == errno.EIO
+        assert e.value.errno == errno.EREMOTEIO
 
 
 def test_a_folder_on_a_full_disk_refuses_and_works_again(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ class Shipper:
         self._outbox = state.outbox()
         self._since: float | None = None  # when the oldest record that waits for its batch was first seen
         self._failures = self._wrong = 0
-        self._trouble = ""
+        self._trouble = self._hint = ""
         self._full = False
         self._raised: set[str] = set()
 
@@ -161,7 +161,7 @@ class Shipper:
             self._since = None
             return []
         now = self._clock()
-        self._since = now if self._since is None else self._since
+        self._since = now if self._since is None else min(self._since, now)  # a clock may be put back
         if hurry or now - self._since >= self._limits.seconds:
             return frames
         full = len(frames) // self._limits.records * self._limits.records
@@ -336,7 +336,7 @@ class Shipper:
         self._failures += 1
         if not self._trouble:
             self._tell(Told(sentence=f"The log is not being sent: {error}", hint=error.hint))
-        self._trouble = str(error)
+        self._trouble, self._hint = str(error), error.hint
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(self._failures - 1, 10))
         return max(pause * random.uniform(0.5, 1.0), min(at_least, _LONGEST_RETRY_AFTER))
 
@@ -344,6 +344,11 @@ class Shipper:
     def trouble(self) -> str:
         """Why the last request had no answer that counts, "" when it had."""
         return self._trouble
+
+    @property
+    def hint(self) -> str:
+        """What can be done about the trouble, "" when nothing is known."""
+        return self._hint if self._trouble else ""
 
     def _recovered(self) -> None:
         self._failures = self._wrong = 0

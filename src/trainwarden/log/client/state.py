@@ -32,7 +32,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
-from trainwarden.durable import fsync_folder, hint_for, write_all, write_atomically
+from trainwarden.durable import fsync_folder, hint_for, make_folder, write_all, write_atomically
 from trainwarden.errors import LogError, LogLocked
 from trainwarden.log.client.packing import Pack
 
@@ -117,7 +117,7 @@ class ShippingState:
         return state
 
     def _open(self) -> None:
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(self.folder, 0o700)
         self._lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -113,7 +113,12 @@ class HostsFile:
                     self._wrong, self._seen = None, seen
                     self._hosts = read_hosts(self._path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as e:
-                self._seen, self._wrong = None, UsageError(f"cannot read {self._path}: {e}")
+                self._seen, self._wrong = (
+                    None,
+                    UsageError(
+                        f"cannot read {self._path}: {e}", hint="check --hosts: it names the file of the admitted hosts"
+                    ),
+                )
             except UsageError as e:
                 self._wrong = e
             if self._wrong is not None:

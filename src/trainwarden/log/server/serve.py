@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -142,8 +143,9 @@ def serve(settings: Settings, key: SigningKey, listening: Callable[[str, TreeHea
     """Run a log server until SIGINT or SIGTERM; `listening` is told its URL and head once it answers.
 
     Raises:
-        UsageError: the address cannot be bound, or as `running`.
+        UsageError: the address cannot be bound, certificate and key cannot be used, or as `running`.
     """
+    _check_certificate(settings)
     _raise_file_limit()
     with _bound(settings) as sock, running(settings, key) as service:
         patience = type("Patience", (Patience,), {"seconds": settings.head_seconds})
@@ -177,11 +179,27 @@ def _bound(settings: Settings) -> Iterator[socket.socket]:
         try:
             sock.bind((settings.bind, settings.port))
         except (OSError, OverflowError) as e:
-            raise UsageError(f"cannot listen on {settings.bind} port {settings.port}: {e}") from e
+            raise UsageError(
+                f"cannot listen on {settings.bind} port {settings.port}: {e}", hint="choose another --bind or --port"
+            ) from e
         sock.listen(4096)
         yield sock
     finally:
         sock.close()
+
+
+def _check_certificate(settings: Settings) -> None:
+    """Load certificate and key as the server will, but never ask for a password."""
+    if settings.tls_certificate is None:
+        return
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except (OSError, ValueError) as e:
+        raise UsageError(
+            f"cannot use the certificate {settings.tls_certificate} with the key {settings.tls_key}: {e}",
+            hint="both are PEM files that this user can read; the key is the certificate's and has no password",
+        ) from e
 
 
 def _raise_file_limit() -> None:

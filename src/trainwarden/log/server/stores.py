@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from trainwarden.durable import fsync_folder, write_all
+from trainwarden.durable import fsync_folder, make_folder, write_all
 from trainwarden.errors import LogFenced, LogLocked, MissingExtra, UsageError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class FolderTiles:
             OSError: it cannot be written.
         """
         self._folder = folder.absolute()
-        self._folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self._folder)
         self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,7 +118,7 @@ class FolderTiles:
     def put(self, name: str, data: bytes) -> None:
         path = self._folder / name
         if not path.parent.is_dir():
-            self._make(path.parent)
+            make_folder(path.parent)
         temp = self._temp / secrets.token_hex(8)
         fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
@@ -158,12 +158,6 @@ class FolderTiles:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
-
-    def _make(self, folder: Path) -> None:
-        if not folder.parent.is_dir():
-            self._make(folder.parent)
-        folder.mkdir(exist_ok=True)
-        fsync_folder(folder.parent)
 
 
 class BucketTiles:
@@ -283,7 +277,7 @@ class _bucket_errors:
         from obstore.exceptions import BaseError
 
         if isinstance(error, BaseError) and not isinstance(error, self._judged):
-            raise OSError(errno.EIO, f"object store, {self._name}: {_first_line(error)}") from error
+            raise OSError(errno.EREMOTEIO, f"object store, {self._name}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:
