@@ -215,6 +215,10 @@ def _shadow_libc_name(site: Site) -> list[Path]:
     return [library(site.folder / "lib" / "libtrap.so.6")]
 
 
+def _tool_missing(site: Site) -> None:
+    site.env["OMP_TOOL_LIBRARIES"] = f"{site.folder}/lib/libtrap.so:/usr/lib/none.so"
+
+
 def _preload_file(site: Site) -> list[Path]:
     (site.folder / PRELOAD_FILE).write_text("/somewhere/libtrap.so\n")
     return [site.folder / PRELOAD_FILE]
@@ -523,6 +527,7 @@ TRAPS: tuple[Trap, ...] = (
         "LD_LIBRARY_PATH: library added below the working folder", _library_in_code, _library_folder_in_code, shows=""
     ),
     Trap("LD_LIBRARY_PATH: missing folder appears", _shadow_libc_name, _library_folder_missing, shows=""),
+    Trap("OMP_TOOL_LIBRARIES: missing library appears", _add_trap_library, _tool_missing, shows=""),
     Trap("/etc/ld.so.preload appears", _preload_file, shows=""),
     Trap(".pth with an import line", _new("evil.pth"), shows=HOOKED),
     Trap("sitecustomize", _new("sitecustomize.py"), shows=HOOKED),

@@ -92,6 +92,30 @@ def test_a_key_store_that_keeps_nothing_is_refused() -> None:
         keyring.set_keyring(before)
 
 
+def test_a_key_store_that_is_locked_is_one_error_and_keys_in_files_need_none() -> None:
+    keyring = pytest.importorskip("keyring")
+    backend, errors = pytest.importorskip("keyring.backend"), pytest.importorskip("keyring.errors")
+
+    class Locked(backend.KeyringBackend):  # type: ignore[misc, name-defined]
+        priority = 1
+
+        def get_password(self, service: str, username: str) -> str | None:
+            raise errors.KeyringLocked("the collection is locked")
+
+        set_password = delete_password = get_password
+
+    before = keyring.get_keyring()
+    keyring.set_keyring(Locked())
+    try:
+        with pytest.raises(KeyUnusable, match="the collection is locked") as refused:
+            ring.keep("ada", ONE, Place.KEYRING)
+        assert refused.value.hint
+        made = ring.keep("ada", ONE, Place.FILE)
+        assert ring.load("ada", made.public).public == made.public
+    finally:
+        keyring.set_keyring(before)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604])
 def test_an_actors_key_open_to_others_is_refused(mode: int) -> None:
     made = ring.keep("ada", ONE, Place.FILE)

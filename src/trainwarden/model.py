@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -734,6 +734,12 @@ _leaf_decoder: msgspec.json.Decoder[Leaf] = msgspec.json.Decoder(Leaf)
 _registry_decoder: msgspec.json.Decoder[RegistryEntry] = msgspec.json.Decoder(RegistryEntry)
 
 
+T = TypeVar("T")
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding hostile bytes raises; the last where they are nested without end."""
+
+
 def canonical(noun: msgspec.Struct) -> bytes:
     """The one byte form of a noun that digests and signatures are made over: JSON, fields as defined, maps sorted."""
     return _encoder.encode(noun)
@@ -745,7 +751,7 @@ def decode_entry(data: bytes) -> Entry:
     Raises:
         msgspec.DecodeError, msgspec.ValidationError: the bytes are not an entry.
     """
-    return _entry_decoder.decode(data)
+    return _decoded(_entry_decoder, data)
 
 
 def decode_leaf(data: bytes) -> Leaf:
@@ -754,7 +760,7 @@ def decode_leaf(data: bytes) -> Leaf:
     Raises:
         msgspec.DecodeError, msgspec.ValidationError: the bytes are not such a leaf.
     """
-    return _leaf_decoder.decode(data)
+    return _decoded(_leaf_decoder, data)
 
 
 def decode_registry_entry(data: bytes) -> RegistryEntry:
@@ -763,4 +769,11 @@ def decode_registry_entry(data: bytes) -> RegistryEntry:
     Raises:
         msgspec.DecodeError, msgspec.ValidationError: the bytes are not such an entry.
     """
-    return _registry_decoder.decode(data)
+    return _decoded(_registry_decoder, data)
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:
+    try:
+        return decoder.decode(data)
+    except RecursionError as e:
+        raise msgspec.DecodeError("nested too deeply") from e

@@ -373,7 +373,7 @@ class Server:
                 answer = handler.message(message)
                 if answer is not None:
                     connection.send(answer)
-        except (OSError, ValueError, msgspec.DecodeError) as e:
+        except (OSError, ValueError, msgspec.DecodeError, RecursionError) as e:
             error = f"{type(e).__name__}: {e}"
         finally:
             handler.closed(error)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from trainwarden.actors import Enough, Lacking, judge_approvals
 from trainwarden.actors import approvals as app
@@ -214,3 +216,35 @@ def test_no_such_waiting_seal_is_one_error_with_a_hint(store: Store, name: str) 
     with pytest.raises(UsageError, match="names no waiting seal") as e:
         app.find_seal(store, name)
     assert e.value.hint
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+@example(b"")
+@example(b"\xff")
+@example(b'{"actor":' + b"[" * 100_000)
+@example(b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+@example(b'{"seal":"","actor":"ada","key":"zz","signature":"","wall_ns":0}')
+def test_any_bytes_as_an_approval_count_for_nothing_and_as_a_seal_are_refused(store: Store, data: bytes) -> None:
+    seal = new_seal()
+    folder = app.keep_seal(store, seal)
+    approve(store, seal, "grace")
+    junk = folder / "approvals" / "ada.json"
+    junk.write_bytes(data)
+    judged = judge_approvals(seal, app.approvals_of(store, seal.digest), reg.read_registry(store))
+    assert isinstance(judged, Lacking)
+    assert [a.actor for a in judged.approvals] == ["grace"]
+    junk.unlink()
+    (folder / "seal.json").write_bytes(data)
+    with pytest.raises(SealBroken) as refused:
+        app.find_seal(store, seal.digest)
+    assert refused.value.hint
+
+
+def test_an_approver_whose_key_was_revoked_is_not_asked_for(store: Store) -> None:
+    seal = waiting(store)
+    approve(store, seal, "grace")
+    reg.revoke(store, OWNER, "ada", "laptop lost", since_ns=0)
+    with pytest.raises(NotApproved, match="1 of 2") as refused:
+        app.admit(store, new_seal(created_ns=2), RUNNER)
+    assert "--as agent, then" in refused.value.hint

@@ -8,6 +8,7 @@ import json
 import marshal
 import os
 import py_compile
+import shutil
 import struct
 from pathlib import Path
 
@@ -185,6 +186,29 @@ def test_verb_without_wheels_could_not_decide(site: Site, capsys: pytest.Capture
     code, out = run_verb(site, capsys, "--lock", str(lock))
     assert code == 2
     assert "not checked: 4 files, no wheel that the lock names was given" in out
+
+
+def test_a_lock_of_which_nothing_is_installed_could_not_be_decided(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(site.packages / "sums")
+    (site.python.parent / "addup").unlink()
+    site.seal_again()
+    lock = site.folder / "lock.txt"
+    lock.write_text(f"torch==1.0 --hash=sha256:{'0' * 64}\n")
+    code, out = run_verb(site, capsys, "--lock", str(lock))
+    assert (code, "nothing that the lock names was found" in out) == (2, True)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b'{"seal":1}', b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"])
+def test_a_file_that_is_no_seal_is_one_error_and_one_hint(
+    site: Site, capsys: pytest.CaptureFixture[str], data: bytes
+) -> None:
+    path = site.folder / "seal.json"
+    path.write_bytes(data)
+    assert main(["env", "diff", str(path), "--store", str(site.store.path)]) == 1
+    err = capsys.readouterr().err
+    assert (err.count("error:"), err.count("hint:"), err.count("Traceback")) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("words", [("--wheels", "."), ("--lock", "absent.txt"), ("--lines", "-1")])

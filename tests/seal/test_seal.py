@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sealed_site import Site
+from sealed_site import Site, base_env
 
 from trainwarden.config import Config, SealConfig
 from trainwarden.errors import SealBroken, SignatureInvalid, UsageError
@@ -21,6 +21,8 @@ from trainwarden.model import FileEntry, Manifest, canonical
 from trainwarden.seal import scan
 from trainwarden.seal.cache import digest_files
 from trainwarden.seal.check import load_manifest
+from trainwarden.seal.interpreter import ask_interpreter
+from trainwarden.seal.latent import latent_places
 from trainwarden.seal.manifest import compare, decode_manifest, make_manifest, manifest_ref, path_real, path_text
 from trainwarden.seal.seal import read_seal, relevant_env, write_seal
 
@@ -58,6 +60,13 @@ def test_environment_holds_all_that_python_loads(site: Site) -> None:
     binary = os.path.realpath(site.python)
     assert {str(site.python), binary, str(site.folder / "venv" / "pyvenv.cfg")} <= environment
     assert not [p for p in environment if p.startswith(str(site.code))]
+
+
+def test_a_library_placed_before_libpython_for_newer_processors_is_new(site: Site) -> None:
+    """ld.so(8), "Hardware capabilities": `glibc-hwcaps` beside a library is searched first."""
+    interpreter = ask_interpreter(str(site.python), str(site.code), base_env())
+    beside = {f"{os.path.dirname(library)}/glibc-hwcaps" for library in interpreter.libpython}
+    assert beside <= set(latent_places(interpreter, site.command()))
 
 
 def test_every_sealed_file_of_code_and_environment_is_kept(site: Site) -> None:

@@ -18,6 +18,7 @@ can remove approvals, never make one. Approval says that somebody agreed, not th
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -41,6 +42,7 @@ from trainwarden.errors import (
 )
 from trainwarden.keys import SigningKey, verify_signature
 from trainwarden.model import (
+    UNREADABLE,
     Approval,
     ApprovalPolicy,
     Approved,
@@ -147,8 +149,8 @@ def policy_for(store: Store, config: SealConfig) -> ApprovalPolicy:
         raise NotApproved(
             f"the configuration demands {_demand(config.approvals, config.approvers)}, "
             f"this store demands {_demand(floor.approvals, floor.approvers)}",
-            hint="[seal] approvals and approvers in trainwarden.toml were edited or left out: put them back, "
-            "or have the registrar change the store's policy (trainwarden keys require)",
+            hint=f"write in trainwarden.toml, [seal]: approvals = {floor.approvals}, approvers = "
+            f"{json.dumps(floor.approvers)}; or have the store's policy changed (trainwarden keys require)",
         )
     if not config.approvals:
         return ApprovalPolicy()
@@ -193,7 +195,7 @@ def find_seal(store: Store, name: str) -> SignedSeal:
     if len(found) != 1 or not name:
         raise UsageError(
             f"{name[:80]!r} names {len(found) or 'no'} waiting seal{'s' if len(found) > 1 else ''}",
-            hint="trainwarden seal -- CMD prints one; " + (", ".join(d[:_SHORT] for d in _digests(store)[-4:]) or ""),
+            hint="; ".join(("trainwarden seal -- CMD makes one", *(d[:_SHORT] for d in _digests(store)[-4:]))),
         )
     return read_kept(store, found[0])
 
@@ -208,7 +210,7 @@ def read_kept(store: Store, digest: str) -> SignedSeal:
     try:
         data = path.read_bytes()
         seal = msgspec.json.decode(data, type=SignedSeal)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as e:
+    except (OSError, *UNREADABLE) as e:
         raise SealBroken(f"{path} is not a seal: {e}", hint="make it again: trainwarden seal -- CMD") from e
     found = blake3(canonical(seal.seal)).hexdigest()
     if canonical(seal) != data or not found == seal.digest == digest:
@@ -230,7 +232,7 @@ def approvals_of(store: Store, digest: str) -> list[Approval]:
     for name in _listed(folder):
         try:
             found.append(msgspec.json.decode((folder / name).read_bytes(), type=Approval))
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        except (OSError, *UNREADABLE):
             continue
     return found
 
@@ -305,14 +307,15 @@ def admit(store: Store, seal: SignedSeal, key: SigningKey) -> tuple[SignedSeal, 
     if waiting is None:
         keep_seal(store, seal)
         waiting = seal, Lacking(policy.approvals, (), ())
-    raise not_approved(*waiting)
+    raise not_approved(*waiting, registry)
 
 
-def not_approved(seal: SignedSeal, lacking: Lacking) -> NotApproved:
+def not_approved(seal: SignedSeal, lacking: Lacking, registry: Registry) -> NotApproved:
     """The error for a seal that lacks approvals."""
     policy = seal.seal.approval
     have = [a.actor for a in lacking.approvals]
-    left = [name for name in policy.approvers if name not in have]
+    able = (a for n in policy.approvers if (a := registry.actors.get(n)) and not registry.trouble_with(n, a.key))
+    left = [actor.name for actor in able if actor.name not in have]
     why = f" ({'; '.join(lacking.refused[:3])})" if lacking.refused else ""
     return NotApproved(
         f"seal {seal.digest[:_SHORT]} has {len(have)} of {policy.approvals} approvals"

@@ -108,12 +108,13 @@ def _seal(store: Store, args: argparse.Namespace) -> SignedSeal:
 def _first_signer(path: Path) -> str:
     """Without a key of one's own: whom the seal says that it is signed by. It then only fits itself."""
     from trainwarden.errors import SealBroken
-    from trainwarden.model import SignedSeal
+    from trainwarden.model import UNREADABLE, SignedSeal
+    from trainwarden.seal.seal import AGAIN
 
     try:
         seal = msgspec.json.decode(path.read_bytes(), type=SignedSeal)
-    except (OSError, msgspec.DecodeError) as e:
-        raise SealBroken(f"{path} is not a seal: {e}") from e
+    except (OSError, *UNREADABLE) as e:
+        raise SealBroken(f"{path} is not a seal: {e}", hint=AGAIN) from e
     print("no key of yours was found: the seal is checked against the key that it names itself", file=sys.stderr)
     return seal.signatures[0].key if seal.signatures else ""
 
@@ -158,6 +159,8 @@ def _tell(args: argparse.Namespace, seal: str, diffs: list[FileDiff], origins: M
 
     wrong = {p: o for p, o in origins.items() if isinstance(o, Changed | NotShipped)}
     missing = not_checked(origins.values())
+    if args.lock and not any(isinstance(o, AsShipped | Changed) for o in origins.values()):
+        missing.setdefault("nothing that the lock names was found in this environment", len(origins))
     code = FINDING if diffs or wrong else UNDECIDED if missing else CLEAN
     if args.json:
         told = {p: o for p, o in sorted(origins.items()) if not isinstance(o, AsShipped)}

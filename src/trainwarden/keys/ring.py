@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -39,6 +41,33 @@ class _Backend(Protocol):
     def set_password(self, service: str, username: str, password: str) -> None: ...
 
     def delete_password(self, service: str, username: str) -> None: ...
+
+
+class _Told:
+    """A key store whose refusals (locked, no session, no such entry) are told as our own error."""
+
+    def __init__(self, backend: _Backend, refusals: type[Exception]) -> None:
+        self._backend, self._refusals = backend, refusals
+
+    def get_password(self, service: str, username: str) -> str | None:
+        with self._telling():
+            return self._backend.get_password(service, username)
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        with self._telling():
+            self._backend.set_password(service, username, password)
+
+    def delete_password(self, service: str, username: str) -> None:
+        with self._telling():
+            self._backend.delete_password(service, username)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except (self._refusals, OSError) as e:
+            why = str(e) or type(e).__name__
+            raise KeyUnusable(f"the system's key store does not answer: {why}", hint="unlock it and try again") from e
 
 
 def check_name(name: str) -> str:
@@ -98,12 +127,14 @@ def load(name: str, public: str) -> SigningKey:
     Raises:
         KeyUnusable: it is in neither, open to others, or another key.
     """
-    found = [*_in_files(name), *_in_keyring(name)]
-    for place, seed in found:
-        key = SigningKey(seed)
-        if key.public == public:
-            _settle(name, place, seed)
-            return key
+    found: list[tuple[str, bytes]] = []
+    for kept in (_in_files, _in_keyring):  # a key in a file needs no key store that answers
+        for place, seed in kept(name):
+            found.append((place, seed))
+            key = SigningKey(seed)
+            if key.public == public:
+                _settle(name, place, seed)
+                return key
     where = f"the key of {name} here is {SigningKey(found[0][1]).public}" if found else f"no key of {name} is here"
     raise KeyUnusable(
         f"{where}, enrolled is {public}",
@@ -154,6 +185,7 @@ def _settle(name: str, place: str, seed: bytes) -> None:
 def _keyring() -> _Backend:
     try:
         import keyring
+        import keyring.errors
     except ImportError:
         raise MissingExtra("keyring is not installed", hint="pip install 'trainwarden[keyring]'") from None
     backend = keyring.get_keyring()
@@ -163,5 +195,4 @@ def _keyring() -> _Backend:
             f"this system has no key store that keeps secrets (found {module})",
             hint="leave --keyring away: a file that only its owner can read is used",
         )
-    found: _Backend = backend
-    return found
+    return _Told(backend, keyring.errors.KeyringError)

@@ -121,7 +121,7 @@ def read_seed(path: Path) -> bytes:
     if len(seed) != _SEED_BYTES:
         raise KeyUnusable(
             f"{path} is not a signing key: expected {2 * _SEED_BYTES} hex digits",
-            hint=f"name another file in {KEY_ENV}, or move this one away to have a new key made",
+            hint=f"put the right key back; or move this one away and make another ({KEY_ENV} names your own)",
         )
     return seed
 

@@ -9,7 +9,9 @@ Rules
 * Python: entries of `sys.path` that do not exist (`lib/python311.zip` comes before the standard library), of
   `PYTHONPATH` and of `.pth` files, the user's own `site-packages`; `pyvenv.cfg` and `pybuilddir.txt` beside the
   interpreter, which move its whole import path. (The folders of a `PYTHONPYCACHEPREFIX` are roots in any case.)
-* The dynamic loader (ld.so(8)): `/etc/ld.so.preload`, and what `LD_PRELOAD`, `LD_AUDIT` and `LD_LIBRARY_PATH` name.
+* The dynamic loader (ld.so(8)): `/etc/ld.so.preload`, what `LD_PRELOAD`, `LD_AUDIT` and `LD_LIBRARY_PATH` name, and
+  `glibc-hwcaps` beside libpython, where a library comes before the one it is named after. Libraries that other
+  variables have loaded: `OMP_TOOL_LIBRARIES` (OpenMP 5, section 6.19), `CUDA_INJECTION64_PATH`.
 * The shell's `PATH`: the folders before the one that the command was found in.
 
 Of an existing `LD_LIBRARY_PATH` folder the files directly in it (and in `glibc-hwcaps`) are sealed, as ld.so
@@ -28,6 +30,7 @@ from trainwarden.seal.interpreter import Interpreter, named_by_site
 LD_PRELOAD_FILE = "/etc/ld.so.preload"
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64", "/usr/lib32")
 _HWCAPS = "glibc-hwcaps"
+_LOADING = ("LD_PRELOAD", "LD_AUDIT", "OMP_TOOL_LIBRARIES", "CUDA_INJECTION64_PATH")
 
 
 def latent_places(interpreter: Interpreter, command: LaunchCommand) -> tuple[str, ...]:
@@ -45,6 +48,8 @@ def _candidates(interpreter: Interpreter, command: LaunchCommand) -> Iterator[st
         folder = os.path.dirname(start)
         yield from (f"{folder}/pyvenv.cfg", f"{os.path.dirname(folder)}/pyvenv.cfg", f"{folder}/pybuilddir.txt")
     yield from preloaded(command.env)
+    for library in interpreter.libpython:
+        yield os.path.join(os.path.dirname(library), _HWCAPS)
     yield from library_folders(command.env, command.cwd)
     yield from _earlier_on_path(command)
 
@@ -77,7 +82,7 @@ def _shebang_names(path: str) -> tuple[str, ...]:
 
 def preloaded(env: Mapping[str, str]) -> tuple[str, ...]:
     """`/etc/ld.so.preload`, and the absolute paths of the libraries that every process is made to load."""
-    words = f"{env.get('LD_PRELOAD', '')}:{env.get('LD_AUDIT', '')}".replace(" ", ":").split(":")
+    words = ":".join(env.get(name, "") for name in _LOADING).replace(" ", ":").split(":")
     try:
         with open(LD_PRELOAD_FILE, encoding="utf-8", errors="surrogateescape") as f:
             lines = [line.partition("#")[0] for line in f]

@@ -19,7 +19,7 @@ import msgspec
 from blake3 import blake3
 
 from trainwarden.errors import SealBroken
-from trainwarden.model import FileChanged, FileEntry, Manifest, ManifestRef, canonical
+from trainwarden.model import UNREADABLE, FileChanged, FileEntry, Manifest, ManifestRef, canonical
 
 _ESCAPE = re.compile(r"\\(\\|x([0-9a-f]{2}))")
 _decoder = msgspec.json.Decoder(Manifest)
@@ -80,7 +80,7 @@ def decode_manifest(data: bytes, ref: ManifestRef) -> Manifest:
         raise SealBroken(f"the {ref.kind} manifest has digest {found}, the seal names {ref.digest}")
     try:
         manifest = _decoder.decode(data)
-    except msgspec.DecodeError as e:
+    except UNREADABLE as e:
         raise SealBroken(f"the {ref.kind} manifest {ref.digest} cannot be read: {e}") from e
     if manifest.kind != ref.kind or manifest.roots != ref.roots or len(manifest.trees) != len(manifest.roots):
         raise SealBroken(

@@ -24,7 +24,16 @@ from trainwarden.config import Config
 from trainwarden.durable import hint_for, write_atomically
 from trainwarden.errors import SealBroken, SignatureInvalid, StoreError, UsageError
 from trainwarden.keys import SigningKey, verify_signature
-from trainwarden.model import ApprovalPolicy, ComparisonPolicy, FileEntry, ManifestRef, Seal, SignedSeal, canonical
+from trainwarden.model import (
+    UNREADABLE,
+    ApprovalPolicy,
+    ComparisonPolicy,
+    FileEntry,
+    ManifestRef,
+    Seal,
+    SignedSeal,
+    canonical,
+)
 from trainwarden.seal.cache import Digest, DigestCache, Item, Progress, digest_files, read_digest
 from trainwarden.seal.check import cache_of, check_seal
 from trainwarden.seal.command import LaunchCommand
@@ -50,9 +59,12 @@ __all__ = ["check_seal", "read_seal", "relevant_env", "seal_command", "write_sea
 
 _ENV = re.compile(
     r"(PYTHON|OMP_|MKL_|TORCH|PYTORCH_|NCCL_|GLOO_|CUDA_|CUBLAS_|CUDNN_|NVIDIA_TF32|LD_|HF_|TOKENIZERS_|ATEN_|DNNL_"
-    r"|ONEDNN_|KMP_|OPENBLAS_|VECLIB_|NUMEXPR_|TRITON_|ACCELERATE_|MASTER_|WORLD_SIZE$|TZ$|LANG$|LC_).*"
+    r"|GCONV_PATH$|OPENSSL_|ONEDNN_|KMP_|OPENBLAS_|VECLIB_|NUMEXPR_|TRITON_|ACCELERATE_|MASTER_|WORLD_SIZE$|TZ$|LANG$|LC_).*"
 )
 _SECRET = re.compile(r"(^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|KEYS?|CREDENTIALS?|AUTH)($|_)")
+
+AGAIN = "name a seal.json, or make a seal: trainwarden seal -- CMD"
+_EVIDENCE = "it was changed after it was signed: keep it as evidence, and restore a good copy"
 
 
 def seal_command(
@@ -148,13 +160,13 @@ def read_seal(path: Path, public_key: str) -> SignedSeal:
         raise UsageError(f"cannot read the seal {path}: {e.strerror}", hint=hint_for(e)) from e
     try:
         signed = msgspec.json.decode(data, type=SignedSeal)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise SealBroken(f"{path} is not a seal: {e}") from e
+    except UNREADABLE as e:
+        raise SealBroken(f"{path} is not a seal: {e}", hint=AGAIN) from e
     if canonical(signed) != data:
-        raise SealBroken(f"{path} is not in canonical form: bytes were added or altered")
+        raise SealBroken(f"{path} is not in canonical form: bytes were added or altered", hint=_EVIDENCE)
     found = blake3(canonical(signed.seal)).hexdigest()
     if found != signed.digest:
-        raise SealBroken(f"the seal in {path} has digest {found}, it states {signed.digest}")
+        raise SealBroken(f"the seal in {path} has digest {found}, it states {signed.digest}", hint=_EVIDENCE)
     by_key = [s for s in signed.signatures if s.key == public_key]
     if not by_key:
         signers = ", ".join(s.key for s in signed.signatures) or "nobody"

@@ -9,8 +9,8 @@ Rules
 * Libraries that a compiler made while training (torch.compile, Triton, C++ extensions) are told as such: they are
   not in the seal, and nobody has compared them with anything.
 * Memory that is writable and executable is counted and no deviation: oneDNN makes some in every torch process.
-* Of the environment, what decides which code is loaded (`LD_*`, `PYTHON*`) is compared, as it was at exec. A
-  process can write over that memory.
+* Of the environment, what decides which code is loaded (`LD_*`, `PYTHON*`, a few names besides) is compared, as it was
+  at exec. A process can write over that memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ _SYSTEM = ("/lib/", "/lib32/", "/lib64/", "/usr/lib/", "/usr/lib32/", "/usr/lib6
            "/usr/local/cuda", "/etc/alternatives/")  # fmt: skip
 _GENERATED = re.compile(r"/torchinductor_[^/]*/|/\.triton/cache/|/torch_extensions/|/torch_compile[^/]*/")
 _PERMISSIONS_END = 40  # two 64-bit addresses in hexadecimal, which has no x, come before
-_VARIABLE = re.compile(r"(LD_|PYTHON)\w*")
+_VARIABLE = re.compile(
+    r"(LD_|PYTHON)\w*|GCONV_PATH|OMP_TOOL_LIBRARIES|CUDA_INJECTION64_PATH|NCCL_(NET|TUNER|PROFILER)_PLUGIN"
+    r"|OPENSSL_(CONF|MODULES|ENGINES)|TORCH_DEVICE_BACKEND_AUTOLOAD"
+)
 _OWN_PACKAGES = os.path.dirname(os.path.dirname(os.path.realpath(msgspec.__file__))) + os.sep  # of our private copy
 _INJECT = str(Path(trainwarden.__file__).parent / "record" / "inject")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from trainwarden.model import Detail
+from trainwarden.model import UNREADABLE, Detail
 from trainwarden.record.fingerprint import digest_bytes
 
 MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
@@ -106,7 +106,7 @@ def safetensors(fd: int) -> list[FileTensor]:
     try:
         header = msgspec.json.decode(_read(fd, 8, length), type=dict[str, msgspec.Raw])
         places = {n: msgspec.json.decode(p, type=_Place) for n, p in header.items() if n != "__metadata__"}
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
+    except UNREADABLE as e:
         raise ValueError(f"not a safetensors header: {e}") from e
     return [_tensor(name, place, 8 + length, size) for name, place in places.items()]
 
