@@ -5,14 +5,22 @@ Time: blocks of recorded and of plain steps alternate in one process (benchmarks
 out where a block has several; the median of a recorded block is compared with the medians of the two plain blocks
 beside it, and the figure is the median of that. The job's first steps are left out too. The direct cost is what was
 spent on a record: the recorder's time inside the rank (its own clock) and the supervisor's CPU time over the cores, as
-a share of a plain step. A large job makes too few steps for pairs to rise above this machine's noise, so its figure is
-the direct cost, and its pairs are given beside it. Memory: largest peak resident
-size of a rank, guarded and not in turns, median difference. Digest: `tensor_digest` over a job's tensors against keyed
-BLAKE3, SHA-256 and BLAKE2b over the same bytes, interleaved.
+a share of a plain step. The supervisor's is what it used from the end of a recorded step to the end of the next one,
+in which it works on that record; it also holds what the supervisor does by the clock. The median is the usual step;
+the mean has in it the steps that look at code or sampled activations. A large job makes too few steps for pairs to rise
+above this machine's noise, so its figure is the direct cost, and its pairs are given beside it. Memory: largest peak
+resident size of a rank, guarded and not in turns, median difference. Digest: `tensor_digest` over a job's tensors
+against keyed BLAKE3, SHA-256 and BLAKE2b over the same bytes, interleaved.
+
+The large job's tokens: nanoGPT's published run of a model of this size (GPT-2, 124M) takes 491,520 tokens a step,
+61,440 a rank (https://github.com/karpathy/nanoGPT/blob/master/config/train_gpt2.py, the comment on batch_size). Here
+it is 16,384 a rank, in micro-batches of GPT-2's 1,024: as many as let four steps end within ten minutes. What recording
+costs does not depend on the tokens, so its seconds are given too, and its share of any other step follows.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import os
@@ -37,7 +45,8 @@ from trainwarden.model import StepRecord
 CHAT_STEPS = 76
 CHAT_BLOCK = 2
 MEMORY_PAIRS = 3
-LARGE = ("--steps", "4", "--micro-batches", "16", "--block", "512")
+LARGE_MICRO_BATCHES, LARGE_BLOCK = 16, 1024
+LARGE = ("--steps", "4", "--micro-batches", str(LARGE_MICRO_BATCHES), "--block", str(LARGE_BLOCK))
 
 
 def main(parts: Sequence[str] = ()) -> None:
@@ -63,6 +72,8 @@ def chat(demo: Demo) -> tuple[dict[str, Any], list[Any]]:
     summary = {
         "chat_overhead_pct": median(runs, "overheads_pct"),
         "chat_direct_pct": median(runs, "direct_pct"),
+        "chat_direct_mean_pct": round(statistics.mean(value for r in runs for value in r["direct_pct"]), 2),
+        "chat_supervisor_pct": round(statistics.mean(r["supervisor_pct"] for r in runs), 2),
         "chat_step_ms": round(statistics.median(r["plain_ms"] for r in runs), 1),
         "recorder_mib": round(
             statistics.median(a["mib"] - b["mib"] for a, b in zip(memory[::2], memory[1::2], strict=True)), 1
@@ -81,7 +92,9 @@ def large(demo: Demo) -> tuple[dict[str, Any], list[Any]]:
         "large_overhead_pct": median(runs, "direct_pct"),
         "large_paired_pct": median(runs, "overheads_pct"),
         "large_step_ms": round(statistics.median(r["plain_ms"] for r in runs), 1),
-        "large_tokens_per_rank_and_step": 16 * 512,
+        "large_tokens_per_rank_and_step": LARGE_MICRO_BATCHES * LARGE_BLOCK,
+        "large_recording_s": round(statistics.median(s for r in runs for s in r["recording_s"]), 3),
+        "large_weights_mb": round(runs[0]["weights"] / 1e6),
     }
     return summary, runs
 
@@ -114,11 +127,13 @@ def alternate(demo: Demo, command: Sequence[str], *, block: int) -> dict[str, An
     ranks = [w["times"] for w in written]
     plain = statistics.median(t for times in ranks for recorded, t in times[block:] if not recorded)
     records = [e for e in demo.case("last").entries if isinstance(e, StepRecord) and e.step >= block]
-    steps = sum(recorded for recorded, _ in ranks[0][1:])
-    supervisor = between(spent, *written[0]["between"]) / steps / (os.cpu_count() or 1)
+    supervisor = after_recorded(spent, written[0], block) / (os.cpu_count() or 1)
+    recording = [e.recorder_ns / 1e9 + supervisor for e in records]
     return {
         "script": script_of(command),
-        "direct_pct": [round(100 * (e.recorder_ns / 1e9 + supervisor) / plain, 3) for e in records],
+        "weights": written[0]["weights"],
+        "recording_s": [round(s, 4) for s in recording],
+        "direct_pct": [round(100 * s / plain, 3) for s in recording],
         "supervisor_pct": round(100 * supervisor / plain, 3),
         "overheads_pct": [round(o, 3) for times in ranks for o in overheads(times, block)],
         "plain_ms": round(1000 * plain, 1),
@@ -134,16 +149,26 @@ def supervisor_times(command: Sequence[str], cwd: Path, env: dict[str, str]) -> 
     while process.poll() is None:
         fields = stat.read_text().rpartition(")")[2].split()
         seen.append((time.time(), (int(fields[11]) + int(fields[12])) / tick))
-        time.sleep(0.2)
+        time.sleep(0.05)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return seen
 
 
-def between(spent: Sequence[tuple[float, float]], begin: float, end: float) -> float:
-    """CPU seconds spent between two times."""
-    inside = [cpu for at, cpu in spent if begin <= at <= end]
-    return inside[-1] - inside[0]
+def after_recorded(spent: Sequence[tuple[float, float]], rank: dict[str, Any], block: int) -> float:
+    """CPU seconds from the end of a recorded step to the end of the next one, on average; first block left out."""
+    times, ends = rank["times"], rank["ends"]
+    recorded = [i for i in range(block, len(ends) - 1) if times[i][0]]
+    return statistics.mean(spent_until(spent, ends[i + 1]) - spent_until(spent, ends[i]) for i in recorded)
+
+
+def spent_until(spent: Sequence[tuple[float, float]], when: float) -> float:
+    """CPU seconds spent until a time, between two readings in proportion."""
+    after = bisect.bisect(spent, (when,))
+    if not 0 < after < len(spent):
+        return spent[min(after, len(spent) - 1)][1]
+    (t0, a), (t1, b) = spent[after - 1], spent[after]
+    return a + (b - a) * (when - t0) / (t1 - t0)
 
 
 def overheads(times: Sequence[tuple[bool, float]], block: int) -> list[float]:

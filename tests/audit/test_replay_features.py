@@ -16,7 +16,8 @@ from trainwarden.audit.engine import Audit
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import rerun
 from trainwarden.model import CheckpointSaved, Gap, Matched, Stage, StepRecord
-from trainwarden.record.fingerprint import tensor_digest
+from trainwarden.record.fingerprint import tensor_digest, value_digest
+from trainwarden.record.stages import ABSENT
 
 
 def steps(recorded: Recorded) -> list[StepRecord]:
@@ -60,12 +61,15 @@ def test_two_optimizers_a_skipped_step_and_a_late_group_are_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(tmp_path, monkeypatch, scripts.MANY)
-    seen = steps(job.run())
+    recorded = job.run()
+    seen = steps(recorded)
     assert [(r.step, r.optimizer) for r in seen] == [(s, o) for s in range(10) for o in (0, 1)]
     assert {(r.step, r.optimizer) for r in seen if r.skipped} == {(5, 0), (5, 1)}
     second = [r for r in seen if r.optimizer == 1]
     assert [len(r.hyper) for r in second] == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
     assert second[0].stages[Stage.REDUCED_GRADIENTS].tensors == 2  # the parameter without a gradient is one of them
+    details = recorded.seen(recorded.updates(0)[0, 1][0]).details
+    assert digest_of(details[Stage.REDUCED_GRADIENTS], "1.unused") == value_digest(recorded.key, ABSENT).hex()
     assert [r.hyper[0]["lr"] for r in seen if r.optimizer == 0][:3] == [0.1, 0.1, 0.05]
     assert seen[0].stages[Stage.LOCAL_GRADIENTS].unseen
 
@@ -102,3 +106,63 @@ def test_an_error_in_the_recorder_is_a_gap_and_training_goes_on(
     assert (job.folder / "state.txt").read_text() == honest
     assert any("no settings for you" in e.reason for e in recorded.entries if isinstance(e, Gap))
     assert {r.step for r in steps(recorded)} >= {0, 1}
+
+
+REDUCED_EACH_TIME = scripts.ACCUMULATE.replace(
+    "contextlib.nullcontext() if last or W == 1 else net.no_sync()", "contextlib.nullcontext()"
+)
+
+
+@pytest.mark.parametrize("script", [scripts.ACCUMULATE, REDUCED_EACH_TIME], ids=["no_sync", "reduced-each-time"])
+def test_a_step_of_several_passes_is_recorded_with_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    job = make_job(tmp_path, monkeypatch, script)
+    recorded = job.run("--steps", "3", "--every", "9", world=2, activations_every=0)
+    assert not [e for e in recorded.entries if isinstance(e, Gap)]
+    for seen in (recorded.seen(recorded.updates(0)[1, 0][rank]) for rank in (0, 1)):
+        assert seen.record.micro_batches == 3
+        assert not [stage for stage, digest in seen.record.stages.items() if not digest.root]
+        names = {stage: set(detail.names) for stage, detail in seen.details.items()}
+        assert {f"loader/{i}.0" for i in range(3)} | {f"input/{i}.0.0" for i in range(3)} <= names[Stage.BATCH]
+        assert {f"forward{i}/torch" for i in range(3)} <= names[Stage.RNG]
+        assert names[Stage.ACTIVATIONS] == {f"loss/{i}" for i in range(3)}
+        assert names[Stage.LOCAL_GRADIENTS] == names[Stage.REDUCED_GRADIENTS] == names[Stage.WEIGHTS]
+    one, other = (recorded.updates(0)[1, 0][rank].stages for rank in (0, 1))
+    assert one[Stage.LOCAL_GRADIENTS].root != other[Stage.LOCAL_GRADIENTS].root
+    assert one[Stage.REDUCED_GRADIENTS].root == other[Stage.REDUCED_GRADIENTS].root
+    said = Audit(recorded, job.room).run(recorded.history.segments)
+    assert all(isinstance(v, Matched) for v in said), said
+
+
+# Weights that belong to no module, gradients set by hand, then an optimizer that computes them itself.
+BY_HAND = """
+import torch
+torch.manual_seed(0)
+p = torch.nn.Parameter(torch.randn(8)); o = torch.optim.SGD([p], lr=.1)
+for s in range(2):
+    p.grad = torch.randn(8); o.step(); o.zero_grad()
+o = torch.optim.LBFGS([p], lr=.1, max_iter=2)
+def closure():
+    o.zero_grad(); loss = (p * p).sum(); loss.backward(); return loss
+for s in range(2): o.step(closure)
+"""
+
+
+def test_a_stage_that_cannot_be_seen_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, monkeypatch, BY_HAND)
+    recorded = job.run()
+    by_hand, closure = ({s: d.unseen for s, d in r.stages.items() if not d.root} for r in steps(recorded)[1::2])
+    assert by_hand == {
+        Stage.BATCH: "no loader and no watched forward pass",
+        Stage.ACTIVATIONS: "backward was not called",
+        Stage.LOCAL_GRADIENTS: "no reduction across ranks was seen",
+    }
+    assert closure == {
+        Stage.BATCH: "no loader and no watched forward pass",
+        Stage.LOCAL_GRADIENTS: "no reduction across ranks was seen",
+        Stage.REDUCED_GRADIENTS: "the optimizer computes gradients itself (closure)",
+    }
+    said = Audit(recorded, job.room).run(recorded.history.segments)
+    assert all(isinstance(v, Matched) for v in said), said
+    assert all(v.coverage.unseen.keys() >= by_hand.keys() for v in said if isinstance(v, Matched))

@@ -17,6 +17,7 @@ network file system, events dropped when the queue is full (then said so), and w
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import struct
@@ -52,7 +53,7 @@ class Writers:
         self._below: tuple[str, ...] = ()
         self._changed = threading.Condition()
         self._mounts: dict[bytes, int] = {}
-        self._paths: dict[bytes, str] = {}  # fsid and handle of a folder → its path
+        self._paths: dict[bytes, str] = {}  # fsid and handle of a folder → its path, "" when nothing in it concerns us
         self._group = -1
         self._wake = (-1, -1)
         self._patience = _PATIENCE
@@ -165,31 +166,36 @@ class Writers:
                 os.close(pidfd)
 
     def _path(self, body: bytes) -> str:
-        """The path that an event is about: fsid, file handle of the folder, name (fanotify(7))."""
+        """The path that an event is about (fsid, file handle of the folder, name: fanotify(7)), "" for none of ours."""
         size = struct.unpack_from("=I", body, 8)[0]
         where, name = body[: 16 + size], body[16 + size :].split(b"\0")[0]
         folder = self._paths.get(where)
         if folder is None:
-            folder = self._folder(where)
             if len(self._paths) >= _MOST_FOLDERS:
                 self._paths.clear()
-            if folder:
+            folder = self._folder(where)
+            if folder is not None:
                 self._paths[where] = folder
         return os.path.normpath(os.path.join(folder, os.fsdecode(name))) if folder else ""
 
-    def _folder(self, where: bytes) -> str:
-        """The path of the folder with this fsid and file handle, "" when it is gone or not ours."""
+    def _folder(self, where: bytes) -> str | None:
+        """The path of the folder with this fsid and file handle, None when it cannot be had now.
+
+        It is "" for a folder that nothing of ours can be in, which most are, and for one that is gone for good.
+        """
         mount = self._mounts.get(where[:8], -1)
         if mount < 0:
             return ""
         try:
             fd = _call("open_by_handle_at", mount, where[8:], os.O_PATH | os.O_CLOEXEC)
-        except OSError:
-            return ""
+        except OSError as e:
+            return "" if e.errno == errno.ESTALE else None
         try:
-            return os.readlink(f"/proc/self/fd/{fd}")
+            folder = os.readlink(f"/proc/self/fd/{fd}")
         finally:
             os.close(fd)
+        inside = folder.rstrip("/") + "/"
+        return folder if inside.startswith(self._below) or any(b.startswith(inside) for b in self._below) else ""
 
 
 def _infos(data: bytes) -> Iterator[tuple[int, bytes]]:
