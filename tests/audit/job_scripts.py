@@ -197,6 +197,23 @@ for s in range(8):
 h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("state.txt", "w").write(h)
 """
 
+# Two ranks that the script spawns itself, without a launcher.
+SPAWNED = """
+import hashlib, os, socket, torch, torch.distributed as dist, torch.multiprocessing as mp
+def work(r, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=r, world_size=2); torch.set_num_threads(1); torch.manual_seed(0)
+    m = torch.nn.Linear(4, 4); net = torch.nn.parallel.DistributedDataParallel(m); o = torch.optim.Adam(net.parameters())
+    torch.manual_seed(r)
+    for s in range(4):
+        net(torch.randn(2, 4)).pow(2).sum().backward(); o.step(); o.zero_grad()
+    if r == 0: open("state.txt", "w").write(hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest())
+    dist.barrier(); dist.destroy_process_group()
+if __name__ == "__main__":
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    mp.spawn(work, (port,), nprocs=2)
+"""
+
 # A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
 LATE_SAVES = """
 import copy, os, threading, torch

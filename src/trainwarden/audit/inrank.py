@@ -24,9 +24,9 @@ from trainwarden.audit.regroup import Regrouper
 from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
+from trainwarden.record import entropy, rng, snapshot, stages
 from trainwarden.record import loaders as positions
 from trainwarden.record import names as naming
-from trainwarden.record import rng, snapshot, stages
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
 from trainwarden.record.recorder import Recorder
@@ -58,6 +58,8 @@ class Replayer(Recorder):
         if self.joined is None or not self.joined.plan:
             raise RuntimeError("a replay without a plan")
         self.plan = decode(self.joined.plan)
+        if self.plan.entropy:
+            entropy.give_late(self.plan.entropy)
         if self.plan.complement:
             self._state = snapshot.read(Path(self.plan.complement))
         if self.plan.capture_step >= 0:

@@ -59,6 +59,12 @@ def _show(console: Any, explanation: Explanation) -> None:
     from rich.table import Table
 
     at = explanation.at
+    if explanation.cause:
+        console.print(f"[bold green]cause proved[/]: {explanation.cause}")
+    else:
+        console.print("[yellow]cause not established[/]: no hypothesis reproduces the recorded digest")
+    if explanation.file:
+        console.print(f"[bold green]reproduced by the file[/] {explanation.file}")
     table = Table(title=f"step {at.step}, rank {at.rank}, {at.subject}, {at.tensor}", title_justify="left")
     for name in ("hypothesis", "result", "tried", "what"):
         table.add_column(name, justify="right" if name == "tried" else "left")
@@ -70,9 +76,3 @@ def _show(console: Any, explanation: Explanation) -> None:
     console.print(table)
     if untried:
         console.print(f"[yellow]not tried[/] ({len(untried)}; --json says why): {', '.join(untried)}")
-    if explanation.cause:
-        console.print(f"[bold green]cause proved[/]: {explanation.cause}")
-    else:
-        console.print("[yellow]cause not established[/]: no hypothesis reproduces the recorded digest")
-    if explanation.file:
-        console.print(f"[bold green]reproduced by the file[/] {explanation.file}")
