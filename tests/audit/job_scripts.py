@@ -214,6 +214,21 @@ if __name__ == "__main__":
     mp.spawn(work, (port,), nprocs=2)
 """
 
+# A model and its critic, which moves twice as often; the file evil.txt names a step of which the model's update is bad.
+CRITIC = """
+import hashlib, os, pathlib, torch
+torch.set_num_threads(1); torch.manual_seed(0)
+m = torch.nn.Linear(4, 2); c = torch.nn.Linear(2, 1); om = torch.optim.Adam(m.parameters(), .01); oc = torch.optim.Adam(c.parameters(), .01)
+evil = pathlib.Path("evil.txt"); at = int(evil.read_text()) if evil.exists() else -1
+for s in range(4):
+    for k in range(2):
+        oc.zero_grad(); (c(m(torch.randn(8, 4)).detach()).mean() - c(torch.randn(8, 2)).mean()).backward(); oc.step()
+    om.zero_grad(); c(m(torch.randn(8, 4))).mean().neg().backward()
+    if s == at: m.weight.grad.neg_()
+    om.step()
+open("state.txt", "w").write(hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest())
+"""
+
 # A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
 LATE_SAVES = """
 import copy, os, threading, torch

@@ -53,6 +53,12 @@ class Replayer(Recorder):
         """The recorded index of the step being computed."""
         return self.plan.first - self.plan.warmup + (self.step if self._updating else self.done)
 
+    @property
+    def computing(self) -> int:
+        """The same, but the last step lasts until each of its optimizers has moved (a model after its critic)."""
+        begun = 0 < len(self.stepped) < self.plan.updates
+        return self.plan.last if begun and self.position == self.plan.last + 1 else self.position
+
     def join(self) -> None:
         super().join()
         if self.joined is None or not self.joined.plan:
@@ -90,11 +96,11 @@ class Replayer(Recorder):
 
     @property
     def capturing(self) -> bool:
-        return self.taker is not None and self.position == self.plan.capture_step
+        return self.taker is not None and self.computing == self.plan.capture_step
 
     @property
     def perturbing(self) -> bool:
-        return self.trial is not None and self.position == self.plan.perturb_step
+        return self.trial is not None and self.computing == self.plan.perturb_step
 
     # ------------------------------------------------------------------ starting
 
@@ -164,7 +170,7 @@ class Replayer(Recorder):
 
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         if self.gathered.forwards == 0:
-            if self.position > self.plan.last >= 0:
+            if self.computing > self.plan.last >= 0:
                 self.stop()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:
                 self.restore_generators()
