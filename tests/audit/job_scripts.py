@@ -229,6 +229,28 @@ for s in range(4):
 open("state.txt", "w").write(hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest())
 """
 
+# An optimizer that moves another one in its step, after a second forward pass (sharpness-aware minimisation).
+NESTED = """
+import hashlib, torch
+torch.set_num_threads(1); torch.manual_seed(0)
+class Aware(torch.optim.Optimizer):
+    def __init__(self, params): super().__init__(params, {}); self.base = torch.optim.SGD(self.param_groups, lr=.1, momentum=.9)
+    @torch.no_grad()
+    def step(self, closure):
+        params = [p for g in self.param_groups for p in g["params"]]; moves = [.05 * p.grad for p in params]
+        for p, e in zip(params, moves): p.add_(e)
+        self.zero_grad()
+        with torch.enable_grad(): closure()
+        for p, e in zip(params, moves): p.sub_(e)
+        self.base.step()
+m = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(.1), torch.nn.Linear(8, 1)); o = Aware(m.parameters())
+for s in range(6):
+    x = torch.randn(8, 4)
+    def closure(): m(x).pow(2).mean().backward()
+    closure(); o.step(closure); o.zero_grad()
+open("state.txt", "w").write(hashlib.sha256(m[0].weight.detach().numpy().tobytes()).hexdigest())
+"""
+
 # A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
 LATE_SAVES = """
 import copy, os, threading, torch

@@ -31,8 +31,8 @@ def plain_state(job: Job) -> str:
 
 @pytest.mark.parametrize(
     "script",
-    [scripts.MANY, scripts.COMPILED, scripts.WANDERER, scripts.REMADE, scripts.SPAWNED],
-    ids=["many", "compiled", "wanderer", "remade", "spawned"],
+    [scripts.MANY, scripts.COMPILED, scripts.WANDERER, scripts.REMADE, scripts.SPAWNED, scripts.NESTED],
+    ids=["many", "compiled", "wanderer", "remade", "spawned", "nested"],
 )
 def test_recording_changes_no_bit_and_the_job_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str

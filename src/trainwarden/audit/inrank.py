@@ -44,7 +44,7 @@ class Replayer(Recorder):
         self._restored: dict[int, int] = {}  # loader number → ordinal of the recorded iterator it stands at
         self._followed: dict[int, int] = {}  # loader number → iterators begun since
         self._seen_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._updating = False
+        self._updating = 0  # optimizers that are moving now: one may move another in its step
 
     # ------------------------------------------------------------------ where we are
 
@@ -75,7 +75,7 @@ class Replayer(Recorder):
 
     def make_record(self, optimizer: Any, index: int, details: Any, skipped: bool) -> StepRecord:
         record = super().make_record(optimizer, index, details, skipped)
-        return msgspec.structs.replace(record, step=self.position)
+        return msgspec.structs.replace(record, step=self.plan.first - self.plan.warmup + self.step)
 
     def sampled(self, step: int) -> bool:
         return super().sampled(self.position)
@@ -136,7 +136,6 @@ class Replayer(Recorder):
             scaler.load_state_dict(state)
 
     def boundary(self) -> None:
-        self._updating = False
         super().boundary()
         plan = self.plan
         if plan.warmup and self.done == plan.warmup:
@@ -213,7 +212,7 @@ class Replayer(Recorder):
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         index = self.next_step(optimizer)
-        self._updating = True
+        self._updating += 1
         self._give_settings(optimizer, index)
         if self.perturbing and self.trial is not None:
             self.trial.before_update(optimizer)
@@ -237,6 +236,7 @@ class Replayer(Recorder):
 
     def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         capturing, perturbing = self.capturing, self.perturbing
+        self._updating -= 1
         if perturbing and self.trial is not None:
             self.trial.after_update(optimizer)
         if capturing and self.taker is not None:
@@ -244,7 +244,6 @@ class Replayer(Recorder):
         super().after_update(optimizer, skipped)
         if perturbing and self.trial is not None:
             self.trial.done(optimizer)
-        self._updating = False
 
     def stop(self) -> None:
         """Everything asked for has run: say goodbye and leave without the script's own ending."""
