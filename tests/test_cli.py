@@ -11,8 +11,11 @@ import sys
 import pytest
 
 from trainwarden import cli
+from trainwarden.commands.audit import sentence
+from trainwarden.commands.common import consoles
 from trainwarden.commands.run import shell_code
 from trainwarden.errors import CannotDecide, LogTampered, TrainWardenError, UsageError
+from trainwarden.model import Inconclusive, Segment
 
 
 def output(*words: str) -> subprocess.CompletedProcess[str]:
@@ -74,6 +77,22 @@ def test_an_error_of_ours_becomes_words_and_its_exit_code(
 def test_help_is_instant_and_imports_no_torch() -> None:
     code = "import sys; from trainwarden import cli; cli.build_parser(); print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_results_go_to_stdout_and_progress_elsewhere_where_stdout_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    results, shown = consoles(argparse.Namespace(json=False))
+    results.print("matched")
+    shown.print("replaying")
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("matched\n", "replaying\n")
+
+
+def test_a_verdict_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    verdict = Inconclusive(segment=Segment(attempt=0, first=0, last=1), reasons=("no copy of [link=x]a[/] was kept",))
+    consoles(argparse.Namespace(json=False))[0].print(sentence(verdict))
+    assert "no copy of [link=x]a[/] was kept" in capsys.readouterr().out
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

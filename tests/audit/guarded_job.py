@@ -37,6 +37,7 @@ class PlainRoom:
 
     python: Path
     job: Path
+    seal: Seal
 
     @property
     def path(self) -> Path:
@@ -117,19 +118,20 @@ class Job:
             result = supervisor.supervise(command, self.store, config, self.key)
         finally:
             os.chdir(old)
-        return result.exit_code, self.recorded(result.run_id, activations_every)
+        return result.exit_code, self.recorded(result.run_id, activations_every, argv)
 
-    def recorded(self, run: str, activations_every: int = 4) -> Recorded:
+    def recorded(self, run: str, activations_every: int = 4, argv: tuple[str, ...] = ()) -> Recorded:
         from trainwarden.log.reader import LogReader
 
         folder = self.store.run(run)
         with LogReader.open(folder.log) as log:
             entries: list[Entry] = [decode_entry(leaf) for _, leaf in log.entries()]
-        return Recorded(self.store, folder, plain_seal(self.folder, (), activations_every), entries)
+        return Recorded(self.store, folder, plain_seal(self.folder, argv, activations_every), entries)
 
     @property
     def room(self) -> PlainRoom:
-        return PlainRoom(Path(sys.executable), self.folder)
+        argv = (sys.executable, "job.py")
+        return PlainRoom(Path(sys.executable), self.folder, plain_seal(self.folder, argv).seal)
 
 
 def plain_seal(folder: Path, argv: tuple[str, ...] = (), every: int = 4, created_ns: int = 0) -> SignedSeal:

@@ -197,6 +197,60 @@ for s in range(8):
 h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("state.txt", "w").write(h)
 """
 
+# Two ranks that the script spawns itself, without a launcher.
+SPAWNED = """
+import hashlib, os, socket, torch, torch.distributed as dist, torch.multiprocessing as mp
+def work(r, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=r, world_size=2); torch.set_num_threads(1); torch.manual_seed(0)
+    m = torch.nn.Linear(4, 4); net = torch.nn.parallel.DistributedDataParallel(m); o = torch.optim.Adam(net.parameters())
+    torch.manual_seed(r)
+    for s in range(4):
+        net(torch.randn(2, 4)).pow(2).sum().backward(); o.step(); o.zero_grad()
+    if r == 0: open("state.txt", "w").write(hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest())
+    dist.barrier(); dist.destroy_process_group()
+if __name__ == "__main__":
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    mp.spawn(work, (port,), nprocs=2)
+"""
+
+# A model and its critic, which moves twice as often; the file evil.txt names a step of which the model's update is bad.
+CRITIC = """
+import hashlib, os, pathlib, torch
+torch.set_num_threads(1); torch.manual_seed(0)
+m = torch.nn.Linear(4, 2); c = torch.nn.Linear(2, 1); om = torch.optim.Adam(m.parameters(), .01); oc = torch.optim.Adam(c.parameters(), .01)
+evil = pathlib.Path("evil.txt"); at = int(evil.read_text()) if evil.exists() else -1
+for s in range(4):
+    for k in range(2):
+        oc.zero_grad(); (c(m(torch.randn(8, 4)).detach()).mean() - c(torch.randn(8, 2)).mean()).backward(); oc.step()
+    om.zero_grad(); c(m(torch.randn(8, 4))).mean().neg().backward()
+    if s == at: m.weight.grad.neg_()
+    om.step()
+open("state.txt", "w").write(hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest())
+"""
+
+# An optimizer that moves another one in its step, after a second forward pass (sharpness-aware minimisation).
+NESTED = """
+import hashlib, torch
+torch.set_num_threads(1); torch.manual_seed(0)
+class Aware(torch.optim.Optimizer):
+    def __init__(self, params): super().__init__(params, {}); self.base = torch.optim.SGD(self.param_groups, lr=.1, momentum=.9)
+    @torch.no_grad()
+    def step(self, closure):
+        params = [p for g in self.param_groups for p in g["params"]]; moves = [.05 * p.grad for p in params]
+        for p, e in zip(params, moves): p.add_(e)
+        self.zero_grad()
+        with torch.enable_grad(): closure()
+        for p, e in zip(params, moves): p.sub_(e)
+        self.base.step()
+m = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(.1), torch.nn.Linear(8, 1)); o = Aware(m.parameters())
+for s in range(6):
+    x = torch.randn(8, 4)
+    def closure(): m(x).pow(2).mean().backward()
+    closure(); o.step(closure); o.zero_grad()
+open("state.txt", "w").write(hashlib.sha256(m[0].weight.detach().numpy().tobytes()).hexdigest())
+"""
+
 # A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
 LATE_SAVES = """
 import copy, os, threading, torch

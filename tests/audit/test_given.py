@@ -31,7 +31,7 @@ class Case:
         )
         seal = plain_seal(self.file.parent, created_ns=time.time_ns() if before_seal else 0)
         self.recorded = SimpleNamespace(store=store, opened={opened.path: opened}, seal=seal)
-        self.space = PlainWorkspace(PlainRoom(Path("/usr/bin/python3"), self.file.parent))
+        self.space = PlainWorkspace(PlainRoom(Path("/usr/bin/python3"), self.file.parent, seal.seal))
         self.there = Path(self.space.map_path(str(self.file)))
 
     def place(self) -> None:

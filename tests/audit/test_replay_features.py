@@ -15,7 +15,7 @@ from trainwarden.audit.compare import digest_of
 from trainwarden.audit.engine import Audit
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import rerun
-from trainwarden.model import CheckpointSaved, Gap, Matched, Stage, StepRecord
+from trainwarden.model import CheckpointSaved, Diverged, Gap, Matched, Stage, StepRecord
 from trainwarden.record.fingerprint import tensor_digest, value_digest
 from trainwarden.record.stages import ABSENT
 
@@ -32,8 +32,8 @@ def plain_state(job: Job) -> str:
 
 @pytest.mark.parametrize(
     "script",
-    [scripts.MANY, scripts.COMPILED, scripts.WANDERER, scripts.REMADE],
-    ids=["many", "compiled", "wanderer", "remade"],
+    [scripts.MANY, scripts.COMPILED, scripts.WANDERER, scripts.REMADE, scripts.SPAWNED, scripts.NESTED],
+    ids=["many", "compiled", "wanderer", "remade", "spawned", "nested"],
 )
 def test_recording_changes_no_bit_and_the_job_replays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
@@ -55,6 +55,20 @@ def test_a_file_written_beside_training_or_renamed_later_is_of_the_step_whose_we
     assert {("beside.pt", 2), ("best.pt", 3)} <= saved
     (gap,) = [e for e in recorded.entries if isinstance(e, Gap)]
     assert "foreign.pt was written beside training, and holds the weights of none of" in gap.reason
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_attack_on_the_second_optimizer_of_a_step_is_found_and_its_step_can_be_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.CRITIC)
+    (job.folder / "evil.txt").write_text(str(at))
+    recorded = job.run()
+    (said,) = Audit(recorded, job.room).run(recorded.history.segments)
+    assert isinstance(said, Diverged), said
+    assert (said.at.step, said.at.optimizer, said.at.tensor) == (2 * at + 1, 0, "weight")
+    again = rerun(recorded, job.room, 0, said.at.step)
+    assert set(again) == {(said.at.step, 0), (said.at.step, 1)}
 
 
 def test_two_optimizers_a_skipped_step_and_a_late_group_are_recorded(

@@ -81,6 +81,12 @@ def test_everything_not_checked_is_listed(case: CaseFile) -> None:
         assert part in told
 
 
+def test_a_run_without_a_step_is_not_told_as_wholly_replayed(case: CaseFile) -> None:
+    log = [e for e in story.entries() if isinstance(e, m.Sealed | m.RunEnded)]
+    told = [f"{line.what}: {line.why}" for line in summary.not_checked(over(case, log))]
+    assert told == ["the training: no optimizer step was recorded, so there is nothing to replay"]
+
+
 def test_run_replayed_in_part_is_never_told_as_whole(case: CaseFile) -> None:
     log = [*story.entries(story.PLOT._replace(killed_at=0, audited=False)), story.matched(0, 0, 5)]
     part = over(case, log, answer=Answer.MATCHED, audited=msgspec.structs.replace(case.audited, records=72, matched=12))

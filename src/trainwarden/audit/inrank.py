@@ -24,8 +24,8 @@ from trainwarden.audit.regroup import Regrouper
 from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
+from trainwarden.record import entropy, rng, snapshot, stages
 from trainwarden.record import loaders as positions
-from trainwarden.record import rng, snapshot, stages
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
 from trainwarden.record.recorder import Recorder
@@ -43,7 +43,7 @@ class Replayer(Recorder):
         self._restored: dict[int, int] = {}  # loader number → ordinal of the recorded iterator it stands at
         self._followed: dict[int, int] = {}  # loader number → iterators begun since
         self._seen_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._updating = False
+        self._updating = 0  # optimizers that are moving now: one may move another in its step
 
     # ------------------------------------------------------------------ where we are
 
@@ -52,11 +52,19 @@ class Replayer(Recorder):
         """The recorded index of the step being computed."""
         return self.plan.first - self.plan.warmup + (self.step if self._updating else self.done)
 
+    @property
+    def computing(self) -> int:
+        """The same, but the last step lasts until each of its optimizers has moved (a model after its critic)."""
+        begun = 0 < len(self.stepped) < self.plan.updates
+        return self.plan.last if begun and self.position == self.plan.last + 1 else self.position
+
     def join(self) -> None:
         super().join()
         if self.joined is None or not self.joined.plan:
             raise RuntimeError("a replay without a plan")
         self.plan = decode(self.joined.plan)
+        if self.plan.entropy:
+            entropy.give_late(self.plan.entropy)
         if self.plan.complement:
             self._state = snapshot.read(Path(self.plan.complement))
         if self.plan.capture_step >= 0:
@@ -66,7 +74,7 @@ class Replayer(Recorder):
 
     def make_record(self, optimizer: Any, index: int, details: Any, skipped: bool) -> StepRecord:
         record = super().make_record(optimizer, index, details, skipped)
-        return msgspec.structs.replace(record, step=self.position)
+        return msgspec.structs.replace(record, step=self.plan.first - self.plan.warmup + self.step)
 
     def sampled(self, step: int) -> bool:
         return super().sampled(self.position)
@@ -87,11 +95,11 @@ class Replayer(Recorder):
 
     @property
     def capturing(self) -> bool:
-        return self.taker is not None and self.position == self.plan.capture_step
+        return self.taker is not None and self.computing == self.plan.capture_step
 
     @property
     def perturbing(self) -> bool:
-        return self.trial is not None and self.position == self.plan.perturb_step
+        return self.trial is not None and self.computing == self.plan.perturb_step
 
     # ------------------------------------------------------------------ starting
 
@@ -127,7 +135,6 @@ class Replayer(Recorder):
             scaler.load_state_dict(state)
 
     def boundary(self) -> None:
-        self._updating = False
         super().boundary()
         plan = self.plan
         if plan.warmup and self.done == plan.warmup:
@@ -161,7 +168,7 @@ class Replayer(Recorder):
 
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         if self.gathered.forwards == 0:
-            if self.position > self.plan.last >= 0:
+            if self.computing > self.plan.last >= 0:
                 self.stop()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:
                 self.restore_generators()
@@ -204,7 +211,7 @@ class Replayer(Recorder):
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         index = self.next_step(optimizer)
-        self._updating = True
+        self._updating += 1
         self._give_settings(optimizer, index)
         if self.perturbing and self.trial is not None:
             self.trial.before_update(optimizer)
@@ -228,6 +235,7 @@ class Replayer(Recorder):
 
     def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         capturing, perturbing = self.capturing, self.perturbing
+        self._updating -= 1
         if perturbing and self.trial is not None:
             self.trial.after_update(optimizer)
         if capturing and self.taker is not None:
@@ -235,7 +243,6 @@ class Replayer(Recorder):
         super().after_update(optimizer, skipped)
         if perturbing and self.trial is not None:
             self.trial.done(optimizer)
-        self._updating = False
 
     def stop(self) -> None:
         """Everything asked for has run: say goodbye and leave without the script's own ending."""

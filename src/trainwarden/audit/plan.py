@@ -12,19 +12,23 @@ REPLAYER = "trainwarden.audit.inrank:Replayer"
 class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One rank's part of a replay. Steps are indexes within the recorded process (0 = its first step).
 
-    `first`: the recorded index of the first step compared. `last`: the last one to run. `complement`: the
+    `first`: the recorded index of the first step compared. `last`: the last one to run, with so many
+    `updates` of optimizers in it. `complement`: the
     recorder's sidecar or full snapshot to restore. `weights`: the full snapshot that holds the replicas' state.
     `warmup`: steps that this process runs before the snapshot is put in; 0 = not a substitution. `again`: a second
-    snapshot, one step later, for scripts that fetch a batch one step ahead.
+    snapshot, one step later, for scripts that fetch a batch one step ahead. `entropy`: what the rank's unseeded
+    generators began with, for a rank that its parent starts.
     """
 
     first: int = 0
     last: int = -1
+    updates: int = 1
     complement: str = ""
     weights: str = ""
     again: str = ""
     again_weights: str = ""
     warmup: int = 0
+    entropy: str = ""
     epochs: tuple[dict[str, Any], ...] = ()
     hyper: dict[str, tuple[dict[str, Any], ...]] = {}  # "step/optimizer" → recorded settings, given and not checked
     layouts: tuple[tuple[int, tuple[tuple[str, ...], ...]], ...] = ()

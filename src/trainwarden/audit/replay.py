@@ -65,6 +65,7 @@ class _Comparison:
         self._updates = recorded.updates(attempt)
         self._left: dict[tuple[int, int], Detail | None] = {}  # (rank, optimizer) → the weights it left last
         self.matched: dict[int, Coverage] = {}
+        self._left_out = {key for key in self._updates if way.first <= key[0] <= last}  # not compared yet
         self.divergence: Location | None = None
         self.details: dict[tuple[int, int], dict[int, Seen]] = {}
         self.keep: int | None = None
@@ -109,8 +110,14 @@ class _Comparison:
         self.divergence = first_difference(old, new)
         if self.divergence is None:
             step = key[0]
+            self._left_out.discard(key)
             self.matched[step] = add(self.matched.get(step, Coverage()), self._covered(new, old))
             self._on_step(self._attempt, step)
+
+    @property
+    def whole(self) -> tuple[int, ...]:
+        """The steps of which every optimizer's update was compared and is equal."""
+        return tuple(sorted(self.matched.keys() - {step for step, _ in self._left_out}))
 
     def _covered(self, new: Sequence[Seen], old: Sequence[Seen]) -> Coverage:
         covered = coverage(new, old)
@@ -163,7 +170,7 @@ def replay(
     return Result(
         kind=kind,
         compared_from=way.first,
-        matched=() if ended.unfit else tuple(sorted(comparison.matched)),
+        matched=() if ended.unfit else comparison.whole,
         divergence=None if ended.unfit else comparison.divergence,
         coverage=comparison.matched,
         rewritten=comparison.rewritten,

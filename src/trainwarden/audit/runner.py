@@ -29,9 +29,11 @@ from trainwarden.audit.compare import Seen
 from trainwarden.audit.plan import REPLAYER, Plan, encode
 from trainwarden.model import Numerics, ProcessStarted
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
+from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
 
 STALL_SECONDS = 300.0
+SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
 _SOURCE = str(Path(trainwarden.__file__).parents[1])
 _INJECT = str(Path(trainwarden.__file__).parent / "record" / "inject")
 
@@ -83,6 +85,7 @@ class _Handler:
     def __init__(self, stage: _Stage, ranks: Mapping[int, Rank], key: bytes, folder: Path, every: int) -> None:
         self._stage, self._ranks, self._key, self._folder, self._every = stage, ranks, key, folder, every
         self._rank = -1
+        self._late = any(SPAWNED in r.started.argv for r in ranks.values())
 
     def message(self, message: wire.Message) -> wire.Message | None:
         with self._stage.lock:
@@ -123,7 +126,7 @@ class _Handler:
             run_dir=str(self._folder),
             activations_every=self._every,
             snapshot_every=0,
-            plan=encode(rank.plan),
+            plan=encode(msgspec.structs.replace(rank.plan, entropy=rank.entropy if self._late else "")),
         )
 
     def closed(self, error: str) -> None:
@@ -152,7 +155,7 @@ def run(
         server = wire.Server(
             Path(folder) / "s", lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every)
         )
-        processes = _start(ranks, space, str(server.path))
+        processes = _start(to_start(ranks, space), space, str(server.path))
         try:
             _follow(processes, stage, stop)
         finally:
@@ -169,6 +172,18 @@ def run(
         opened=tuple(sorted(stage.opened)),
         seconds=time.monotonic() - begin,
     )
+
+
+def to_start(ranks: Sequence[Rank], space: Workspace) -> Sequence[Rank]:
+    """What to start for these ranks: each by itself, or the sealed Python command where that spawned them.
+
+    A process of `multiprocessing` is told by its parent what to run, over a pipe; only the parent can start it again.
+    """
+    seal = space.room.seal
+    if not any(SPAWNED in r.started.argv for r in ranks) or not is_python(seal.argv[0]):
+        return ranks
+    started = msgspec.structs.replace(ranks[0].started, argv=seal.argv, cwd=seal.cwd)
+    return [msgspec.structs.replace(ranks[0], started=started, entropy="")]
 
 
 def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:

@@ -75,11 +75,14 @@ def prepare(recorded: Recorded, attempt: int, first: int, last: int, kind: Start
     """
     match kind:
         case Start.START:
-            return _from_start(recorded, attempt, last)
+            way = _from_start(recorded, attempt, last)
         case Start.RESUME | Start.RESTORE:
-            return _from_checkpoint(recorded, attempt, first, last, kind)
+            way = _from_checkpoint(recorded, attempt, first, last, kind)
         case Start.SUBSTITUTE | Start.AHEAD:
-            return _from_snapshot(recorded, attempt, first, last, kind)
+            way = _from_snapshot(recorded, attempt, first, last, kind)
+    updates = len([key for key in recorded.updates(attempt) if key[0] == last])
+    plans = tuple(msgspec.structs.replace(plan, updates=updates) for plan in way.plans)
+    return msgspec.structs.replace(way, plans=plans)
 
 
 def ways(recorded: Recorded, segment: Segment) -> list[Start]:

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Any, assert_never
 
-from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, print_json
+from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, consoles, print_json
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Diverged, Inconclusive, Matched, Segment, Verdict
 
@@ -35,14 +35,13 @@ def add(subparsers: Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Audit the run; 0 all matched, 1 a difference, 2 undecided."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from trainwarden.audit.engine import Audit, choose
     from trainwarden.commands.opening import opened
 
     begin = time.monotonic()
-    console = Console(stderr=True, highlight=False)
+    results, shown = consoles(args)
     with opened(args) as run:
         segments = choose(run.recorded.history.segments, args.sample, random.SystemRandom())
         if not segments:
@@ -56,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
             with lock:
                 run.append(verdict)
                 if not args.json:
-                    progress.console.print(sentence(verdict))
+                    results.print(sentence(verdict))
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=shown, transient=True) as progress:
             task = progress.add_task("preparing the clean room", total=None)
             audit = Audit(run.recorded, run.room(), lambda *_: progress.advance(task), told)
             total = sum(s.last - s.first + 1 for s in segments)
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"run": run.case.run, "verdicts": found, "not_audited": skipped, "seconds": seconds})
     else:
-        console.print(_summary(found, skipped, seconds))
+        results.print(_summary(found, skipped, seconds))
     return code(found)
 
 
@@ -83,7 +82,9 @@ def code(verdicts: list[Verdict]) -> int:
 
 
 def sentence(verdict: Verdict) -> str:
-    """A verdict in one line."""
+    """A verdict in one line, as rich's markup."""
+    from rich.markup import escape
+
     match verdict:
         case Matched():
             return (
@@ -94,10 +95,10 @@ def sentence(verdict: Verdict) -> str:
             more = f" (and {len(at.tensors) - 1} more)" if len(at.tensors) > 1 else ""
             return (
                 f"[bold red]diverged[/]      {where(verdict.segment)}: at step {at.step}, rank {at.rank}, "
-                f"stage {at.subject}, {at.tensor or 'no tensor'}{more}"
+                f"stage {at.subject}, {escape(at.tensor or 'no tensor')}{more}"
             )
         case Inconclusive():
-            return f"[yellow]inconclusive[/]  {where(verdict.segment)}: {'; '.join(verdict.reasons)}"
+            return f"[yellow]inconclusive[/]  {where(verdict.segment)}: {escape('; '.join(verdict.reasons))}"
         case _:
             assert_never(verdict)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from trainwarden.store import Store
 
 CLEAN, FINDING, UNDECIDED, USAGE = 0, 1, 2, 3
@@ -62,6 +64,15 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> Store:
     from trainwarden.store import Store
 
     return Store.open(args.store, create=create)
+
+
+def consoles(args: argparse.Namespace) -> tuple[Console, Console]:
+    """Where results are printed (stdout), and where progress is shown: there too on a terminal, else on stderr."""
+    from rich.console import Console
+
+    results = Console(highlight=False, soft_wrap=True)
+    alone = results.is_terminal and not args.json
+    return results, results if alone else Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:

@@ -11,7 +11,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import (
+    CLEAN,
+    FINDING,
+    UNDECIDED,
+    Subparsers,
+    add_verb,
+    consoles,
+    open_store,
+    print_json,
+)
 from trainwarden.errors import CannotDecide, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"run": run_id, "exit_code": code, "diagnosis": found})
     else:
-        _show(console, run_id, found)
+        _show(consoles(args)[0], run_id, found)
     return UNDECIDED if found.replays is None else CLEAN if found.replays else FINDING
 
 

@@ -220,6 +220,8 @@ def _not_checked(case: CaseFile) -> Iterator[Missing]:
         yield Missing("who signed", "the log was checked against the key that it names itself")
     replayed = {e.segment for e in case.entries if isinstance(e, Matched | Diverged | Inconclusive)}
     left = [s for s in case.history.segments if s not in replayed]
+    if not case.history.segments:
+        yield Missing("the training", "no optimizer step was recorded, so there is nothing to replay")
     if left:
         yield Missing(f"{len(left)} of {count(len(case.history.segments), 'segment')}", f"not replayed: {_spans(left)}")
     for _, v in indexed(case.entries, Inconclusive):

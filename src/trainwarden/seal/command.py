@@ -83,8 +83,7 @@ def parse_command(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> Laun
     cwd = os.path.abspath(cwd)
     executable = _find_executable(argv[0], cwd, env)
     shebang = _shebang(executable, env)
-    is_python = _PYTHON_NAME.fullmatch(os.path.basename(argv[0])) or _is_elf_python(executable)
-    if is_python:
+    if is_python(argv[0]) or _is_elf_python(executable):
         interpreter = _ask_executable(executable, cwd, env)
         launcher, target = _python_target(argv[1:])
     elif shebang:
@@ -110,6 +109,11 @@ def parse_command(argv: Sequence[str], cwd: str, env: Mapping[str, str]) -> Laun
         outputs=outputs,
         seeds=_seeds(target.rest),
     )
+
+
+def is_python(name: str) -> bool:
+    """Whether a command's first word is a Python interpreter, by its name."""
+    return _PYTHON_NAME.fullmatch(os.path.basename(name)) is not None
 
 
 def _is_text(text: str) -> bool:

@@ -192,7 +192,7 @@ def _like_output(path: str) -> bool:
     return path.endswith(_OUTPUT_LIKE) or "tfevents" in os.path.basename(path)
 
 
-def _bounded(root: str, items: Iterable[Item]) -> dict[str, Item]:
+def _bounded(root: str, items: Iterable[Item], kind: str = "code") -> dict[str, Item]:
     found: dict[str, Item] = {}
     size = 0
     for item in items:
@@ -200,8 +200,10 @@ def _bounded(root: str, items: Iterable[Item]) -> dict[str, Item]:
         size += item.size
         if len(found) > MAX_CODE_FILES or size > MAX_CODE_BYTES:
             raise UsageError(
-                f"the code folder {root} holds more than {MAX_CODE_FILES} files or {MAX_CODE_BYTES >> 30} GiB",
-                hint='name the folders that are code: [seal] code = ["src"] in trainwarden.toml',
+                f"the {kind} folder {root} holds more than {MAX_CODE_FILES} files or {MAX_CODE_BYTES >> 30} GiB",
+                hint='name the folders that are code: [seal] code = ["src"] in trainwarden.toml'
+                if kind == "code"
+                else "PYTHONPATH, a .pth file or an editable install names it: name only what is imported from there",
             )
     return found
 
@@ -311,7 +313,7 @@ def scan_environment(interpreter: Interpreter, command: LaunchCommand, code: Tre
     bounds = boundaries.with_((*installed, *folders, *code))
     trees: Trees = {root: {i.path: i for i in walk(root, bounds)} for root in installed}
     for root in folders:
-        trees[root] = _bounded(root, (i for i in walk(root, bounds) if loadable(i)))
+        trees[root] = _bounded(root, (i for i in walk(root, bounds) if loadable(i)), kind="import")
     prefix = pycache_prefix(command.argv, command.env, command.cwd)
     for root in (f"{prefix}{source}" for source in (*installed, *folders, *code) if prefix):
         trees[root] = {i.path: i for i in walk(root, bounds) if loadable(i)}

@@ -88,10 +88,10 @@ def _alone(q: Question, rank: int, rows: int) -> bool:
 def _reordered(q: Question, budget: Budget) -> Answer:
     def candidates(target: Target) -> Iterator[Recipe]:
         rows = q.value(target).shape[0] if q.value(target).dim() else 0
-        alone = _alone(q, target.rank, rows)
+        alone = q.value(target).dim() == 1 and _alone(q, target.rank, rows)
         for text, order in orders(rows):
             if alone and len(set(order)) < rows == len(order):
-                continue  # labels or inputs on their own are not samples: see "entry edited"
+                continue  # a label in place of another is one edit, not a sample twice: see "entry edited"
             yield recipe(q, Rows(stage=Stage.BATCH, order=order), f"the samples were fed {text}")
 
     limits = f"orders of more than {ALL_ORDERS} rows beyond rotations, pairs and copies"
