@@ -3,7 +3,7 @@
 Everything runs against `trainwarden log serve`'s own process on a folder, over loopback, each answer after the batch is
 durable and published. `records`: the clients of two hosts, as `trainwarden log ship` runs them, each from its journal
 on disk to the checked answer; its limit is making the Parquet alone. `appends`: single small items from several
-connections.
+connections; its limit is an fsync for each.
 `proofs`: over trees in memory. `crashes`: a death before and after every write (benchmarks/log_crashes.py).
 """
 
@@ -207,9 +207,10 @@ def verify_records(url: str) -> int:
 
 
 def appends() -> tuple[dict[str, Any], list[Any]]:
-    """Single items from eight connections: time from the request to the durable answer."""
+    """Single items from eight connections: time from the request to the durable answer, beside a bare fsync."""
     times: list[float] = []
-    with serving() as (url, _):
+    with serving() as (url, folder):
+        bare = fsyncs(folder)
         threads = [threading.Thread(target=append_singly, args=(url, name, times)) for name in HOSTS]
         begin = time.perf_counter()
         for t in threads:
@@ -217,15 +218,30 @@ def appends() -> tuple[dict[str, Any], list[Any]]:
         for t in threads:
             t.join()
         seconds = time.perf_counter() - begin
+        bare += fsyncs(folder)
     if len(times) != len(HOSTS) * LATENCY_APPENDS:
         raise SystemExit(f"error: {len(times)} appends were answered")
-    cuts = statistics.quantiles(times, n=100)
+    cuts, limit = statistics.quantiles(times, n=100), statistics.quantiles(bare, n=100)
     summary = {
         "append_p99_ms": round(1000 * cuts[98], 1),
         "append_p50_ms": round(1000 * cuts[49], 1),
         "appends_per_s": round(len(times) / seconds),
+        "appends_vs_fsync": round(len(times) / seconds * sum(bare) / len(bare), 2),
     }
-    return summary, [{"connections": len(HOSTS), "appends": len(times), "seconds": round(seconds, 2)}]
+    told = {"connections": len(HOSTS), "appends": len(times), "seconds": round(seconds, 2)}
+    return summary, [told | {"fsync_p50_ms": round(1000 * limit[49], 2), "fsync_p99_ms": round(1000 * limit[98], 2)}]
+
+
+def fsyncs(folder: Path) -> list[float]:
+    """The limit: how long one file on this disk takes to be longer by one such item, durably, by one writer alone."""
+    times, item = [], b"%d" % 7 * 100
+    with open(folder / "bare", "ab", buffering=0) as file:
+        for _ in range(LATENCY_APPENDS):
+            begin = time.perf_counter()
+            file.write(item)
+            os.fsync(file.fileno())
+            times.append(time.perf_counter() - begin)
+    return times
 
 
 def append_singly(url: str, name: str, times: list[float]) -> None:

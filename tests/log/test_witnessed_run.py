@@ -156,7 +156,7 @@ def test_cosign_verify_and_publish_by_their_verbs(run: Run, tmp_path: Path, caps
         for _ in range(2):
             assert run.main("log", "cosign", "last", "--witness", f"{W1.text}={url}") == 0
             told = json.loads(capsys.readouterr().out)
-            assert told["witnesses"] == {"w/one": "cosigned at 9"}
+            assert told["witnesses"] == {"w/one": "cosigned at 1970-01-01 00:00:09 UTC"}
             run.grow(1)
         assert run.main("log", "cosign", "last", "--witness", f"{W1.text}={url}") == 0
         capsys.readouterr()

@@ -69,10 +69,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _said(reply: Reply) -> str:
     from trainwarden.log.ask import Behind, Contradicted, Cosigned, Unanswered
+    from trainwarden.report.words import when
 
     match reply:
         case Cosigned(cosignature):
-            return f"cosigned at {cosignature.time}"
+            return f"cosigned at {when(cosignature.time * 1_000_000_000)}"
         case Contradicted(reason):
             return f"CONTRADICTED: {reason}"
         case Behind(size):

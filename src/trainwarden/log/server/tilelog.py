@@ -94,7 +94,7 @@ class TileLog:
             self._publish(head, made)
             done = self._edge
             self._edge, self._head, self._settled = edge, head, True
-        self._tidy(done, edge, [staged])
+        self._pool.submit(self._tidy, done, edge, [staged])  # nobody has to wait for it
         return head
 
     def settle(self) -> None:
