@@ -48,6 +48,9 @@ held = [os.open(folder, os.O_RDONLY) for folder in sys.path[:2]]
 for fd in held:  # as long as this process lives, nobody removes what it runs from
     fcntl.flock(fd, fcntl.LOCK_SH)
 sys.argv[0] = "trainwarden"
+left = os.statvfs(here)
+if left.f_bavail * left.f_frsize < 1 << 26:  # Python would leave bytecode cut off on a full disk, and trip over it
+    sys.dont_write_bytecode = True
 from trainwarden.cli import main
 sys.exit(main())
 """

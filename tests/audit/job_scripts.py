@@ -251,6 +251,14 @@ for s in range(6):
 open("state.txt", "w").write(hashlib.sha256(m[0].weight.detach().numpy().tobytes()).hexdigest())
 """
 
+# Nobody seeds anything: honest, and never the same twice.
+UNSEEDED = """
+import torch
+m = torch.nn.Linear(4, 4); o = torch.optim.SGD(m.parameters(), lr=.1); torch.seed()
+for s in range(3):
+    m(torch.randn(2, 4)).pow(2).sum().backward(); o.step(); o.zero_grad()
+"""
+
 # A copy of step 2 written by a thread at step 5, a file of step 3 renamed at step 6, and a file of no step.
 LATE_SAVES = """
 import copy, os, threading, torch

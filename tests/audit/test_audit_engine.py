@@ -63,6 +63,16 @@ def test_other_numerics_are_refused_with_the_reason(tmp_path: Path, monkeypatch:
     assert "threads" in " ".join(said[0].reasons)
 
 
+def test_an_honest_job_that_does_not_replay_is_inconclusive_and_not_accused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.UNSEEDED)
+    recorded = job.run()
+    (said,) = Audit(recorded, job.room).run(recorded.history.segments)
+    assert isinstance(said, Inconclusive), said
+    assert "two clean replays differ from each other at step 0" in said.reasons[0]
+
+
 def test_a_missing_checkpoint_copy_is_inconclusive_with_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,8 @@ Rules
 * A replay from an attempt's own start is exact, and its difference is a verdict. A replay that starts in mid-run is
   tried in several ways; a match in any of them is a match. A difference at its very first step may be the
   start's fault, and is a verdict only when the same way of starting has matched elsewhere in this run.
+* A difference is a verdict only when a second clean replay gives the very same digest in its place. Where two clean
+  replays differ from each other, the job does not replay bit for bit, and that is inconclusive.
 * Independent groups of segments run side by side.
 """
 
@@ -20,7 +22,7 @@ from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import OnStep, Result, replay, verdicts
 from trainwarden.audit.starts import WAYS, Start, ways
 from trainwarden.errors import CannotDecide, UsageError
-from trainwarden.model import Diverged, Inconclusive, Matched, Segment, Verdict
+from trainwarden.model import Diverged, Inconclusive, Location, Matched, Segment, Verdict
 from trainwarden.seal.room import Room
 
 OnVerdict = Callable[[Verdict], None]
@@ -110,7 +112,7 @@ class Audit:
                 self._proved.add(kind)
                 return said
             if said and isinstance(said[0], Diverged) and (kind in self._proved or said[0].at.step > head.first):
-                return said[:1]
+                return [self._again(said[0], head.first, kind)]
             doubts += [f"{kind}: {reason}" for reason in _reasons(result)]
         if head.first != self._recorded.attempt(head.attempt).base:
             from_start = self._through(segments, doubts)
@@ -132,11 +134,29 @@ class Audit:
         if result.divergence is not None and result.divergence.step < head.first:
             doubts.append(f"from the start: the attempt already differs at step {result.divergence.step}")
             return []
-        return [v for v in verdicts(result, segments, self._recorded) if not isinstance(v, Inconclusive)]
+        decided = [v for v in verdicts(result, segments, self._recorded) if not isinstance(v, Inconclusive)]
+        return [self._again(v, base, Start.START) if isinstance(v, Diverged) else v for v in decided]
+
+    def _again(self, said: Diverged, first: int, kind: Start) -> Verdict:
+        """The verdict, if another clean replay computes the same in place of what was recorded."""
+        segment, at = said.segment, said.at
+        other = replay(self._recorded, self._room, segment.attempt, first, at.step, kind).divergence
+        if other is not None and _same(other, at):
+            return said
+        where = f"step {at.step}, rank {at.rank}, {at.subject}" + (f", {at.tensor}" if at.tensor else "")
+        reason = f"two clean replays differ from each other at {where}: this job does not replay bit for bit here"
+        return Inconclusive(segment=segment, reasons=(f"{reason} (trainwarden doctor says why)",), mode=said.mode)
 
     def _replay(self, segments: Sequence[Segment], kind: Start) -> Result:
         head = segments[0]
         return replay(self._recorded, self._room, head.attempt, head.first, segments[-1].last, kind, self._on_step)
+
+
+def _same(one: Location, other: Location) -> bool:
+    """Whether two differences from the record lie at one place and have one digest there in its stead."""
+    return (one.step, one.optimizer, one.rank, one.stage, one.before, one.tensor, one.replayed) == (
+        *(other.step, other.optimizer, other.rank, other.stage, other.before, other.tensor, other.replayed),
+    )
 
 
 def _reasons(result: Result) -> Iterator[str]:
