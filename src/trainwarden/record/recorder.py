@@ -31,6 +31,7 @@ from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
 from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
 from trainwarden.record.folders import companions, kind_of
+from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
 
@@ -71,6 +72,7 @@ class Recorder:
         self.roots: list[weakref.ref[torch.nn.Module]] = []
         self.names: dict[int, str] = {}
         self.buffers = naming.Buffers()
+        self.forward_hooks = ForwardHooks()
         self.loaders = LoaderTracker()
         self.gathered = Gathered()
         self.seq = 0
@@ -204,14 +206,11 @@ class Recorder:
                 return None
             return self.guarded("forward", lambda: self.forward(module, args, kwargs))
 
-        handle = root.register_forward_pre_hook(before, with_kwargs=True)
-        root._trainwarden_handle = handle
+        self.forward_hooks.before(root, before)
 
     def wrapped(self, outer: torch.nn.Module, inner: torch.nn.Module) -> None:
         """A module was wrapped (DDP, torch.compile): watch the wrapper instead."""
-        handle = inner.__dict__.pop("_trainwarden_handle", None)
-        if handle is not None:
-            handle.remove()
+        self.forward_hooks.remove(inner)
         self.roots = [r for r in self.roots if r() is not None and r() is not inner]
         self.watch_forward(outer)
 
@@ -477,17 +476,17 @@ class Recorder:
 
     def watch_activations(self) -> None:
         """Digest the outputs of the model's blocks (children of module lists) during this step."""
-        for ref in self.roots:
-            root = ref()
-            if root is None or hasattr(root, "_orig_mod"):
-                continue
-            for raw, module in root.named_modules():
+        for root in [r for ref in self.roots if (r := ref()) is not None]:
+            for raw, module in eager_modules(root):
                 if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
                     for child, block in module.named_children():
                         self._watch_block(naming.clean_name(f"{raw}.{child}"), block)
 
     def _watch_block(self, name: str, block: torch.nn.Module) -> None:
         def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+
             def digest() -> None:
                 g = self.gathered
                 for path, t in stages.tensors_in(output):
@@ -495,7 +494,7 @@ class Recorder:
 
             self.guarded("activations", digest)
 
-        self._sampled.append(block.register_forward_hook(after))
+        self._sampled.append(self.forward_hooks.after(block, after))
 
     def note_layout(self) -> None:
         """Keep how gradients were grouped for reduction, when it changed: a replay from here must group alike."""
