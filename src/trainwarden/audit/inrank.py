@@ -25,6 +25,7 @@ from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
 from trainwarden.record import loaders as positions
+from trainwarden.record import names as naming
 from trainwarden.record import rng, snapshot, stages
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
@@ -140,7 +141,7 @@ class Replayer(Recorder):
         self._state = snapshot.read(Path(complement))
         full = snapshot.read(Path(weights))
         roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = dict(self.buffers.of(roots))
+        buffers = dict(naming.buffers(roots))
         for name, saved in full["buffers"].items():
             buffers[name].copy_(saved)
         for optimizer, index in self.optimizers.items():

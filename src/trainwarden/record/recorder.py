@@ -71,7 +71,6 @@ class Recorder:
         self.scalers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.roots: list[weakref.ref[torch.nn.Module]] = []
         self.names: dict[int, str] = {}
-        self.buffers = naming.Buffers()
         self.forward_hooks = ForwardHooks()
         self.loaders = LoaderTracker()
         self.gathered = Gathered()
@@ -390,7 +389,7 @@ class Recorder:
         own = [p for p in stages.parameters(optimizer) if id(p) in g.local]
         weights = stages.weights(optimizer, names)
         roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = [(f"buffer/{n}", b) for n, b in self.buffers.of(roots)] if index == 0 else []
+        buffers = [(f"buffer/{n}", b) for n, b in naming.buffers(roots)] if index == 0 else []
         weight_detail = stages.digest_all(key, [*weights, *buffers])
         n = len(weights)
         self.last_weights[index] = (
@@ -573,7 +572,7 @@ class Recorder:
         roots = [r for ref in self.roots if (r := ref()) is not None]
         return {
             "weights": {n: t for o in self.optimizers for n, t in stages.weights(o, self.names)},
-            "buffers": dict(self.buffers.of(roots)),
+            "buffers": dict(naming.buffers(roots)),
             "state": [dict(stages.optimizer_state(o, self.names)) for o in self.optimizers],
         }
 
