@@ -8,7 +8,7 @@ from pathlib import Path
 
 import job_scripts as scripts
 import pytest
-from guarded_job import Job, make_job
+from guarded_job import LAUNCH, Job, make_job
 
 from trainwarden.audit.capture import open_captures
 from trainwarden.audit.compare import digest_of
@@ -24,9 +24,10 @@ def steps(recorded: Recorded) -> list[StepRecord]:
     return [e for e in recorded.entries if isinstance(e, StepRecord)]
 
 
-def plain_state(job: Job) -> str:
+def plain_state(job: Job, world: int = 1) -> str:
     """The final state of the job without us."""
-    subprocess.run([sys.executable, "job.py"], cwd=job.folder, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
+    command = [sys.executable, LAUNCH, str(world), "job.py"] if world > 1 else [sys.executable, "job.py"]
+    subprocess.run(command, cwd=job.folder, check=True, env={"OMP_NUM_THREADS": "1", "PATH": ""})
     return (job.folder / "state.txt").read_text()
 
 
@@ -180,3 +181,54 @@ def test_a_stage_that_cannot_be_seen_says_why(tmp_path: Path, monkeypatch: pytes
     said = Audit(recorded, job.room).run(recorded.history.segments)
     assert all(isinstance(v, Matched) for v in said), said
     assert all(v.coverage.unseen.keys() >= by_hand.keys() for v in said if isinstance(v, Matched))
+
+
+IN_STEPS = """
+o = torch.optim.AdamW(m.parameters(), lr=1e-2)
+for s in range(3):
+    i = torch.arange(8) + 8 * s + 40 * r
+    torch.nn.functional.cross_entropy(net(X[i]), Y[i]).backward(); o.step(); o.zero_grad()
+"""
+PLAIN_DDP = "net = DDP(m, bucket_cap_mb=0.008)"
+
+
+@pytest.mark.parametrize(
+    "compiled",
+    ['net = DDP(torch.compile(m, backend="aot_eager"))', 'm.compile(backend="aot_eager"); net = DDP(m)'],
+    ids=["inside-ddp", "in-place"],
+)
+def test_a_compiled_module_is_not_traced_through_the_recorder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    head = scripts.HEAD.replace(PLAIN_DDP + " if W > 1 else m", compiled)
+    assert compiled in head
+    job = make_job(tmp_path, monkeypatch, head + IN_STEPS + "final()")
+    honest = plain_state(job, world=2)
+    recorded = job.run(world=2, activations_every=1)
+    assert (job.folder / "state.txt").read_text() == honest
+    assert not [e for e in recorded.entries if isinstance(e, Gap)]
+    for record in steps(recorded):
+        assert record.micro_batches == 1
+        assert not [stage for stage, digest in record.stages.items() if not digest.root]
+        assert record.stages[Stage.ACTIVATIONS].tensors == 1  # the loss: the blocks are inside of what is compiled
+
+
+PICKLED = """
+import copy, io, pickle
+f = io.BytesIO(); torch.save(net, f); twin = copy.deepcopy(m); whole = pickle.dumps((net, twin))
+assert b"rainwarden" not in f.getvalue() + whole
+for module in (*twin.modules(), *pickle.loads(pickle.dumps(m)).modules()):
+    assert not [name for name, hooks in vars(module).items() if "hooks" in name and hooks], module
+final()
+"""
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_model_that_is_pickled_or_copied_whole_has_nothing_of_the_recorder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.HEAD + IN_STEPS + PICKLED)
+    honest = plain_state(job, world)
+    recorded = job.run(world=world)
+    assert (job.folder / "state.txt").read_text() == honest
+    assert not [e for e in recorded.entries if isinstance(e, Gap)]

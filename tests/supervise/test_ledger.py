@@ -24,6 +24,7 @@ from trainwarden.model import (
     StepRecord,
     decode_entry,
 )
+from trainwarden.supervise import ledger
 from trainwarden.supervise.details import DetailReader, DetailWriter
 from trainwarden.supervise.ledger import Details, Ledger, NoWatcher
 
@@ -256,3 +257,18 @@ def test_damaged_details_are_an_error_and_never_other_digests(tmp_path: Path) ->
             continue
         # What is read nevertheless differs from the record's root, which its reader compares.
         assert found != detail(SPACE, SPACE)
+
+
+def test_records_of_all_ranks_are_one_group_and_nobody_who_waits_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "GATHER_SECONDS", 60.0)
+    room = Room(tmp_path)
+    for rank in range(3):
+        room.ledger.submit(record(0, rank), detail(SPACE), room.acked.append)
+    assert room.ledger.flush(30)
+    assert room.log.groups == [3]
+    room.ledger.submit(record(1), detail(SPACE), room.acked.append)
+    room.ledger.submit(Gap(attempt=0, rank=0, step=1, reason="x"), None, room.acked.append)
+    until(lambda: len(room.acked) == 5, "a gap ends the waiting")
+    room.ledger.stop()

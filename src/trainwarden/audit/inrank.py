@@ -26,6 +26,7 @@ from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
 from trainwarden.record import entropy, rng, snapshot, stages
 from trainwarden.record import loaders as positions
+from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
 from trainwarden.record.recorder import Recorder
@@ -147,7 +148,7 @@ class Replayer(Recorder):
         self._state = snapshot.read(Path(complement))
         full = snapshot.read(Path(weights))
         roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = dict(self.buffers.of(roots))
+        buffers = dict(naming.buffers(roots))
         for name, saved in full["buffers"].items():
             buffers[name].copy_(saved)
         for optimizer, index in self.optimizers.items():

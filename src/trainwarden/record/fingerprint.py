@@ -24,7 +24,7 @@ from trainwarden.model import DIGEST_BYTES
 if TYPE_CHECKING:
     import torch
 
-_MAX_KEPT = 1 << 16  # tensors
+_MAX_KEPT = 1 << 14  # places of tensors, about 700 bytes each
 _MOST_LISTS = 256  # of names
 
 _subkeys: dict[tuple[bytes, Any, Any], bytes] = {}

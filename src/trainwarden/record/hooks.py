@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import weakref
 from typing import Any
 
 from trainwarden.record import files
@@ -18,6 +19,7 @@ from trainwarden.record.recorder import Recorder
 def install(torch: Any, recorder: Recorder) -> None:
     """Hook optimizers, DDP, backward, data loaders, the gradient scaler, torch.compile, save and load."""
     _optimizers(recorder)
+    recorder.forward_hooks.keep_out(torch.nn.Module)
     _ddp(recorder)
     _backward(torch, recorder)
     _loaders(recorder)
@@ -59,7 +61,8 @@ def _optimizers(recorder: Recorder) -> None:
 def _ddp(recorder: Recorder) -> None:
     from torch.nn.parallel import DistributedDataParallel as DDP
 
-    original, register = DDP.__init__, DDP.register_comm_hook
+    original, register, getstate = DDP.__init__, DDP.register_comm_hook, DDP.__getstate__
+    ours: weakref.WeakKeyDictionary[Any, tuple[BucketHook, Any]] = weakref.WeakKeyDictionary()
 
     @functools.wraps(original)
     def init(self: Any, module: Any, *args: Any, **kwargs: Any) -> None:
@@ -67,25 +70,33 @@ def _ddp(recorder: Recorder) -> None:
 
         def attach() -> None:
             hook = recorder.bucket_hook(self)
-            self._trainwarden_hook = hook
 
             def comm_hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations
                 return hook(state, bucket)
 
             register(self, None, comm_hook)
+            ours[self] = hook, comm_hook
             recorder.wrapped(self, module)
 
         recorder.guarded("DDP", attach)
 
     @functools.wraps(register)
     def register_comm_hook(self: Any, state: Any, hook: Any) -> None:
-        ours: BucketHook | None = getattr(self, "_trainwarden_hook", None)
-        if ours is None:
-            register(self, state, hook)
+        if self in ours:
+            ours[self][0].user = (state, hook)
         else:
-            ours.user = (state, hook)
+            register(self, state, hook)
+
+    @functools.wraps(getstate)
+    def state_of(self: Any) -> Any:
+        state = getstate(self)
+        if self in ours and "_comm_hooks" in state:
+            state["_comm_hooks"] = [pair for pair in state["_comm_hooks"] if pair[0] is not ours[self][1]]
+        return state
 
     DDP.__init__ = init
+    DDP.__getstate__ = state_of
+    recorder.forward_hooks.keep_out(DDP)
     DDP.register_comm_hook = register_comm_hook
 
 

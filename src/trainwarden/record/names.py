@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections.abc import Iterable
 
 import torch
@@ -54,49 +53,11 @@ def parameter_names(roots: list[torch.nn.Module]) -> dict[int, str]:
     return names
 
 
-class Buffers:
-    """Finds the buffers of models; a model whose modules are still the same is not walked again.
-
-    It holds no module alive. A module that took the place of another is seen: the reference to the old one is dead.
-    """
-
-    def __init__(self) -> None:
-        self._roots: list[int] = []
-        self._modules: list[tuple[weakref.ref[torch.nn.Module], list[int]]] = []  # with its children, by identity
-        self._places: list[tuple[int, str]] = []  # root and prefix of each
-
-    def of(self, roots: list[torch.nn.Module]) -> list[tuple[str, torch.Tensor]]:
-        """(name, buffer) of all roots, in order; of a buffer with several names in a root the first counts."""
-        if [id(r) for r in roots] != self._roots or (held := self._held()) is None:
-            self._walk(roots)
-            held = self._held() or []
-        found: dict[str, torch.Tensor] = {}
-        seen: set[tuple[int, int]] = set()
-        for number, buffers in held:
-            root, prefix = self._places[number]
-            for raw, b in buffers.items():
-                if b is not None and (root, id(b)) not in seen:
-                    seen.add((root, id(b)))
-                    name = clean_name(f"{prefix}.{raw}" if prefix else raw)
-                    found[name if name not in found else f"model{root}.{name}"] = b
-        return list(found.items())
-
-    def _walk(self, roots: list[torch.nn.Module]) -> None:
-        self._roots = [id(r) for r in roots]
-        places = [(i, prefix, m) for i, root in enumerate(roots) for prefix, m in root.named_modules()]
-        self._modules = [(weakref.ref(m), list(map(id, m._modules.values()))) for _, _, m in places]
-        self._places = [(i, prefix) for i, prefix, _ in places]
-
-    def _held(self) -> list[tuple[int, dict[str, torch.Tensor | None]]] | None:
-        """The modules that have buffers, by number; None when a module is not as it was found."""
-        held = []
-        for number, (ref, children) in enumerate(self._modules):
-            module = ref()
-            if module is None:
-                return None
-            now = module._modules
-            if now if not children else list(map(id, now.values())) != children:
-                return None
-            if module._buffers:
-                held.append((number, module._buffers))
-        return held
+def buffers(roots: list[torch.nn.Module]) -> list[tuple[str, torch.Tensor]]:
+    """(name, buffer) of all roots, in order."""
+    found: dict[str, torch.Tensor] = {}
+    for i, root in enumerate(roots):
+        for raw, b in root.named_buffers():
+            name = clean_name(raw)
+            found[name if name not in found else f"model{i}.{name}"] = b
+    return list(found.items())

@@ -32,6 +32,7 @@ from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
 from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
 from trainwarden.record.folders import companions, kind_of
+from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
 
@@ -82,7 +83,7 @@ class Recorder:
         self.scalers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.roots: list[weakref.ref[torch.nn.Module]] = []
         self.names: dict[int, str] = {}
-        self.buffers = naming.Buffers()
+        self.forward_hooks = ForwardHooks()
         self.loaders = LoaderTracker()
         self.gathered = Gathered()
         self.seq = 0
@@ -218,14 +219,11 @@ class Recorder:
                 return None
             return self.guarded("forward", lambda: self.forward(module, args, kwargs))
 
-        handle = root.register_forward_pre_hook(before, with_kwargs=True)
-        root._trainwarden_handle = handle
+        self.forward_hooks.before(root, before)
 
     def wrapped(self, outer: torch.nn.Module, inner: torch.nn.Module) -> None:
         """A module was wrapped (DDP, torch.compile): watch the wrapper instead."""
-        handle = inner.__dict__.pop("_trainwarden_handle", None)
-        if handle is not None:
-            handle.remove()
+        self.forward_hooks.remove(inner)
         self.roots = [r for r in self.roots if r() is not None and r() is not inner]
         self.watch_forward(outer)
 
@@ -427,7 +425,7 @@ class Recorder:
         own = [p for p in stages.parameters(optimizer) if id(p) in g.local]
         weights = stages.weights(optimizer, names)
         roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = [(f"{BUFFERS}{n}", b) for n, b in self.buffers.of(roots)] if index == 0 else []
+        buffers = [(f"{BUFFERS}{n}", b) for n, b in naming.buffers(roots)] if index == 0 else []
         weight_detail = stages.digest_all(key, [*weights, *buffers])
         n = len(weights)
         self.last_weights[index] = (
@@ -515,17 +513,17 @@ class Recorder:
 
     def watch_activations(self) -> None:
         """Digest the outputs of the model's blocks (children of module lists) during this step."""
-        for ref in self.roots:
-            root = ref()
-            if root is None or hasattr(root, "_orig_mod"):
-                continue
-            for raw, module in root.named_modules():
+        for root in [r for ref in self.roots if (r := ref()) is not None]:
+            for raw, module in eager_modules(root):
                 if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
                     for child, block in module.named_children():
                         self._watch_block(naming.clean_name(f"{raw}.{child}"), block)
 
     def _watch_block(self, name: str, block: torch.nn.Module) -> None:
         def after(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if torch.compiler.is_compiling():
+                return
+
             def digest() -> None:
                 g = self.gathered
                 for path, t in stages.tensors_in(output):
@@ -533,7 +531,7 @@ class Recorder:
 
             self.guarded("activations", digest)
 
-        self._sampled.append(block.register_forward_hook(after))
+        self._sampled.append(self.forward_hooks.after(block, after))
 
     def note_layout(self) -> None:
         """Keep how gradients were grouped for reduction, when it changed: a replay from here must group alike."""
@@ -619,7 +617,7 @@ class Recorder:
         roots = [r for ref in self.roots if (r := ref()) is not None]
         return {
             "weights": {n: t for o in self.optimizers for n, t in stages.weights(o, self.names)},
-            "buffers": dict(self.buffers.of(roots)),
+            "buffers": dict(naming.buffers(roots)),
             "state": {str(i): dict(stages.optimizer_state(o, self.names)) for o, i in self.optimizers.items()},
         }
 
