@@ -8,7 +8,8 @@ Rules
 * A form covers bytecode, constants with the code nested in them, names, variables, flags and the exception table;
   neither file names nor lines, which a debugger wants and a processor does not.
 * Bytecode is taken as `co_code`, in which the interpreter undoes its own specialisation.
-* Only compiled, never executed: neither sealed source nor a live form is run here.
+* Only compiled, never executed: neither sealed source nor a live form is run here. Of a live form not even a code
+  object is made: CPython believes those, and a hostile one corrupts memory (seen with 3.11).
 
 Source: CPython's `Objects/codeobject.c`; `inspect` module, "Code Objects Bit Flags".
 """
@@ -16,10 +17,10 @@ Source: CPython's `Objects/codeobject.c`; `inspect` module, "Code Objects Bit Fl
 from __future__ import annotations
 
 import ast
-import dis
 import hashlib
 import importlib.util
 import json
+import opcode
 import os
 import sys
 from collections.abc import Iterator
@@ -243,39 +244,68 @@ def _differing(sealed: Form, live: Form) -> list[str]:
 
 
 def _instructions(of: Form) -> Iterator[str]:
-    """Instructions as `dis` writes them, from a code object that is made for it and never run."""
-    _, qualname, _, _, _, _, code, constants, names, variables, (free, cells), table = of
-    stand_in = (lambda: None).__code__.replace(
-        co_code=bytes.fromhex(code),
-        co_consts=tuple(map(_shown, constants)),
-        co_names=tuple(names),
-        co_varnames=tuple(variables),
-        co_nlocals=len(variables),
-        co_freevars=tuple(free),
-        co_cellvars=tuple(cells),
-        co_exceptiontable=bytes.fromhex(table),
-        co_argcount=0,
-        co_flags=0,
-        co_name=str(qualname),
-    )
-    for instruction in dis.get_instructions(stand_in):
-        yield f"{instruction.opname} {instruction.argrepr}".strip()[:_MOST_TEXT]
+    """A form's instructions as text. No code object is made of it: the interpreter trusts those, and may crash."""
+    code, constants, names, variables, (free, cells) = of[6:11]
+    inner = [str(name) for name in (*variables, *(c for c in cells if c not in variables), *free)]
+    shown = [_shown(constant)[:_MOST_TEXT] for constant in constants]
+    for _, name, number in instructions(bytes.fromhex(code)):
+        yield f"{name} {operand(name, number, shown, [str(n) for n in names], inner)}".strip()[:_MOST_TEXT]
 
 
-class _Text:
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return self._text
-
-
-def _shown(constant: Any) -> Any:
+def _shown(constant: Any) -> str:
     if not isinstance(constant, tuple):
-        return constant
+        return repr(constant)
     if constant[:1] == (_CODE,):
-        return _Text(f"<code of {constant[1]}>")
-    return _Text(", ".join(map(str, constant[1:]))[:_MOST_TEXT])
+        return f"<code of {constant[1]}>"
+    return ", ".join(map(str, constant[1:]))
+
+
+# ------------------------------------------------------------------------- bytecode as text
+
+_CACHES: Any = getattr(opcode, "_inline_cache_entries", {})
+_OPERATORS: tuple[tuple[str, str], ...] = tuple(getattr(opcode, "_nb_ops", ()))
+_SHIFTED = {"LOAD_GLOBAL": 1} if "LOAD_METHOD" in opcode.opmap else {"LOAD_GLOBAL": 1, "LOAD_ATTR": 1}
+
+
+def instructions(body: bytes) -> Iterator[tuple[int, str, int]]:
+    """Code unit, name and argument of each instruction of this Python's bytecode, which may be hostile."""
+    at = argument = 0
+    while at + 1 < len(body):
+        name = opcode.opname[body[at]]
+        argument = (argument << 8 | body[at + 1]) & 0xFFFFFFFF
+        at += 2
+        if name == "EXTENDED_ARG":
+            continue
+        yield at // 2 - 1, name, argument
+        argument = 0
+        at += 2 * _cache_entries(name)
+
+
+def _cache_entries(name: str) -> int:
+    """Words after an instruction in which the interpreter caches; nothing that is run."""
+    if isinstance(_CACHES, dict):
+        return int(_CACHES.get(name, 0))
+    number = opcode.opmap.get(name, -1)
+    return int(_CACHES[number]) if 0 <= number < len(_CACHES) else 0
+
+
+def operand(name: str, number: int, constants: list[str], names: list[str], variables: list[str]) -> str:
+    """An instruction's argument in words; what points nowhere keeps its number."""
+    op = opcode.opmap.get(name, -1)
+    if op < opcode.HAVE_ARGUMENT:
+        return ""
+    if op in opcode.hasconst:
+        return constants[number] if number < len(constants) else f"constant {number}"
+    if op in opcode.hasname:
+        index = number >> _SHIFTED.get(name, 0)
+        return names[index] if index < len(names) else f"name {number}"
+    if op in opcode.haslocal or op in opcode.hasfree:
+        return variables[number] if number < len(variables) else f"variable {number}"
+    if name == "BINARY_OP" and number < len(_OPERATORS):
+        return _OPERATORS[number][1]
+    if name == "COMPARE_OP" and number < len(opcode.cmp_op):
+        return opcode.cmp_op[number]
+    return str(number)
 
 
 def _answer(file: dict[str, str], optimize: int) -> Any:

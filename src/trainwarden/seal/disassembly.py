@@ -10,20 +10,17 @@ Rules
 
 from __future__ import annotations
 
-import opcode
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from trainwarden import codeform
 from trainwarden.seal.pyc import Tree, read_code
 
 _LONGEST = 200  # characters of one constant
 _MOST_LINES = 200_000
 _FLAGS = {1: "OPTIMIZED", 2: "NEWLOCALS", 4: "*args", 8: "**kwargs", 32: "GENERATOR", 128: "COROUTINE"}
 _SINGLES = {b"N": "None", b"T": "True", b"F": "False", b".": "Ellipsis", b"S": "StopIteration"}
-_SHIFTED = {"LOAD_GLOBAL": 1} if "LOAD_METHOD" in opcode.opmap else {"LOAD_GLOBAL": 1, "LOAD_ATTR": 1}
-_CACHES = getattr(opcode, "_inline_cache_entries", {})
-_OPERATORS: tuple[tuple[str, str], ...] = tuple(getattr(opcode, "_nb_ops", ()))
 
 
 class Line(NamedTuple):
@@ -55,13 +52,12 @@ def _code(code: tuple[Tree, ...], nested: list[tuple[Tree, ...]]) -> Iterator[Li
     said = " ".join(word for bit, word in _FLAGS.items() if flags[4] & bit and bit > 2)
     start = int.from_bytes(first, "little", signed=True) if isinstance(first, bytes) else 0
     yield Line(f"code {_text(qualname)}({shown}) {said}".rstrip(), start)
-    constants, words, variables = _items(consts), _items(names), _items(locals_)
-    for constant in constants:
-        if isinstance(constant, tuple) and constant[0] == b"c":
-            nested.append(constant)
+    nested += [part for part in _items(consts) if isinstance(part, tuple) and part[0] == b"c"]
+    constants = [_constant(part) for part in _items(consts)]
+    words, variables = ([_text(part) for part in _items(of)] for of in (names, locals_))
     places = _lines(_bytes(table), start, len(_bytes(body)) // 2)
-    for at, name, argument in _instructions(_bytes(body)):
-        text = f"    {name:<24} {_argument(name, argument, constants, words, variables)}".rstrip()
+    for at, name, argument in codeform.instructions(_bytes(body)):
+        text = f"    {name:<24} {codeform.operand(name, argument, constants, words, variables)}".rstrip()
         yield Line(text, places[at] if at < len(places) else 0)
     if caught := _bytes(exceptions):
         yield Line(f"    exception table of {len(caught)} bytes: {caught[:32].hex()}", 0)
@@ -98,46 +94,6 @@ def _lines(table: bytes, line: int, most: int) -> list[int]:
             at += 2 if kind >= 10 else 1
         found += [0 if kind == 15 else line] * length
     return found
-
-
-def _instructions(body: bytes) -> Iterator[tuple[int, str, int]]:
-    """Code unit, name and argument of each."""
-    at = argument = 0
-    while at + 1 < len(body):
-        name = opcode.opname[body[at]]
-        argument = (argument << 8 | body[at + 1]) & 0xFFFFFFFF
-        at += 2
-        if name == "EXTENDED_ARG":
-            continue
-        yield at // 2 - 1, name, argument
-        argument = 0
-        at += 2 * _cache_entries(name)
-
-
-def _cache_entries(name: str) -> int:
-    """Words after an instruction in which the interpreter caches; nothing that is run."""
-    if isinstance(_CACHES, dict):
-        return int(_CACHES.get(name, 0))
-    number = opcode.opmap.get(name, -1)
-    return int(_CACHES[number]) if 0 <= number < len(_CACHES) else 0
-
-
-def _argument(name: str, number: int, consts: list[Tree], names: list[Tree], variables: list[Tree]) -> str:
-    op = opcode.opmap.get(name, -1)
-    if op < opcode.HAVE_ARGUMENT:
-        return ""
-    if op in opcode.hasconst:
-        return _constant(consts[number]) if number < len(consts) else f"constant {number}"
-    if op in opcode.hasname:
-        index = number >> _SHIFTED.get(name, 0)
-        return _text(names[index]) if index < len(names) else f"name {number}"
-    if op in opcode.haslocal or op in opcode.hasfree:
-        return _text(variables[number]) if number < len(variables) else f"variable {number}"
-    if name == "BINARY_OP" and number < len(_OPERATORS):
-        return _OPERATORS[number][1]
-    if name == "COMPARE_OP" and number < len(opcode.cmp_op):
-        return opcode.cmp_op[number]
-    return str(number)
 
 
 def _constant(tree: Tree) -> str:
