@@ -8,8 +8,8 @@ Rules
 * A form covers bytecode, constants with the code nested in them, names, variables, flags and the exception table;
   neither file names nor lines, which a debugger wants and a processor does not.
 * Bytecode is taken as `co_code`, in which the interpreter undoes its own specialisation.
-* Only compiled, never executed: neither sealed source nor a live form is run here, and no code object is ever made
-  of bytes that came from elsewhere.
+* Only compiled, never executed: neither sealed source nor a live form is run here. Of a live form not even a code
+  object is made: CPython believes those, and a hostile one corrupts memory (seen with 3.11).
 
 Source: CPython's `Objects/codeobject.c`; `inspect` module, "Code Objects Bit Flags".
 """
@@ -23,7 +23,7 @@ import json
 import opcode
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from types import CodeType
 from typing import Any, TypeAlias
 
@@ -32,9 +32,6 @@ _CODE = "code"
 _FIELDS = 12
 _MOST_TEXT = 200
 UNKNOWN = "?"  # begins the text of a value that is not compared
-_SHIFTED = {"LOAD_GLOBAL": 1} if "LOAD_METHOD" in opcode.opmap else {"LOAD_GLOBAL": 1, "LOAD_ATTR": 1}
-_CACHES = getattr(opcode, "_inline_cache_entries", {})
-_OPERATORS: tuple[tuple[str, str], ...] = tuple(getattr(opcode, "_nb_ops", ()))
 
 
 def form(code: CodeType) -> Form:
@@ -247,11 +244,12 @@ def _differing(sealed: Form, live: Form) -> list[str]:
 
 
 def _instructions(of: Form) -> Iterator[str]:
-    _, _, _, _, _, _, code, constants, names, variables, (free, cells), _ = of
-    texts = [_shown(constant) for constant in constants]
-    slots = [*variables, *(c for c in cells if c not in variables), *free]
+    """A form's instructions as text. No code object is made of it: the interpreter trusts those, and may crash."""
+    code, constants, names, variables, (free, cells) = of[6:11]
+    inner = [str(name) for name in (*variables, *(c for c in cells if c not in variables), *free)]
+    shown = [_shown(constant)[:_MOST_TEXT] for constant in constants]
     for _, name, number in instructions(bytes.fromhex(code)):
-        yield f"{name} {operand(name, number, texts, names, slots)}".strip()[:_MOST_TEXT]
+        yield f"{name} {operand(name, number, shown, [str(n) for n in names], inner)}".strip()[:_MOST_TEXT]
 
 
 def _shown(constant: Any) -> str:
@@ -259,15 +257,18 @@ def _shown(constant: Any) -> str:
         return repr(constant)
     if constant[:1] == (_CODE,):
         return f"<code of {constant[1]}>"
-    return ", ".join(map(str, constant[1:]))[:_MOST_TEXT]
+    return ", ".join(map(str, constant[1:]))
+
+
+# ------------------------------------------------------------------------- bytecode as text
+
+_CACHES: Any = getattr(opcode, "_inline_cache_entries", {})
+_OPERATORS: tuple[tuple[str, str], ...] = tuple(getattr(opcode, "_nb_ops", ()))
+_SHIFTED = {"LOAD_GLOBAL": 1} if "LOAD_METHOD" in opcode.opmap else {"LOAD_GLOBAL": 1, "LOAD_ATTR": 1}
 
 
 def instructions(body: bytes) -> Iterator[tuple[int, str, int]]:
-    """Code unit, name and argument of each instruction in bytecode as `co_code` has it, which may be hostile.
-
-    `dis` would want a code object, and CPython writes its caches into the bytes of one when it is made: where they
-    are none that a compiler wrote, it writes past their end.
-    """
+    """Code unit, name and argument of each instruction of this Python's bytecode, which may be hostile."""
     at = argument = 0
     while at + 1 < len(body):
         name = opcode.opname[body[at]]
@@ -288,8 +289,8 @@ def _cache_entries(name: str) -> int:
     return int(_CACHES[number]) if 0 <= number < len(_CACHES) else 0
 
 
-def operand(name: str, number: int, constants: Sequence[str], names: Sequence[str], variables: Sequence[str]) -> str:
-    """What an instruction's argument stands for, as text; `constants` are texts already."""
+def operand(name: str, number: int, constants: list[str], names: list[str], variables: list[str]) -> str:
+    """An instruction's argument in words; what points nowhere keeps its number."""
     op = opcode.opmap.get(name, -1)
     if op < opcode.HAVE_ARGUMENT:
         return ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainwarden.actors import registry as reg
@@ -118,6 +118,26 @@ def test_an_altered_log_is_found(store: Store) -> None:
     journal.write_bytes(journal.read_bytes().replace(ADA.public.encode(), MALLORY.public.encode()))
     with pytest.raises(ActorsTampered):
         reg.read_registry(store, OWNER.public)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_log_says_what_was_logged_or_is_refused(store: Store, data: st.DataObject) -> None:
+    honest = reg.read_registry(store, OWNER.public)
+    path = store.path / "actors" / data.draw(st.sampled_from(["journal", "head"]))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    byte = data.draw(st.integers(0, 255))
+    path.write_bytes(data.draw(st.sampled_from([whole[:at], whole[:at] + bytes([byte]) + whole[at + 1 :], b""])))
+    hint = ""
+    try:
+        read = reg.read_registry(store, OWNER.public)
+    except (ActorsTampered, UsageError) as e:
+        read, hint = honest, e.hint or "none"
+    finally:
+        path.write_bytes(whole)
+    assert read == honest
+    assert hint != "none"
 
 
 @pytest.mark.parametrize(

@@ -220,11 +220,16 @@ def _telling(key: str, value: Any) -> bool:
         return False
     if callable(value):
         return kind.__module__ != "typing"
+    return any(type(v) in _TOLD for v in list((_held(value) or {}).values()))
+
+
+def _held(value: Any) -> dict[str, Any] | None:
+    """An object's own attributes, asked past whatever its class makes of that."""
     try:
         held = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return False
-    return type(held) is dict and any(type(v) in _TOLD for v in list(held.values()))
+    except (AttributeError, TypeError):
+        return None
+    return held if type(held) is dict else None
 
 
 class Named:
@@ -267,8 +272,8 @@ def _objects(
         classes.add_bases(type(optimizer))
         yield from _instance(f"optimizer{i}", optimizer)
     for i, loader in enumerate(loaders):
-        for key, part in (("", loader), *((f".{k}", vars(loader).get(k)) for k in _OF_LOADERS)):
-            if part is not None and hasattr(part, "__dict__") and type(part) not in _TOLD:
+        for key, part in (("", loader), *((f".{k}", (_held(loader) or {}).get(k)) for k in _OF_LOADERS)):
+            if part is not None and type(part) not in _TOLD and _held(part) is not None:
                 classes.add_bases(type(part))
                 yield from _instance(f"loader{i}{key}", part)
     for r, root in enumerate(roots):
@@ -285,7 +290,7 @@ def _objects(
 
 def _instance(place: str, item: Any) -> Iterator[tuple[str, Any]]:
     kind = type(item)
-    for key, value in list(vars(item).items()):
+    for key, value in list((_held(item) or {}).items()):
         plain = type(value) in (types.FunctionType, types.MethodType, functools.partial)
         if key in _HOOKS:
             yield from _hooks(f"{place}.{key}", value)

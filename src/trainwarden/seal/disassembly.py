@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from trainwarden.codeform import instructions, operand
+from trainwarden import codeform
 from trainwarden.seal.pyc import Tree, read_code
 
 _LONGEST = 200  # characters of one constant
@@ -52,14 +52,12 @@ def _code(code: tuple[Tree, ...], nested: list[tuple[Tree, ...]]) -> Iterator[Li
     said = " ".join(word for bit, word in _FLAGS.items() if flags[4] & bit and bit > 2)
     start = int.from_bytes(first, "little", signed=True) if isinstance(first, bytes) else 0
     yield Line(f"code {_text(qualname)}({shown}) {said}".rstrip(), start)
-    constants = _items(consts)
-    for constant in constants:
-        if isinstance(constant, tuple) and constant[0] == b"c":
-            nested.append(constant)
+    nested += [part for part in _items(consts) if isinstance(part, tuple) and part[0] == b"c"]
+    constants = [_constant(part) for part in _items(consts)]
+    words, variables = ([_text(part) for part in _items(of)] for of in (names, locals_))
     places = _lines(_bytes(table), start, len(_bytes(body)) // 2)
-    shown_as = (list(map(_constant, constants)), list(map(_text, _items(names))), list(map(_text, _items(locals_))))
-    for at, name, number in instructions(_bytes(body)):
-        text = f"    {name:<24} {operand(name, number, *shown_as)}".rstrip()
+    for at, name, argument in codeform.instructions(_bytes(body)):
+        text = f"    {name:<24} {codeform.operand(name, argument, constants, words, variables)}".rstrip()
         yield Line(text, places[at] if at < len(places) else 0)
     if caught := _bytes(exceptions):
         yield Line(f"    exception table of {len(caught)} bytes: {caught[:32].hex()}", 0)

@@ -27,7 +27,7 @@ import trainwarden
 from trainwarden import codeform
 from trainwarden.durable import write_atomically
 from trainwarden.errors import CannotDecide
-from trainwarden.model import FileEntry
+from trainwarden.model import UNREADABLE, FileEntry
 from trainwarden.store import Store
 
 _BATCH = 64  # files compiled by one process
@@ -159,7 +159,7 @@ class SealedFunctions:
     def _cached(self, digest: str, magic: str) -> FileCode | None:
         try:
             return msgspec.msgpack.decode(self._cache_file(digest, magic).read_bytes(), type=FileCode)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             return None
 
     def _keep(self, digest: str, magic: str, found: FileCode) -> None:
@@ -177,7 +177,7 @@ class SealedFunctions:
         try:
             run = subprocess.run(command, input=question, env=env, capture_output=True, timeout=_TIMEOUT, check=True)
             answer = msgspec.json.decode(run.stdout, type=_Answer)
-        except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as e:
+        except (OSError, subprocess.SubprocessError, *UNREADABLE) as e:
             raise CannotDecide(f"the sealed interpreter {self._interpreter} does not compile sealed source: {e}") from e
         if len(answer.answers) != len(files):
             raise CannotDecide(f"asked about {len(files)} sources, answered about {len(answer.answers)}")

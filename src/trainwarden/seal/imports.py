@@ -22,7 +22,7 @@ import msgspec
 from blake3 import blake3
 
 from trainwarden.durable import write_atomically
-from trainwarden.model import FileEntry
+from trainwarden.model import UNREADABLE, FileEntry
 from trainwarden.seal.cache import Item
 from trainwarden.seal.scan import Boundaries, importable, walk
 from trainwarden.store import Store
@@ -83,7 +83,7 @@ def tried_names(store: Store, everything: Mapping[str, FileEntry]) -> frozenset[
     cached = store.path / "cache" / f"imports-{blake3(''.join(sources).encode()).hexdigest()[:32]}.json"
     try:
         names = msgspec.json.decode(cached.read_bytes(), type=list[str])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         names = sorted({name for digest in sources for name in imported_names(store.get(digest))})
         write_atomically(cached, msgspec.json.encode(names))
     return frozenset(names)

@@ -25,7 +25,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -76,7 +76,7 @@ class FileWatch:
         self._libraries = {f for e in self._expected for f in e.libraries}
         self._singles = [p for e in self._expected for p in e.files if not under(p, e.roots)]
         self._latent = [r for e in self._expected if e.kind != "code" for r in e.roots if not os.path.isdir(r)]
-        self._above = {f for e in self._expected for p in e.files for f in _parents(p)}
+        self._above = _above(e.files for e in self._expected)
         self._sweep = Sweep((*(p for e in self._expected for p in e.files), *self._swept_folders()))
         self._seen: dict[str, Item | None] = {}
         self._new_folders: set[str] = set()
@@ -102,7 +102,7 @@ class FileWatch:
         for expect in self._expected:
             if expect.kind != "code":
                 yield from expect.roots
-                yield from dict.fromkeys(os.path.dirname(p) for p in expect.files if under(p, expect.roots))
+                yield from (f for f in sorted(_folders(expect.files)) if under(f, expect.roots))
         yield from sorted(self._sources)
 
     def start(self) -> None:
@@ -337,10 +337,18 @@ def _source_folders(expect: Expected) -> set[str]:
     return {f for f in folders if os.path.isdir(f)}
 
 
-def _parents(path: str) -> Iterator[str]:
-    while len(path) > 1:
-        path = os.path.dirname(path)
-        yield path
+def _folders(paths: Iterable[str]) -> set[str]:
+    return {path.rpartition("/")[0] for path in paths}
+
+
+def _above(files: Iterable[Iterable[str]]) -> set[str]:
+    """Every folder that a file lies below."""
+    found: set[str] = set()
+    for folder in {f for paths in files for f in _folders(paths)}:
+        while folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 def _mtime(path: str) -> int:
