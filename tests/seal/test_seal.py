@@ -72,7 +72,7 @@ def test_second_seal_is_the_same_and_uses_the_cache(site: Site, monkeypatch: pyt
     first = site.seal.seal
     read: list[str] = []
     monkeypatch.setattr(
-        "trainwarden.seal.seal.digest_files",
+        "trainwarden.seal.trees.digest_files",
         lambda items, cache, *, read, **rest: digest_files(items, cache, read=counted(read), **rest),
     )
 

@@ -7,6 +7,8 @@ Rules
 * A file whose ctime is younger than two seconds when it is hashed is not cached: a second write within the
   same tick of the clock would not show (git calls such an entry racily clean).
 * A file that changes while it is being hashed is hashed again.
+* A whole manifest is known by the digest of every item that it was made of (`Known`): all the fields above, of all
+  its files. One difference in one of them, or one file that is not cached, and it is made anew file by file.
 
 What remains possible: root can set the system clock back and then write, write to the raw block device, or
 edit this cache (as can any process of the same user). Some network and FUSE file systems have a coarse or an
@@ -27,9 +29,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 from blake3 import blake3
 
 from trainwarden.errors import UsageError
+from trainwarden.model import ManifestRef
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and what is being read."""
@@ -42,6 +46,8 @@ _QUERY = 900  # SQLite's old limit on variables is 999
 _SCHEMA = """CREATE TABLE IF NOT EXISTS files (
     dev INTEGER, ino INTEGER, ctime_ns INTEGER, size INTEGER, mtime_ns INTEGER, digest BLOB, head BLOB,
     PRIMARY KEY (dev, ino)) WITHOUT ROWID"""
+_SCHEMA_MANIFESTS = "CREATE TABLE IF NOT EXISTS manifests (state BLOB PRIMARY KEY, known BLOB)"
+_MANIFESTS = 64  # the newest that are kept
 
 
 class Item(NamedTuple):
@@ -62,6 +68,14 @@ class Digest(NamedTuple):
 
     digest: str
     head: bytes
+
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """A manifest that is known from the state of its files."""
+
+    ref: ManifestRef
+    inert: tuple[str, ...]  # paths of caches that did not fit their sources
+    kept: bytes  # the digests of its files that are kept in the store, sorted and joined
 
 
 Reader: TypeAlias = Callable[[str], Digest]
@@ -96,6 +110,11 @@ def make_item(path: str, status: os.stat_result, link: str | None) -> Item:
 def _signed(inode: int) -> int:
     """SQLite's integers are signed; some overlay file systems use inode numbers above 2^63."""
     return inode - (1 << 64) if inode >= 1 << 63 else inode
+
+
+def settled_before() -> int:
+    """A file with an older ctime has had its last write within this tick of the clock: a further one would show."""
+    return time.time_ns() - RACY_NS
 
 
 def read_digest(path: str) -> Digest:
@@ -176,12 +195,41 @@ class DigestCache:
         except sqlite3.DatabaseError:
             pass
 
+    def holds(self, items: Sequence[Item]) -> bool:
+        """Is the digest of every one of these known?"""
+        return len(self.known(items)) == len(items)
+
+    def manifest(self, state: bytes) -> Known | None:
+        """The manifest of files in that state, if it is known."""
+        try:
+            row = self._db.execute("SELECT known FROM manifests WHERE state = ?", (state,)).fetchone()
+            return _known_decoder.decode(row[0]) if row else None
+        except (sqlite3.DatabaseError, msgspec.DecodeError):
+            return None
+
+    def remember_manifest(self, state: bytes, known: Known) -> None:
+        """Keep a manifest for next time."""
+        oldest = "SELECT max(rowid) - ? FROM manifests"
+        try:
+            with self._db:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO manifests VALUES (?, ?)", (state, _known_encoder.encode(known))
+                )
+                self._db.execute(f"DELETE FROM manifests WHERE rowid <= ({oldest})", (_MANIFESTS,))
+        except sqlite3.DatabaseError:
+            pass
+
+
+_known_encoder = msgspec.msgpack.Encoder()
+_known_decoder = msgspec.msgpack.Decoder(Known)
+
 
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=10, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=OFF")  # losing it costs time only
     db.execute(_SCHEMA)
+    db.execute(_SCHEMA_MANIFESTS)
     with closing(db.execute("SELECT dev, ino, head FROM files LIMIT 1")) as cursor:
         cursor.fetchone()
     return db
@@ -263,7 +311,7 @@ def _read_until_still(item: Item, read: Reader) -> tuple[Item, Digest, bool]:
     """Hash until the file was the same before and after; True if it may be cached."""
     for _ in range(8):
         digest = read(item.path)
-        now_ns = time.time_ns()
+        settled_ns = settled_before()
         after = item_of(item.path)
         if after is None:
             raise UsageError(
@@ -271,7 +319,7 @@ def _read_until_still(item: Item, read: Reader) -> tuple[Item, Digest, bool]:
                 hint="wait until the installation or the copy that is going on has ended",
             )
         if after == item:
-            return item, digest, now_ns - item.ctime_ns > RACY_NS
+            return item, digest, item.ctime_ns < settled_ns
         item = after
     raise UsageError(
         f"{item.path!r} keeps changing while it is being read",

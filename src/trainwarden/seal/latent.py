@@ -31,13 +31,15 @@ _HWCAPS = "glibc-hwcaps"
 
 
 def latent_places(interpreter: Interpreter, command: LaunchCommand) -> tuple[str, ...]:
-    """The places of this command that do not exist now, absolute and normalised, once each."""
+    """The places of this command that do not exist now, or did not when the interpreter was asked; absolute and
+    normalised, once each.
+    """
     found = (os.path.normpath(os.path.join(command.cwd, p)) for p in _candidates(interpreter, command))
-    return tuple(p for p in dict.fromkeys(found) if not os.path.lexists(p))
+    missing = (os.path.normpath(os.path.join(command.cwd, p)) for p in interpreter.missing)
+    return tuple(dict.fromkeys((*missing, *(p for p in found if not os.path.lexists(p)))))
 
 
 def _candidates(interpreter: Interpreter, command: LaunchCommand) -> Iterator[str]:
-    yield from interpreter.missing
     yield from (p for p in command.env.get("PYTHONPATH", "").split(":") if p)
     for site in interpreter.sites:
         yield from named_by_site(site, existing=False)
