@@ -15,9 +15,9 @@ Rules
 * Where the kernel gives no watches everything is looked at every few seconds, and that is said.
 
 What it cannot see: a change that is undone between the event and the look (the order of milliseconds), a write
-through a mapping that was opened before the run, through a hard link in a folder that is not watched, or on another host
-of a network file system. `stop` therefore looks at everything once more through the cache, whose ctimes show such
-writes.
+through a mapping that was opened before the run, through a hard link in a folder that is not watched, or on another
+host of a network file system. `stop` therefore looks at everything once more through the cache, whose ctimes show
+such writes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from trainwarden.seal.check import (
     roots_of,
     unsigned,
 )
-from trainwarden.seal.inotify import Folders, mounts_around
+from trainwarden.seal.inotify import Folders
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import source_of
 from trainwarden.seal.scan import SITE_NAMES, importable, loadable, under, walk, walk_libraries
@@ -86,18 +86,252 @@ class FileWatch:
         self._roots = {kind: roots_of(self._seal, kind) for kind in self._kinds}
         self._libraries = libraries_of(self._seal)
         self._sources = _source_folders(self._sealed("code"), self._roots["code"]) if "code" in self._kinds else set()
-        self._singles = [p for kind in self._kinds for p in self._singles_of(kind)]
+        walked = seen.of(self._seal.environment) if seen else None
+        self._singles = walked.singles if walked else self._expect("environment").singles
         self._latent = [r for k, roots in self._roots.items() if k != "code" for r in roots if not os.path.isdir(r)]
-        self._seen: dict[str, Item | None] = {}
         self._new_folders: set[str] = set()
+        self._seen: dict[str, Item | None] = {}
         self._told: dict[str, str] = {}
         self._guard = threading.Lock()
-        self._handling = threading.RLock()
-        self._wake = (-1, -1)
-        self._mounts: tuple[str, ...] = ()
+        self._handling = threading.Lock()
+        self._folders = seen.folders if seen and seen.folders else Folders()
+        self._stop = threading.Event()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread: threading.Thread | None = None
+        self._whole = True  # nothing was missed since the folders were entered
         self.errors: list[str] = []
         """Why something could not be looked at; not empty means that the watch has holes."""
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders that hold what is looked at."""
+        roots = (root for roots in self._roots.values() for root in roots)
+        return tuple(dict.fromkeys((*roots, *map(os.path.dirname, self._singles))))
+
+    @property
+    def since(self) -> float:
+        """The time (of `time.monotonic`) since which every change of the environment is told; −∞ when that was not
+        looked at, or some of it may have been missed: then all must be compared.
+        """
+        return self._walk.began if self._walk and self._is_covered() and self._whole else float("-inf")
+
+    def _is_covered(self) -> bool:
+        """Did the walk that made this very environment's seal tell of its folders?"""
+        walk = self._walk
+        return walk is not None and walk.folders is not None and walk.of(self._seal.environment) is not None
+
+    def start(self) -> None:
+        """Begin to watch; on return every watch is set."""
+        if not self._is_covered():
+            self._enter()
+        for folder in sorted(self._sources):
+            self._folders.enter_alone(folder)
+        if walked := self._walk.of(self._seal.environment) if self._walk else None:
+            self._seen = {p: item for p in walked.singles if walked.same(item := walked.items[p])}
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="trainwarden-watch")
+        self._thread.start()
+
+    def stop(self, last_look: bool = True) -> None:
+        """End the watch; with `last_look` compare everything once more and tell what no event told."""
+        if self._thread is not None:
+            self._stop.set()
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+            self._thread = None
+            self.settle()
+            self._folders.close()
+            os.close(self._wake)
+        if last_look:
+            self.look()
+
+    def look(self) -> None:
+        """Compare everything with the seal now, through the digest cache, and tell what was not told yet."""
+        try:
+            changes = check_seal(self._store, self._seal, self._kinds, walk=self._walk)
+        except TrainWardenError as e:
+            self._note(str(e))
+            return
+        for change in changes:
+            self._tell(path_real(change.path), change)
+
+    def settle(self) -> None:
+        """Look at everything that the kernel has told by now, and at what it does not tell of."""
+        with self._handling:
+            self._take()
+            self._tick()
+
+    # ------------------------------------------------------------------ events
+
+    def _follow(self) -> None:
+        poll = select.poll()
+        for fd in (self._folders.fd, self._wake):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        ticked = looked = time.monotonic()
+        while not self._stop.is_set():
+            if poll.poll(_TICK_SECONDS * 1000):
+                self._stop.wait(_GATHER_SECONDS)
+            with self._handling:
+                self._take()
+                if time.monotonic() - ticked >= _TICK_SECONDS:
+                    self._tick()
+                    ticked = time.monotonic()
+            if self._folders.trouble and time.monotonic() - looked >= _POLL_SECONDS:
+                self.look()
+                looked = time.monotonic()
+
+    def _take(self) -> None:
+        """Handle the events that wait."""
+        happened = self._folders.read()
+        if self._folders.trouble:
+            self._whole = False
+            self._note(f"{self._folders.trouble}; looking every few seconds")
+        if happened.dropped:
+            self._again()
+        own = str(self._store.path)
+        concerned = dict.fromkeys(p for p in sorted(happened.files | happened.folders) if not under(p, (own,)))
+        for path in happened.folders & concerned.keys():
+            concerned.update(dict.fromkeys(self._around(path)))
+        for path in concerned:
+            self._look_at(path)
+
+    def _again(self) -> None:
+        """Something was missed, or lies elsewhere now: enter all folders again, and look at everything."""
+        self._whole = False
+        self._enter()
+        for folder in sorted(self._sources):
+            self._folders.enter_alone(folder)
+        self.look()
+
+    def _enter(self) -> None:
+        for kind, roots in self._roots.items():
+            for root in roots if kind != "code" else ():
+                for _ in self._walked(root):
+                    pass
+
+    def _around(self, folder: str) -> Iterator[str]:
+        """What a folder that came, went or was replaced concerns: sealed files below it, and new ones."""
+        for kind in self._kinds:
+            yield from (p for p in self._sealed(kind) if p.startswith(folder + "/"))
+        if not os.path.isdir(folder) or os.path.islink(folder) or folder in self._bounds.skip:
+            return
+        if self._kind_of_new(folder) == "code":
+            self._new_folders.add(folder)
+        else:
+            yield from self._walked(folder)
+
+    def _walked(self, folder: str) -> Iterator[str]:
+        """The files below a folder of the environment, which is watched from now on."""
+        bounds = self._bounds.watched_by(self._folders)
+        library = next((f for f in self._libraries if under(folder, (f,))), "")
+        try:
+            yield from (i.path for i in (walk_libraries(library, bounds) if library else walk(folder, bounds)))
+        except TrainWardenError as e:
+            self._note(str(e))
+
+    def _tick(self) -> None:
+        """What no event tells of: where roots lead, files sealed by themselves, empty places, new folders of code."""
+        if self._folders.moved():
+            self._again()
+        for folder in self._new_folders:
+            if _is_import_folder(folder):
+                for path in self._listed(folder):
+                    self._look_at(path)
+        appeared = (path for place in self._latent if os.path.lexists(place) for path in self._listed(place))
+        for path in (*self._singles, *appeared):
+            item = item_of(path)
+            if path not in self._seen or item != self._seen[path]:
+                self._seen[path] = item
+                self._look_at(path)
+
+    def _listed(self, folder: str) -> Iterator[str]:
+        try:
+            yield from (item.path for item in walk(folder, self._bounds))
+        except TrainWardenError as e:
+            self._note(str(e))
+
+    # ------------------------------------------------------------------ one file
+
+    def _expect(self, kind: str) -> Expected:
+        if kind not in self._loaded:
+            self._loaded[kind] = expected(self._store, self._seal, kind)
+        return self._loaded[kind]
+
+    def _sealed(self, kind: str) -> Collection[str]:
+        """The paths that the seal names; where the walk that made it is at hand, its manifest need not be read."""
+        walked = self._walk.of(getattr(self._seal, kind)) if self._walk else None
+        return walked.items if walked else self._expect(kind).files
+
+    def _look_at(self, path: str) -> None:
+        kind = next((k for k in self._kinds if path in self._sealed(k)), "")
+        item = item_of(path)
+        if not kind:
+            kind = self._kind_of_new(path) if item else ""
+            if not kind or item is None or not self._matters(kind, item):
+                return
+        try:
+            expect = self._expect(kind)
+            self._tell(path, judge(self._store, expect, path, item, _digest(item)))
+            for cache in _inert_caches(expect, path):
+                found = item_of(cache)
+                self._tell(cache, judge(self._store, expect, cache, found, _digest(found)))
+        except TrainWardenError as e:
+            self._note(f"{path}: {e}")
+
+    def _kind_of_new(self, path: str) -> str:
+        """The kind of the sealed folder that a path lies in, the innermost one, or ""."""
+        found = ("", "")
+        for kind, roots in self._roots.items():
+            for root in roots:
+                if (path == root or path.startswith(root.rstrip("/") + "/")) and len(root) > len(found[0]):
+                    found = (root, kind)
+        first = path[len(found[0]) + 1 :].partition("/")[0]
+        return "" if first in SITE_NAMES else found[1]
+
+    def _matters(self, kind: str, item: Item) -> bool:
+        if kind == "environment":
+            return loadable(item) or item.path in self._latent
+        folder = os.path.dirname(item.path)
+        return importable(item.path) and (folder in self._sources or _is_import_folder(folder))
+
+    def _tell(self, path: str, change: FileChanged | None) -> None:
+        with self._guard:
+            if change is None:
+                self._told.pop(path, None)
+                return
+            if self._told.get(path) == change.found:
+                return
+            change = self._quarantined(path, change)
+            self._told[path] = change.found
+            self._on_change(change)
+
+    def _quarantined(self, path: str, change: FileChanged) -> FileChanged:
+        """The change with its bytes in the store; `found` is what was kept, if it changed again meanwhile."""
+        try:
+            if os.path.islink(path):
+                kept = self._store.put_bytes(os.fsencode(os.readlink(path)))
+            elif change.found:
+                kept = self._store.put_file(Path(path))
+            else:
+                return change
+        except (OSError, TrainWardenError) as e:
+            self._note(f"{path} changed and could not be kept: {e}")
+            return change
+        return msgspec.structs.replace(change, found=kept)
+
+    def _note(self, error: str) -> None:
+        if error not in self.errors and len(self.errors) < _MOST_ERRORS:
+            self.errors.append(error)
+
+
+def _inert_caches(expect: Expected, source: str) -> list[str]:
+    """The caches of a source that did not fit it when they were sealed: new times may have made them fit."""
+    if not source.endswith(".py"):
+        return []
+    found = ((path, source_of(path, expect.prefix)) for path, entry in expect.files.items() if entry.inert)
+    return [path for path, of in found if of and of[0] == source]
+
+
 def _digest(item: Item | None) -> Digest | None:
     if item is None:
         return None
@@ -109,9 +343,8 @@ def _digest(item: Item | None) -> Digest | None:
         return None  # gone again, or made unreadable: told as a file whose bytes are not had
 
 
-def _source_folders(expect: Expected) -> set[str]:
-    folders = {os.path.dirname(p) for p in expect.files} | set(expect.roots)
-    return {f for f in folders if os.path.isdir(f)}
+def _source_folders(sealed: Iterable[str], roots: Iterable[str]) -> set[str]:
+    return {f for f in {*map(os.path.dirname, sealed), *roots} if os.path.isdir(f)}
 
 
 def _is_import_folder(folder: str) -> bool:
