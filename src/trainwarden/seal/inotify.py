@@ -60,11 +60,11 @@ class Folders:
 
         Of a root whose parent is not watched, `moved` tells whether its path still leads to the same folder.
         """
-        if self.fd < 0:
-            return
         if is_root and os.path.dirname(path) not in self._entered:
             self._places[path] = _identity(os.fstat(fd))
         self._entered.add(path)
+        if self.fd < 0:
+            return
         watch = _libc.inotify_add_watch(self.fd, b"/proc/self/fd/%d" % fd, _MASK)
         if watch < 0:
             self._failed(path)
@@ -72,6 +72,10 @@ class Folders:
         names = self._names.get(watch, ())
         if path not in names:
             self._names[watch] = (*names, path)
+
+    def has(self, path: str) -> bool:
+        """Was this folder entered?"""
+        return path in self._entered
 
     def enter_alone(self, path: str) -> None:
         """Watch one folder and nothing below it; nothing where there is none."""

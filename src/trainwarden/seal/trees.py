@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from trainwarden.errors import StoreError, StoreTampered
 from trainwarden.model import FileEntry, ManifestRef, canonical
 from trainwarden.seal.cache import Digest, DigestCache, Item, Known, Progress, digest_files, read_digest
 from trainwarden.seal.check import cache_of
@@ -32,6 +31,7 @@ def put_trees(
     Raises:
         UsageError: a file cannot be read.
         StoreError: the store cannot be written.
+        StoreTampered: it has a manifest of these files with other bytes.
     """
     stored = _stored(store)
     states = _states(kinds, keep_data, prefix)
@@ -41,11 +41,13 @@ def put_trees(
     with cache_of(store) as cache:
         for kind, trees in kinds.items():
             known = cache.manifest(states[kind]) if states[kind] else None
-            if known is None or not _still_stored(store, known, stored):
+            if known is None or not _is_stored(known, stored):
                 shown = _shifted(progress, before, sum(sizes.values()))
                 known = _made(store, cache, kinds, kind, stored, keep_data, shown, prefix)
                 if states[kind] and walk.settled(trees) and cache.holds(_files(trees)):
                     cache.remember_manifest(states[kind], known)
+            if known.ref.digest in stored:
+                store.check(known.ref.digest)
             before += sizes[kind]
             refs[kind] = known.ref
             walk.saw(known.ref, trees, known.inert)
@@ -72,15 +74,9 @@ def _states(kinds: Mapping[str, Trees], keep_data: int, prefix: str) -> dict[str
     }
 
 
-def _still_stored(store: Store, known: Known, stored: set[str]) -> bool:
+def _is_stored(known: Known, stored: set[str]) -> bool:
     kept = (known.kept[at : at + 32].hex() for at in range(0, len(known.kept), 32))
-    if known.ref.digest not in stored or not stored.issuperset(kept):
-        return False
-    try:
-        store.check(known.ref.digest)
-    except (StoreError, StoreTampered):
-        return False
-    return True
+    return known.ref.digest in stored and stored.issuperset(kept)
 
 
 def _made(

@@ -88,7 +88,7 @@ class FileWatch:
         self._sources = _source_folders(self._sealed("code"), self._roots["code"]) if "code" in self._kinds else set()
         walked = seen.of(self._seal.environment) if seen else None
         self._singles = walked.singles if walked else self._expect("environment").singles
-        self._latent = [r for k, roots in self._roots.items() if k != "code" for r in roots if not os.path.isdir(r)]
+        self._latent: list[str] = []  # places where no folder was when the folders were entered
         self._new_folders: set[str] = set()
         self._seen: dict[str, Item | None] = {}
         self._told: dict[str, str] = {}
@@ -124,6 +124,7 @@ class FileWatch:
         """Begin to watch; on return every watch is set."""
         if not self._is_covered():
             self._enter()
+        self._latent = [r for k in self._kinds if k != "code" for r in self._roots[k] if not self._folders.has(r)]
         for folder in sorted(self._sources):
             self._folders.enter_alone(folder)
         if walked := self._walk.of(self._seal.environment) if self._walk else None:
