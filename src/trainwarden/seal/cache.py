@@ -95,21 +95,19 @@ def item_of(path: str) -> Item | None:
 
 def make_item(path: str, status: os.stat_result, link: str | None) -> Item:
     """An item from what `lstat` and `readlink` said."""
+    inode = status.st_ino
+    if inode >= 1 << 63:
+        inode -= 1 << 64  # SQLite's integers are signed; some overlay file systems use numbers above 2^63
     return Item(
         path,
         status.st_mode,
         status.st_size,
         status.st_dev,
-        _signed(status.st_ino),
+        inode,
         status.st_ctime_ns,
         status.st_mtime_ns,
         link,
     )
-
-
-def _signed(inode: int) -> int:
-    """SQLite's integers are signed; some overlay file systems use inode numbers above 2^63."""
-    return inode - (1 << 64) if inode >= 1 << 63 else inode
 
 
 def settled_before() -> int:

@@ -151,15 +151,15 @@ def _listed(fd: int, path: str, is_root: bool, boundaries: Boundaries) -> tuple[
     for entry in listed:
         name = entry.name
         try:
-            if entry.is_symlink():
+            if entry.is_file(follow_symlinks=False):
+                items.append(make_item(start + name, entry.stat(follow_symlinks=False), None))
+            elif entry.is_symlink():
                 link = os.readlink(name, dir_fd=fd)
                 items.append(make_item(start + name, entry.stat(follow_symlinks=False), link))
-            elif entry.is_dir():
+            elif entry.is_dir(follow_symlinks=False):
                 outer_site = is_root and name in SITE_NAMES
                 if not (outer_site or name in _SKIPPED or start + name in boundaries.skip):
                     folders.append(name)
-            elif entry.is_file():
-                items.append(make_item(start + name, entry.stat(follow_symlinks=False), None))
         except FileNotFoundError:
             continue
     return items, folders
@@ -339,7 +339,7 @@ def scan_environment(interpreter: Interpreter, command: LaunchCommand, code: Tre
     sources = [p for site in interpreter.sites for p in named_by_site(site)]
     sources += [os.path.join(command.cwd, p) for p in command.env.get("PYTHONPATH", "").split(":") if p]
     sources = [_container(os.path.normpath(p)) for p in sources if p]
-    singles = {p for p in sources if os.path.isfile(p)} | set(_single_files(interpreter, command))
+    singles = dict.fromkeys((*filter(os.path.isfile, sources), *_single_files(interpreter, command)))
     folders = [p for p in dict.fromkeys(sources) if os.path.isdir(p) and not under(p, (*installed, *code))]
     bounds = boundaries.with_((*installed, *folders, *code))
     trees: Trees = {root: {i.path: i for i in walk(root, bounds)} for root in installed}

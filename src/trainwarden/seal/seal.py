@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -39,7 +40,7 @@ from trainwarden.seal.scan import (
     scan_data,
     scan_environment,
 )
-from trainwarden.seal.trees import put_trees
+from trainwarden.seal.trees import put_trees, stored_objects
 from trainwarden.seal.walked import SealWalk
 from trainwarden.store import Store
 
@@ -68,7 +69,10 @@ def seal_command(
         UsageError: something that belongs to the seal cannot be read, or there is too much code.
         StoreError: the store cannot be written.
     """
-    interpreter = ask_interpreter(command.interpreter, command.cwd, command.env)
+    with ThreadPoolExecutor(1) as pool:  # the objects are listed while the interpreter starts
+        asked = pool.submit(ask_interpreter, command.interpreter, command.cwd, command.env)
+        stored = stored_objects(store)
+        interpreter = asked.result()
     walk = walk or SealWalk()
     bounds = Boundaries(frozenset({str(store.path), *environment_roots(interpreter)}))
     code = scan_code(code_roots(command, config), bounds, command.outputs, command.script)
@@ -76,7 +80,7 @@ def seal_command(
     data = scan_data(command, config, code, tuple(environment), bounds)
     kinds = {"environment": environment, "code": code, "data": data}
     prefix = pycache_prefix(command.argv, command.env, command.cwd)
-    refs = put_trees(store, kinds, walk, config.seal.keep_data_mb * 1_000_000, progress, prefix)
+    refs = put_trees(store, stored, kinds, walk, config.seal.keep_data_mb * 1_000_000, progress, prefix)
     commit, dirty = _git_state(store, next(iter(code)))
     store.sync()
     seal = Seal(

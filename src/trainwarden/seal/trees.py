@@ -23,17 +23,35 @@ from trainwarden.seal.walked import SealWalk, state_of
 from trainwarden.store import Store
 
 
+def stored_objects(store: Store) -> set[str]:
+    """The names of all objects, listed at once: asking for forty thousand one by one takes longer."""
+    found: set[str] = set()
+    with os.scandir(store.objects) as folders:
+        for folder in folders:
+            if len(folder.name) == 2:
+                with os.scandir(folder.path) as objects:
+                    found.update(folder.name + entry.name for entry in objects)
+    return found
+
+
 def put_trees(
-    store: Store, kinds: Mapping[str, Trees], walk: SealWalk, keep_data: int, progress: Progress | None, prefix: str
+    store: Store,
+    stored: set[str],
+    kinds: Mapping[str, Trees],
+    walk: SealWalk,
+    keep_data: int,
+    progress: Progress | None,
+    prefix: str,
 ) -> dict[str, ManifestRef]:
-    """Hash and store all files, store the manifests; the references by kind. `walk` is told what was seen.
+    """Hash and store all files but those that are `stored`, and the manifests; the references by kind.
+
+    `walk` is told what was seen.
 
     Raises:
         UsageError: a file cannot be read.
         StoreError: the store cannot be written.
         StoreTampered: it has a manifest of these files with other bytes.
     """
-    stored = _stored(store)
     states = _states(kinds, keep_data, prefix)
     sizes = {kind: sum(i.size for i in _files(trees)) for kind, trees in kinds.items()}
     before = 0
@@ -147,17 +165,6 @@ def _digest_and_store(
 def _head(store: Store, digest: str) -> bytes:
     with store.object_path(digest).open("rb", buffering=0) as f:
         return f.read(16)
-
-
-def _stored(store: Store) -> set[str]:
-    """The names of all objects, listed at once: asking for forty thousand one by one takes longer."""
-    found: set[str] = set()
-    with os.scandir(store.objects) as folders:
-        for folder in folders:
-            if len(folder.name) == 2:
-                with os.scandir(folder.path) as objects:
-                    found.update(folder.name + entry.name for entry in objects)
-    return found
 
 
 def _entries(
