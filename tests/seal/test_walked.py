@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -322,6 +324,30 @@ def test_known_manifest_is_not_made_again_and_one_difference_makes_it_anew(
     second = old.seal_again().seal
     assert second.environment != first.environment, "the mode is part of a manifest"
     assert "sealing environment" in asked
+
+
+def test_state_of_a_walk_is_the_same_in_every_process(site: Site) -> None:
+    """Python's sets come in another order in each: none of that may reach the state, or no manifest is ever known."""
+    code = (
+        "import os, sys; from trainwarden.seal.command import parse_command; from trainwarden.seal.scan import *\n"
+        "from trainwarden.seal.interpreter import ask_interpreter; from trainwarden.seal.walked import state_of\n"
+        "command = parse_command([sys.argv[1], 'train.py'], os.getcwd(), {'PATH': os.environ['PATH']})\n"
+        "asked = ask_interpreter(command.interpreter, command.cwd, command.env)\n"
+        "print(state_of(scan_environment(asked, command, {}, Boundaries(frozenset()))).hex())"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code, str(site.python)],
+            cwd=site.code,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    ]
+    assert len(set(found)) == 1
+    assert found[0].strip()
 
 
 @pytest.mark.parametrize("restored", [False, True])

@@ -6,7 +6,8 @@ Rules
   set a file's mtime back, but not its ctime: the kernel stamps it at every write, rename and change of mode.
 * A file whose ctime is younger than two seconds when it is hashed is not cached: a second write within the
   same tick of the clock would not show (git calls such an entry racily clean).
-* A file that changes while it is being hashed is hashed again.
+* A file that changes while it is being hashed is hashed again. A digest counts for the identity of the open file that
+  was hashed: swapping folders under a path cannot lend one file's digest to another.
 * A whole manifest is known by the digest of every item that it was made of (`Known`): all the fields above, of all
   its files. One difference in one of them, or one file that is not cached, and it is made anew file by file.
 
@@ -78,7 +79,8 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     kept: bytes  # the digests of its files that are kept in the store, sorted and joined
 
 
-Reader: TypeAlias = Callable[[str], Digest]
+Reader: TypeAlias = Callable[[str, int], Digest]
+"""Hashes an open file: its path, and its descriptor."""
 
 
 def item_of(path: str) -> Item | None:
@@ -123,12 +125,24 @@ def read_digest(path: str) -> Digest:
     """
     try:
         with open(path, "rb", buffering=0) as f:
-            hasher = blake3()
-            chunk = f.read(_CHUNK)
-            head = chunk[:16]
-            while chunk:
-                hasher.update(chunk)
-                chunk = f.read(_CHUNK)
+            return digest_open(path, f.fileno())
+    except OSError as e:
+        raise unreadable(path, e) from e
+
+
+def digest_open(path: str, fd: int) -> Digest:
+    """Hash what is left of an open file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    hasher = blake3()
+    try:
+        chunk = os.read(fd, _CHUNK)
+        head = chunk[:16]
+        while chunk:
+            hasher.update(chunk)
+            chunk = os.read(fd, _CHUNK)
     except OSError as e:
         raise unreadable(path, e) from e
     return Digest(hasher.hexdigest(), head)
@@ -237,7 +251,7 @@ def digest_files(
     items: Sequence[Item],
     cache: DigestCache | None,
     *,
-    read: Reader = read_digest,
+    read: Reader = digest_open,
     must_read: Callable[[Item, Digest], bool] = lambda _item, _digest: False,
     strict: bool = True,
     progress: Progress | None = None,
@@ -308,18 +322,30 @@ def _read_stable(item: Item, read: Reader, strict: bool) -> tuple[Item, Digest, 
 def _read_until_still(item: Item, read: Reader) -> tuple[Item, Digest, bool]:
     """Hash until the file was the same before and after; True if it may be cached."""
     for _ in range(8):
-        digest = read(item.path)
-        settled_ns = settled_before()
+        digest, opened, settled_ns = _read_once(item.path, read)
         after = item_of(item.path)
         if after is None:
             raise UsageError(
                 f"{item.path!r} went away while it was being read",
                 hint="wait until the installation or the copy that is going on has ended",
             )
-        if after == item:
+        if after == item == opened:
             return item, digest, item.ctime_ns < settled_ns
         item = after
     raise UsageError(
         f"{item.path!r} keeps changing while it is being read",
         hint="wait until whatever writes to it has ended, or keep it outside the code and data folders",
     )
+
+
+def _read_once(path: str, read: Reader) -> tuple[Digest, Item, int]:
+    """The digest of the file that the path leads to, what it is after that, and which ctimes are settled then."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise unreadable(path, e) from e
+    try:
+        digest = read(path, fd)
+        return digest, make_item(path, os.fstat(fd), None), settled_before()
+    finally:
+        os.close(fd)

@@ -43,7 +43,7 @@ def _candidates(interpreter: Interpreter, command: LaunchCommand) -> Iterator[st
     yield from (p for p in command.env.get("PYTHONPATH", "").split(":") if p)
     for site in interpreter.sites:
         yield from named_by_site(site, existing=False)
-    for start in {interpreter.executable, os.path.realpath(interpreter.executable)}:
+    for start in dict.fromkeys((interpreter.executable, os.path.realpath(interpreter.executable))):
         folder = os.path.dirname(start)
         yield from (f"{folder}/pyvenv.cfg", f"{os.path.dirname(folder)}/pyvenv.cfg", f"{folder}/pybuilddir.txt")
     yield from preloaded(command.env)
@@ -53,8 +53,7 @@ def _candidates(interpreter: Interpreter, command: LaunchCommand) -> Iterator[st
 
 def _earlier_on_path(command: LaunchCommand) -> Iterator[str]:
     """Where a program of the command's name would be found first."""
-    names = {command.argv[0], *_shebang_names(command.executable)}
-    for name in names:
+    for name in dict.fromkeys((command.argv[0], *_shebang_names(command.executable))):
         if "/" in name:
             continue
         for folder in command.env.get("PATH", os.defpath).split(":"):

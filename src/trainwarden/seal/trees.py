@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainwarden.model import FileEntry, ManifestRef, canonical
-from trainwarden.seal.cache import Digest, DigestCache, Item, Known, Progress, digest_files, read_digest
+from trainwarden.seal.cache import Digest, DigestCache, Item, Known, Progress, digest_files, digest_open
 from trainwarden.seal.check import cache_of
 from trainwarden.seal.manifest import make_manifest, manifest_ref, path_text
 from trainwarden.seal.pyc import fits_source, source_of
@@ -146,10 +146,10 @@ def _digest_and_store(
     progress: Progress | None,
     kind: str,
 ) -> dict[str, Digest]:
-    def read(path: str) -> Digest:
+    def read(path: str, fd: int) -> Digest:
         if path not in kept:
-            return read_digest(path)
-        digest = store.put_file(Path(path), fsync=False)
+            return digest_open(path, fd)
+        digest = store.put_file(Path(f"/proc/self/fd/{fd}"), fsync=False)
         return Digest(digest, _head(store, digest) if path.endswith(".pyc") else b"")
 
     return digest_files(
