@@ -33,7 +33,7 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 from blake3 import blake3
 
-from trainwarden.errors import UsageError
+from trainwarden.errors import StoreError, UsageError
 from trainwarden.model import ManifestRef
 
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -157,7 +157,11 @@ def unreadable(path: str, error: OSError) -> UsageError:
 
 
 class DigestCache:
-    """The cache, held open. Used from one thread; a damaged cache file is thrown away."""
+    """The cache, held open. Used from one thread; a damaged cache file is thrown away.
+
+    Raises (on construction):
+        StoreError: it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +169,10 @@ class DigestCache:
             self._db = _open(path)
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
-            self._db = _open(path)
+            try:
+                self._db = _open(path)
+            except sqlite3.DatabaseError as e:
+                raise StoreError(f"cannot open the digest cache {path}: {e}", hint="free some space on its disk") from e
 
     def __enter__(self) -> DigestCache:
         return self

@@ -151,7 +151,7 @@ def _changed(
 ) -> list[FileChanged]:
     expect = None if walked else expected(store, seal, kind)
     sealed: Mapping[str, object] = walked.items if walked else expect.files if expect else {}
-    items = {item.path: item for item in _present(store, seal, kind, sealed)}
+    items = _present(store, seal, kind, sealed)
     asked = sorted(_unlike(seal, walked, items) if walked else sealed.keys() | items.keys())
     if not asked:
         return []
@@ -169,15 +169,11 @@ def _unlike(seal: Seal, walked: Walked, items: Mapping[str, Item]) -> set[str]:
     return unlike.union(walked.revivable(unlike, pycache_prefix(seal.argv, seal.env_vars, seal.cwd)))
 
 
-def _present(store: Store, seal: Seal, kind: str, sealed: Collection[str]) -> Iterator[Item]:
+def _present(store: Store, seal: Seal, kind: str, sealed: Mapping[str, object]) -> dict[str, Item]:
     """Files that are there now and could matter: sealed ones, and new ones where new ones are looked for."""
-    seen: set[str] = set()
-    for item in _listed(store, seal, kind, sealed):
-        seen.add(item.path)
-        yield item
-    for path in sealed:
-        if path not in seen and (item_now := item_of(path)):
-            yield item_now
+    items = {item.path: item for item in _listed(store, seal, kind, sealed)}
+    items.update((path, item) for path in sealed.keys() - items.keys() if (item := item_of(path)))
+    return items
 
 
 def _listed(store: Store, seal: Seal, kind: str, sealed: Collection[str]) -> Iterator[Item]:

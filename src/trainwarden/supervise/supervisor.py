@@ -309,6 +309,7 @@ class _Guarded:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tw-", dir="/tmp")))
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
+            self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
             child = self._child = self._start(command, server.path, mask)
             if self._shelter is not None:
                 self._shelter.entered(child.pid, self._ledger.submit)
