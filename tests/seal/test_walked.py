@@ -375,3 +375,18 @@ def test_files_too_young_to_be_cached_leave_no_known_manifest(site: Site) -> Non
         rows = cache._db.execute("SELECT known FROM manifests").fetchall()
     kinds = {msgspec.msgpack.decode(row, type=cache_module.Known).ref.kind for (row,) in rows}
     assert kinds.isdisjoint({"environment", "code"})
+
+
+def test_changed_file_that_cannot_be_judged_makes_everything_be_compared(site: Site) -> None:
+    """The manifest is gone from the store: what changed cannot be judged, so the start must not rest on the watch."""
+    start = Start(site)
+    watch = start.watched()
+    watch.start()
+    try:
+        edit(site)
+        site.store.object_path(start.seal.seal.environment.digest).unlink()
+        watch.settle()
+        assert watch.errors
+        assert watch.since == NEVER
+    finally:
+        watch.stop(last_look=False)

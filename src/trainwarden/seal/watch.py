@@ -185,7 +185,6 @@ class FileWatch:
         """Handle the events that wait."""
         happened = self._folders.read()
         if self._folders.trouble:
-            self._whole = False
             self._note(f"{self._folders.trouble}; looking every few seconds")
         if happened.dropped:
             self._again()
@@ -321,6 +320,7 @@ class FileWatch:
         return msgspec.structs.replace(change, found=kept)
 
     def _note(self, error: str) -> None:
+        self._whole = False
         if error not in self.errors and len(self.errors) < _MOST_ERRORS:
             self.errors.append(error)
 
