@@ -3,10 +3,11 @@
 Rules
 -----
 * Asked by every Python process before it imports torch. The answer comes from a comparison of the disk with the
-  seal that began at most `FRESH_SECONDS` ago, so that all ranks of one start share it, and from what the watch on
+  seal that is at most `FRESH_SECONDS` old, so that all ranks of one start share it, and from what the watch on
   the files saw until now. An edit between the answer and the import is not prevented; the watch tells of it.
 * The walk that made the seal is such a comparison of the environment if the watch missed nothing since it began
-  (`seal.walked` says why). Code and data are compared once more: not all of their folders are watched.
+  (`seal.walked` says why); its age counts from then. Code and data are compared once more: not all of their folders
+  are watched.
 * Under the policy `refuse`, a changed environment file stops the start, and so does an environment that cannot be
   checked. Changed code and data are told and never refused: people edit their code while it trains.
 * In a clean room a change of what the room covers is told and no reason to refuse: the process does not see it. A
@@ -116,9 +117,8 @@ class EnvironmentGuard:
         """
         with self._checking:
             if not self._is_fresh(self._checked_at):
-                began = time.monotonic()
                 self._compare(KINDS)
-                self._checked_at = began
+                self._checked_at = time.monotonic()
 
     def _is_fresh(self, at: float) -> bool:
         return time.monotonic() - at < self._fresh_seconds
