@@ -22,10 +22,8 @@ from trainwarden.record import entropy
 
 if TYPE_CHECKING:
     from importlib.abc import Loader, MetaPathFinder
-else:
-    Loader = MetaPathFinder = (
-        object  # the import system asks for the methods only, and `importlib.abc` loads a great deal
-    )
+else:  # the import system asks for their methods only, and `importlib.abc` loads a great deal
+    Loader = MetaPathFinder = object
 
 RECORDER_ENV = "TRAINWARDEN_RECORDER"
 """Names the recorder's class as `module:class`; an audit names its replayer here."""
@@ -93,9 +91,9 @@ def arm() -> None:
 
 def _ask() -> None:
     """Ask the watcher whether this process may import torch; exit when it says no."""
-    from trainwarden import wire
-
     try:
+        from trainwarden import wire
+
         connection = wire.Connection.connect(os.environ[wire.SOCKET_ENV])
         connection.send(wire.Start(pid=os.getpid(), argv=tuple(sys.orig_argv)))
         answer = connection.receive(timeout=120)
