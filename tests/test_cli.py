@@ -55,7 +55,7 @@ def test_a_wrong_call_leaves_with_3_one_error_and_one_hint(words: tuple[str, ...
 def test_an_error_of_ours_becomes_words_and_its_exit_code(
     error: TrainWardenError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def parser() -> argparse.ArgumentParser:
+    def parser(*_: object) -> argparse.ArgumentParser:
         def fail(args: argparse.Namespace) -> int:
             raise error
 

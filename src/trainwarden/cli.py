@@ -11,7 +11,6 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
@@ -47,8 +46,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message}\nhint: {self.prog} -h\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of every verb."""
+def build_parser(verbs: Sequence[str] = VERBS) -> argparse.ArgumentParser:
+    """The parser of these verbs."""
     parser = _Parser(
         prog="trainwarden",
         description="Keeps AI training honest: seals a run, records it, catches and proves interference.",
@@ -56,20 +55,20 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"trainwarden {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show program's version number and exit")
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=_Parser)
-    for verb in VERBS:
+    for verb in verbs:
         importlib.import_module(f"trainwarden.commands.{verb}").add(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb that `argv` names and return the exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(words[:1] if words[0:1] and words[0] in VERBS else VERBS).parse_args(words)
     try:
         if argv is None and args.verb in isolation.VERBS and not isolation.is_isolated():
-            isolation.restart_isolated(sys.argv[1:])
+            isolation.restart_isolated(words)
         return int(args.run(args))
     except TrainWardenError as e:
         return _report(e, as_json=args.json)
@@ -91,11 +90,18 @@ def _report(error: TrainWardenError, *, as_json: bool) -> int:
     return error.exit_code
 
 
-def _version() -> str:
-    try:
-        return version("trainwarden")
-    except PackageNotFoundError:
-        return "unknown"
+class _Version(argparse.Action):
+    """`--version`: asked of the installed package only when somebody wants to know."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("trainwarden")
+        except PackageNotFoundError:
+            number = "unknown"
+        print(f"trainwarden {number}")
+        parser.exit()
 
 
 if __name__ == "__main__":

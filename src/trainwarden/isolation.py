@@ -29,10 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trainwarden.errors import UsageError
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 VERBS = ("run", "recover", "env")
 KEPT_ENV = "TRAINWARDEN_KEPT_ENV"
@@ -169,6 +172,8 @@ def _versions() -> list[str]:
 
 def _own_state() -> list[str]:
     """The version of a release; the state of every file of a development install."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
     try:
         own: Distribution | None = distribution("trainwarden")
     except PackageNotFoundError:
@@ -188,6 +193,8 @@ def _counts(path: Path) -> bool:
 
 def required() -> Iterator[Distribution]:
     """The installed packages that this one requires, directly or not, without extras and without torch."""
+    from importlib.metadata import PackageNotFoundError, distribution  # here: the isolated process needs none of it
+
     pending, seen = ["trainwarden"], set(_NOT_COPIED)
     while pending:
         name = pending.pop()

@@ -150,11 +150,15 @@ def plain_seal(folder: Path, argv: tuple[str, ...] = (), every: int = 4, created
 class _NoWatch:
     errors: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    since = float("-inf")
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def start(self) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ from blake3 import blake3
 
 from trainwarden.errors import UsageError
 from trainwarden.seal import cache as cache_module
-from trainwarden.seal.cache import Digest, DigestCache, Item, digest_files, item_of, read_digest
+from trainwarden.seal.cache import Digest, DigestCache, Item, digest_files, digest_open, item_of
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ class Counting:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def __call__(self, path: str) -> Digest:
+    def __call__(self, path: str, fd: int) -> Digest:
         self.read.append(path)
-        return read_digest(path)
+        return digest_open(path, fd)
 
 
 def item(path: Path) -> Item:
@@ -82,9 +82,9 @@ def test_file_that_changes_while_it_is_read_is_read_again(tmp_path: Path, cache:
     path.write_bytes(b"one")
     reads = 0
 
-    def read(name: str) -> Digest:
+    def read(name: str, fd: int) -> Digest:
         nonlocal reads
-        digest = read_digest(name)
+        digest = digest_open(name, fd)
         reads += 1
         if reads == 1:
             path.write_bytes(b"three")
@@ -97,10 +97,10 @@ def test_file_that_never_rests_or_goes_away_is_a_clear_error(tmp_path: Path) -> 
     path = tmp_path / "f"
     path.write_bytes(b"")
 
-    def grow(name: str) -> Digest:
+    def grow(name: str, fd: int) -> Digest:
         with path.open("ab") as f:
             f.write(b"x")
-        return read_digest(name)
+        return digest_open(name, fd)
 
     with pytest.raises(UsageError, match="keeps changing"):
         digest_files([item(path)], None, read=grow)
@@ -132,3 +132,35 @@ def test_progress_ends_at_the_total(tmp_path: Path, cache: DigestCache) -> None:
     )
     assert seen[-1] == (10_000, 10_000, "reading")
     assert seen == sorted(seen)
+
+
+def test_folder_swapped_while_a_file_is_read_lends_its_digest_to_no_other(
+    tmp_path: Path, cache: DigestCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tampered file is at the path when it is looked at, before and after; the honest one when it is opened."""
+    settle(monkeypatch)
+    shown, hidden, aside = tmp_path / "package", tmp_path / "hidden", tmp_path / "aside"
+    for folder, text in ((shown, "tampered"), (hidden, "honest")):
+        folder.mkdir()
+        (folder / "f").write_text(text)
+
+    def swap(*_: object) -> None:
+        shown.rename(aside)
+        hidden.rename(shown)
+        aside.rename(hidden)
+
+    opened = os.open
+    swaps = [swap]
+
+    def open_swapped(path: str, flags: int, *rest: int, **more: int) -> int:
+        if path == str(shown / "f") and swaps:
+            swaps.pop()()
+            fd = opened(path, flags, *rest, **more)
+            swap()
+            return fd
+        return opened(path, flags, *rest, **more)
+
+    monkeypatch.setattr(cache_module.os, "open", open_swapped)
+    tampered = item(shown / "f")
+    assert digest_files([tampered], cache)[str(shown / "f")].digest == blake3(b"tampered").hexdigest()
+    assert digest_files([tampered], cache)[str(shown / "f")].digest == blake3(b"tampered").hexdigest()

@@ -81,14 +81,14 @@ def test_second_seal_is_the_same_and_uses_the_cache(site: Site, monkeypatch: pyt
     first = site.seal.seal
     read: list[str] = []
     monkeypatch.setattr(
-        "trainwarden.seal.seal.digest_files",
+        "trainwarden.seal.trees.digest_files",
         lambda items, cache, *, read, **rest: digest_files(items, cache, read=counted(read), **rest),
     )
 
-    def counted(inner: Callable[[str], object]) -> Callable[[str], object]:
-        def reader(path: str) -> object:
+    def counted(inner: Callable[[str, int], object]) -> Callable[[str, int], object]:
+        def reader(path: str, fd: int) -> object:
             read.append(path)
-            return inner(path)
+            return inner(path, fd)
 
         return reader
 

@@ -70,11 +70,15 @@ torch.optim.AdamW.step = step
 class _NoWatch:
     errors: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
+    since = float("-inf")
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def start(self) -> None:
+        pass
+
+    def settle(self) -> None:
         pass
 
     def stop(self) -> None:

@@ -33,7 +33,7 @@ def run(place: Place, job: Path, *words: str, **env: str) -> subprocess.Complete
 def test_the_supervisor_is_isolated_and_runs_its_own_copy(place: Place, job: Path, tmp_path: Path) -> None:
     hostile = tmp_path / "hostile"
     hostile.mkdir()
-    (hostile / "watchfiles.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (hostile / "rich.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     (job / "parent.py").write_text(PARENT)
     done = run(place, job, "parent.py", PYTHONPATH=str(hostile), XDG_DATA_HOME=str(tmp_path / "data"))
     assert done.returncode == 0, done.stderr

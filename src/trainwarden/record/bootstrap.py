@@ -5,31 +5,34 @@ Rules
 * Nothing of torch is imported by us: a process that never needs it never loads it.
 * Hooks are installed once per module, by wrapping the loader that Python found itself.
 * A failure here is a gap, never an exception in the user's program. Only the watcher's refusal stops a process.
+* Every Python process below the watcher runs this, so it imports next to nothing until torch is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from trainwarden import wire
 from trainwarden.record import birth, entropy
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # the import system asks for their methods only, and `importlib.abc` loads a great deal
+    Loader = MetaPathFinder = object
 
 RECORDER_ENV = "TRAINWARDEN_RECORDER"
 """Names the recorder's class as `module:class`; an audit names its replayer here."""
 
 
-class _Wrapped(importlib.abc.Loader):
+class _Wrapped(Loader):
     """A loader that calls `before` and `after` around the execution of one module."""
 
-    def __init__(
-        self, loader: importlib.abc.Loader, before: Callable[[], None], after: Callable[[ModuleType], None]
-    ) -> None:
+    def __init__(self, loader: Loader, before: Callable[[], None], after: Callable[[ModuleType], None]) -> None:
         self._loader, self._before, self._after = loader, before, after
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -47,7 +50,7 @@ class _Wrapped(importlib.abc.Loader):
             _complain(f"hooks on {module.__name__} failed: {e!r}")
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder(MetaPathFinder):
     """Finds the modules we hook, once each, through the other finders."""
 
     def __init__(self) -> None:
@@ -90,6 +93,8 @@ def arm() -> None:
 def _ask() -> None:
     """Ask the watcher whether this process may import torch; exit when it says no."""
     try:
+        from trainwarden import wire
+
         connection = wire.Connection.connect(os.environ[wire.SOCKET_ENV])
         connection.send(wire.Start(pid=os.getpid(), argv=tuple(sys.orig_argv)))
         answer = connection.receive(timeout=120)

@@ -6,7 +6,10 @@ Rules
   set a file's mtime back, but not its ctime: the kernel stamps it at every write, rename and change of mode.
 * A file whose ctime is younger than two seconds when it is hashed is not cached: a second write within the
   same tick of the clock would not show (git calls such an entry racily clean).
-* A file that changes while it is being hashed is hashed again.
+* A file that changes while it is being hashed is hashed again. A digest counts for the identity of the open file that
+  was hashed: swapping folders under a path cannot lend one file's digest to another.
+* A whole manifest is known by the digest of every item that it was made of (`Known`): all the fields above, of all
+  its files. One difference in one of them, or one file that is not cached, and it is made anew file by file.
 
 What remains possible: root can set the system clock back and then write, write to the raw block device, or
 edit this cache (as can any process of the same user). Some network and FUSE file systems have a coarse or an
@@ -27,9 +30,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 from blake3 import blake3
 
-from trainwarden.errors import UsageError
+from trainwarden.errors import StoreError, UsageError
+from trainwarden.model import ManifestRef
 
 Progress: TypeAlias = Callable[[int, int, str], None]
 """Called with bytes done, bytes in all, and what is being read."""
@@ -42,6 +47,8 @@ _QUERY = 900  # SQLite's old limit on variables is 999
 _SCHEMA = """CREATE TABLE IF NOT EXISTS files (
     dev INTEGER, ino INTEGER, ctime_ns INTEGER, size INTEGER, mtime_ns INTEGER, digest BLOB, head BLOB,
     PRIMARY KEY (dev, ino)) WITHOUT ROWID"""
+_SCHEMA_MANIFESTS = "CREATE TABLE IF NOT EXISTS manifests (state BLOB PRIMARY KEY, known BLOB)"
+_MANIFESTS = 64  # the newest that are kept
 
 
 class Item(NamedTuple):
@@ -64,7 +71,16 @@ class Digest(NamedTuple):
     head: bytes
 
 
-Reader: TypeAlias = Callable[[str], Digest]
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """A manifest that is known from the state of its files."""
+
+    ref: ManifestRef
+    inert: tuple[str, ...]  # paths of caches that did not fit their sources
+    kept: bytes  # the digests of its files that are kept in the store, sorted and joined
+
+
+Reader: TypeAlias = Callable[[str, int], Digest]
+"""Hashes an open file: its path, and its descriptor."""
 
 
 def item_of(path: str) -> Item | None:
@@ -81,21 +97,24 @@ def item_of(path: str) -> Item | None:
 
 def make_item(path: str, status: os.stat_result, link: str | None) -> Item:
     """An item from what `lstat` and `readlink` said."""
+    inode = status.st_ino
+    if inode >= 1 << 63:
+        inode -= 1 << 64  # SQLite's integers are signed; some overlay file systems use numbers above 2^63
     return Item(
         path,
         status.st_mode,
         status.st_size,
         status.st_dev,
-        _signed(status.st_ino),
+        inode,
         status.st_ctime_ns,
         status.st_mtime_ns,
         link,
     )
 
 
-def _signed(inode: int) -> int:
-    """SQLite's integers are signed; some overlay file systems use inode numbers above 2^63."""
-    return inode - (1 << 64) if inode >= 1 << 63 else inode
+def settled_before() -> int:
+    """A file with an older ctime has had its last write within this tick of the clock: a further one would show."""
+    return time.time_ns() - RACY_NS
 
 
 def read_digest(path: str) -> Digest:
@@ -106,12 +125,24 @@ def read_digest(path: str) -> Digest:
     """
     try:
         with open(path, "rb", buffering=0) as f:
-            hasher = blake3()
-            chunk = f.read(_CHUNK)
-            head = chunk[:16]
-            while chunk:
-                hasher.update(chunk)
-                chunk = f.read(_CHUNK)
+            return digest_open(path, f.fileno())
+    except OSError as e:
+        raise unreadable(path, e) from e
+
+
+def digest_open(path: str, fd: int) -> Digest:
+    """Hash what is left of an open file.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    hasher = blake3()
+    try:
+        chunk = os.read(fd, _CHUNK)
+        head = chunk[:16]
+        while chunk:
+            hasher.update(chunk)
+            chunk = os.read(fd, _CHUNK)
     except OSError as e:
         raise unreadable(path, e) from e
     return Digest(hasher.hexdigest(), head)
@@ -126,7 +157,11 @@ def unreadable(path: str, error: OSError) -> UsageError:
 
 
 class DigestCache:
-    """The cache, held open. Used from one thread; a damaged cache file is thrown away."""
+    """The cache, held open. Used from one thread; a damaged cache file is thrown away.
+
+    Raises (on construction):
+        StoreError: it cannot be written.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +169,10 @@ class DigestCache:
             self._db = _open(path)
         except sqlite3.DatabaseError:
             path.unlink(missing_ok=True)
-            self._db = _open(path)
+            try:
+                self._db = _open(path)
+            except sqlite3.DatabaseError as e:
+                raise StoreError(f"cannot open the digest cache {path}: {e}", hint="free some space on its disk") from e
 
     def __enter__(self) -> DigestCache:
         return self
@@ -176,12 +214,41 @@ class DigestCache:
         except sqlite3.DatabaseError:
             pass
 
+    def holds(self, items: Sequence[Item]) -> bool:
+        """Is the digest of every one of these known?"""
+        return len(self.known(items)) == len(items)
+
+    def manifest(self, state: bytes) -> Known | None:
+        """The manifest of files in that state, if it is known."""
+        try:
+            row = self._db.execute("SELECT known FROM manifests WHERE state = ?", (state,)).fetchone()
+            return _known_decoder.decode(row[0]) if row else None
+        except (sqlite3.DatabaseError, msgspec.DecodeError):
+            return None
+
+    def remember_manifest(self, state: bytes, known: Known) -> None:
+        """Keep a manifest for next time."""
+        oldest = "SELECT max(rowid) - ? FROM manifests"
+        try:
+            with self._db:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO manifests VALUES (?, ?)", (state, _known_encoder.encode(known))
+                )
+                self._db.execute(f"DELETE FROM manifests WHERE rowid <= ({oldest})", (_MANIFESTS,))
+        except sqlite3.DatabaseError:
+            pass
+
+
+_known_encoder = msgspec.msgpack.Encoder()
+_known_decoder = msgspec.msgpack.Decoder(Known)
+
 
 def _open(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=10, check_same_thread=False)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute("PRAGMA synchronous=OFF")  # losing it costs time only
     db.execute(_SCHEMA)
+    db.execute(_SCHEMA_MANIFESTS)
     with closing(db.execute("SELECT dev, ino, head FROM files LIMIT 1")) as cursor:
         cursor.fetchone()
     return db
@@ -191,7 +258,7 @@ def digest_files(
     items: Sequence[Item],
     cache: DigestCache | None,
     *,
-    read: Reader = read_digest,
+    read: Reader = digest_open,
     must_read: Callable[[Item, Digest], bool] = lambda _item, _digest: False,
     strict: bool = True,
     progress: Progress | None = None,
@@ -262,18 +329,30 @@ def _read_stable(item: Item, read: Reader, strict: bool) -> tuple[Item, Digest, 
 def _read_until_still(item: Item, read: Reader) -> tuple[Item, Digest, bool]:
     """Hash until the file was the same before and after; True if it may be cached."""
     for _ in range(8):
-        digest = read(item.path)
-        now_ns = time.time_ns()
+        digest, opened, settled_ns = _read_once(item.path, read)
         after = item_of(item.path)
         if after is None:
             raise UsageError(
                 f"{item.path!r} went away while it was being read",
                 hint="wait until the installation or the copy that is going on has ended",
             )
-        if after == item:
-            return item, digest, now_ns - item.ctime_ns > RACY_NS
+        if after == item == opened:
+            return item, digest, item.ctime_ns < settled_ns
         item = after
     raise UsageError(
         f"{item.path!r} keeps changing while it is being read",
         hint="wait until whatever writes to it has ended, or keep it outside the code and data folders",
     )
+
+
+def _read_once(path: str, read: Reader) -> tuple[Digest, Item, int]:
+    """The digest of the file that the path leads to, what it is after that, and which ctimes are settled then."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as e:
+        raise unreadable(path, e) from e
+    try:
+        digest = read(path, fd)
+        return digest, make_item(path, os.fstat(fd), None), settled_before()
+    finally:
+        os.close(fd)

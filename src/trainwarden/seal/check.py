@@ -7,6 +7,7 @@ Rules
   (modules, bytecode, native libraries, `.pth`, entry points, programs), in the code folder anything importable
   beside sealed sources (`imports.py` says which new folders are), in a data folder anything at all. Logs and
   results beside the code are no change.
+* Of files that are surely the ones that the seal's own walk saw (`walked.Walked`), nothing is asked again.
 * A new or changed file in `__pycache__` is no change if it is what Python writes there from the sealed source
   (`pyc.py`). A sealed cache that was stale and has been made to look fresh is a change, though no byte is.
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -35,9 +36,10 @@ from trainwarden.seal.cache import (
 from trainwarden.seal.command import named_paths
 from trainwarden.seal.imports import namespace_files
 from trainwarden.seal.latent import library_folders, pycache_prefix
-from trainwarden.seal.manifest import decode_manifest, entries, path_real, path_text
+from trainwarden.seal.manifest import decode_manifest, entries, join, path_real, path_text
 from trainwarden.seal.pyc import fits_source, is_cache_of, is_half_written, source_of
 from trainwarden.seal.scan import SINGLES, Boundaries, importable_beside, loadable, walk, walk_libraries
+from trainwarden.seal.walked import SealWalk, Walked
 from trainwarden.store import Store
 
 KINDS = ("environment", "code", "data")
@@ -52,6 +54,7 @@ class Expected(msgspec.Struct, frozen=True):
     libraries: tuple[str, ...] = ()  # those of them that only the dynamic loader looks into
     prefix: str = ""  # where Python keeps its caches, if not beside the sources
     code: dict[str, FileEntry] = {}  # sources of another kind whose caches lie in `prefix`
+    singles: tuple[str, ...] = ()  # files that are sealed by themselves
 
     def source(self, path: str) -> FileEntry | None:
         """The sealed source at `path`, whichever kind it is of."""
@@ -81,19 +84,35 @@ def expected(store: Store, seal: Seal | SignedSeal, kind: str) -> Expected:
     plain = unsigned(seal)
     manifest = load_manifest(store, getattr(plain, kind))
     files = {path_real(path): entry for path, entry in entries(manifest)}
-    roots = tuple(path_real(r) for r in manifest.roots if r != SINGLES)
+    singles = tuple(
+        path_real(join(root, entry.path))
+        for root, tree in zip(manifest.roots, manifest.trees, strict=True)
+        if root == SINGLES
+        for entry in tree
+    )
+    found = Expected(kind, files, roots_of(plain, kind), singles=singles)
     if kind != "environment":
-        return Expected(kind, files, roots)
+        return found
     prefix = pycache_prefix(plain.argv, plain.env_vars, plain.cwd)
     code = expected(store, plain, "code").files if prefix else {}
-    libraries = tuple(f for f in library_folders(plain.env_vars, plain.cwd) if f in roots)
-    return Expected(kind, files, roots, libraries, prefix, code)
+    return msgspec.structs.replace(found, libraries=libraries_of(plain), prefix=prefix, code=code)
+
+
+def roots_of(seal: Seal, kind: str) -> tuple[str, ...]:
+    """The real folders and places that the seal covers of one kind."""
+    ref: ManifestRef = getattr(seal, kind)
+    return tuple(path_real(r) for r in ref.roots if r != SINGLES)
+
+
+def libraries_of(seal: Seal) -> tuple[str, ...]:
+    """Those roots of the environment that only the dynamic loader looks into."""
+    roots = roots_of(seal, "environment")
+    return tuple(f for f in library_folders(seal.env_vars, seal.cwd) if f in roots)
 
 
 def boundaries_of(store: Store, seal: Seal) -> Boundaries:
     """The folders that no walk of this seal's files enters, as when it was sealed."""
-    roots = (*seal.environment.roots, *seal.code.roots)
-    return Boundaries(frozenset({str(store.path), *(path_real(r) for r in roots if r != SINGLES)}))
+    return Boundaries(frozenset({str(store.path), *roots_of(seal, "environment"), *roots_of(seal, "code")}))
 
 
 def cache_of(store: Store) -> DigestCache:
@@ -107,8 +126,11 @@ def check_seal(
     kinds: Sequence[str] = KINDS,
     deep: bool = False,
     progress: Progress | None = None,
+    walk: SealWalk | None = None,
 ) -> list[FileChanged]:
     """Compare the disk with the seal, sorted by kind and path; `deep` hashes every file again.
+
+    `walk` is what was seen when this seal was made, if that is at hand.
 
     Raises:
         SealBroken, StoreError, StoreTampered: the seal's manifests cannot be had.
@@ -119,47 +141,63 @@ def check_seal(
     with ExitStack() as stack:
         cache = None if deep else stack.enter_context(cache_of(store))
         for kind in kinds:
-            expect = expected(store, plain, kind)
-            items = {item.path: item for item in _present(store, plain, expect)}
-            digests = digest_files(
-                list(items.values()), cache, strict=False, progress=progress, label=f"checking {kind}"
-            )
-            found = (judge(store, expect, path, items.get(path), digests.get(path)) for path in
-                     sorted(expect.files.keys() | items.keys()))  # fmt: skip
-            changes += [change for change in found if change]
+            walked = walk.of(getattr(plain, kind)) if walk and not deep else None
+            changes += _changed(store, plain, kind, cache, walked, progress)
     return changes
 
 
-def _present(store: Store, seal: Seal, expect: Expected) -> Iterator[Item]:
+def _changed(
+    store: Store, seal: Seal, kind: str, cache: DigestCache | None, walked: Walked | None, progress: Progress | None
+) -> list[FileChanged]:
+    expect = None if walked else expected(store, seal, kind)
+    sealed: Mapping[str, object] = walked.items if walked else expect.files if expect else {}
+    items = _present(store, seal, kind, sealed)
+    asked = sorted(_unlike(seal, walked, items) if walked else sealed.keys() | items.keys())
+    if not asked:
+        return []
+    expect = expect or expected(store, seal, kind)
+    present = [items[path] for path in asked if path in items]
+    digests = digest_files(present, cache, strict=False, progress=progress, label=f"checking {kind}")
+    found = (judge(store, expect, path, items.get(path), digests.get(path)) for path in asked)
+    return [change for change in found if change]
+
+
+def _unlike(seal: Seal, walked: Walked, items: Mapping[str, Item]) -> set[str]:
+    """The paths of files that are not surely the ones that were sealed."""
+    unlike = {path for path, item in items.items() if not walked.same(item)}
+    unlike |= walked.items.keys() - items.keys()
+    return unlike.union(walked.revivable(unlike, pycache_prefix(seal.argv, seal.env_vars, seal.cwd)))
+
+
+def _present(store: Store, seal: Seal, kind: str, sealed: Mapping[str, object]) -> dict[str, Item]:
     """Files that are there now and could matter: sealed ones, and new ones where new ones are looked for."""
-    seen: set[str] = set()
-    for item in _listed(store, seal, expect):
-        seen.add(item.path)
-        yield item
-    for path in expect.files.keys() - seen:
-        if item_now := item_of(path):
-            yield item_now
+    items = {item.path: item for item in _listed(store, seal, kind, sealed)}
+    items.update((path, item) for path in sealed.keys() - items.keys() if (item := item_of(path)))
+    return items
 
 
-def _listed(store: Store, seal: Seal, expect: Expected) -> Iterator[Item]:
+def _listed(store: Store, seal: Seal, kind: str, sealed: Collection[str]) -> Iterator[Item]:
     bounds = boundaries_of(store, seal)
-    if expect.kind == "code":
-        for root in expect.roots:
-            inside = [p for p in expect.files if p.startswith(root.rstrip("/") + "/")]
+    roots = roots_of(seal, kind)
+    if kind == "code":
+        for root in roots:
+            inside = [p for p in sealed if p.startswith(root.rstrip("/") + "/")]
             yield from importable_beside(root, inside, bounds)
-        yield from namespace_files(store, expect.files, bounds, lambda: expected(store, seal, "environment"))
+        code = expected(store, seal, "code").files
+        yield from namespace_files(store, code, bounds, lambda: expected(store, seal, "environment"))
         return
-    if expect.kind == "data":
+    if kind == "data":
         code = expected(store, seal, "code").files
         bounds = bounds.with_(named_paths(seal.argv[1:], seal.cwd)[1])
-        for root in expect.roots:
+        for root in roots:
             yield from (i for i in walk(root, bounds) if i.path not in code)
         return
-    for root in expect.roots:
-        if root in expect.libraries:
+    libraries = libraries_of(seal)
+    for root in roots:
+        if root in libraries:
             yield from walk_libraries(root, bounds)
         else:
-            yield from (i for i in walk(root, bounds) if i.path in expect.files or i.path == root or loadable(i))
+            yield from (i for i in walk(root, bounds) if i.path in sealed or i.path == root or loadable(i))
 
 
 def judge(store: Store, expect: Expected, path: str, item: Item | None, digest: Digest | None) -> FileChanged | None:

@@ -34,17 +34,19 @@ _LOADING = ("LD_PRELOAD", "LD_AUDIT", "OMP_TOOL_LIBRARIES", "CUDA_INJECTION64_PA
 
 
 def latent_places(interpreter: Interpreter, command: LaunchCommand) -> tuple[str, ...]:
-    """The places of this command that do not exist now, absolute and normalised, once each."""
+    """The places of this command that do not exist now, or did not when the interpreter was asked; absolute and
+    normalised, once each.
+    """
     found = (os.path.normpath(os.path.join(command.cwd, p)) for p in _candidates(interpreter, command))
-    return tuple(p for p in dict.fromkeys(found) if not os.path.lexists(p))
+    missing = (os.path.normpath(os.path.join(command.cwd, p)) for p in interpreter.missing)
+    return tuple(dict.fromkeys((*missing, *(p for p in found if not os.path.lexists(p)))))
 
 
 def _candidates(interpreter: Interpreter, command: LaunchCommand) -> Iterator[str]:
-    yield from interpreter.missing
     yield from (p for p in command.env.get("PYTHONPATH", "").split(":") if p)
     for site in interpreter.sites:
         yield from named_by_site(site, existing=False)
-    for start in {interpreter.executable, os.path.realpath(interpreter.executable)}:
+    for start in dict.fromkeys((interpreter.executable, os.path.realpath(interpreter.executable))):
         folder = os.path.dirname(start)
         yield from (f"{folder}/pyvenv.cfg", f"{os.path.dirname(folder)}/pyvenv.cfg", f"{folder}/pybuilddir.txt")
     yield from preloaded(command.env)
@@ -56,8 +58,7 @@ def _candidates(interpreter: Interpreter, command: LaunchCommand) -> Iterator[st
 
 def _earlier_on_path(command: LaunchCommand) -> Iterator[str]:
     """Where a program of the command's name would be found first."""
-    names = {command.argv[0], *_shebang_names(command.executable)}
-    for name in names:
+    for name in dict.fromkeys((command.argv[0], *_shebang_names(command.executable))):
         if "/" in name:
             continue
         for folder in command.env.get("PATH", os.defpath).split(":"):

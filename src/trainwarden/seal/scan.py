@@ -34,6 +34,7 @@ from trainwarden.config import Config
 from trainwarden.errors import UsageError
 from trainwarden.seal.cache import Item, item_of, make_item, unreadable
 from trainwarden.seal.command import LaunchCommand
+from trainwarden.seal.inotify import Folders
 from trainwarden.seal.interpreter import Interpreter, named_by_site
 from trainwarden.seal.latent import (
     in_library_folder,
@@ -61,13 +62,20 @@ Trees = dict[str, dict[str, Item]]
 
 
 class Boundaries(msgspec.Struct, frozen=True):
-    """Folders that no walk enters: the store, and folders that are sealed on their own."""
+    """What a walk is bound to: folders that it does not enter (the store, and those that are sealed on their own), and
+    who is told of each folder before it is listed.
+    """
 
     skip: frozenset[str]
+    watch: Folders | None = None
 
     def with_(self, folders: Iterable[str]) -> Boundaries:
         """These and `folders`."""
-        return Boundaries(self.skip | frozenset(folders))
+        return msgspec.structs.replace(self, skip=self.skip | frozenset(folders))
+
+    def watched_by(self, watch: Folders | None) -> Boundaries:
+        """The same, and `watch` is told."""
+        return msgspec.structs.replace(self, watch=watch)
 
 
 def importable(path: str) -> bool:
@@ -89,38 +97,74 @@ def loadable(item: Item) -> bool:
 def walk(root: str, boundaries: Boundaries, *, prune: Callable[[str], bool] = lambda _: False) -> Iterator[Item]:
     """Every regular file and symbolic link below `root`, links not followed.
 
+    Each folder is opened from the one above it: what is listed lies below the folder that `root` led to at first,
+    whatever is put in the place of a folder above it meanwhile.
+
     Raises:
         UsageError: a folder cannot be listed.
     """
-    pending = [root]
-    while pending:
-        folder = pending.pop()
+    held: list[tuple[int, str, list[str]]] = []  # open folders from the root down, and names in them to be entered
+
+    def enter(path: str, name: str) -> list[Item]:
+        above, no_link = (held[-1][0], os.O_NOFOLLOW) if held else (None, 0)
         try:
-            with os.scandir(folder) as found:
-                listed = list(found)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link, dir_fd=above)
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:  # a root that is, or a folder that has become, a file
+            item = item_of(path)
+            return [item] if item else []
+        except OSError as e:
+            raise unreadable(path, e) from e
+        held.append((fd, path, []))
+        items, folders = _listed(fd, path, len(held) == 1, boundaries)
+        held[-1][2].extend(n for n in folders if not prune(f"{path.rstrip('/')}/{n}"))
+        return items
+
+    try:
+        yield from enter(root, root)
+        while held:
+            fd, path, names = held[-1]
+            if names:
+                name = names.pop()
+                yield from enter(f"{path.rstrip('/')}/{name}", name)
+            else:
+                held.pop()
+                os.close(fd)
+    finally:
+        for fd, _, _ in held:
+            os.close(fd)
+
+
+def _listed(fd: int, path: str, is_root: bool, boundaries: Boundaries) -> tuple[list[Item], list[str]]:
+    """The files of an open folder, and the names of the folders in it that a walk enters."""
+    if boundaries.watch is not None:
+        boundaries.watch.enter(fd, path, is_root)
+    try:
+        with os.scandir(fd) as found:
+            listed = list(found)
+    except OSError as e:
+        raise unreadable(path, e) from e
+    if not is_root and any(entry.name == "pyvenv.cfg" for entry in listed):
+        return [], []
+    items: list[Item] = []
+    folders: list[str] = []
+    start = f"{path.rstrip('/')}/"
+    for entry in listed:
+        name = entry.name
+        try:
+            if entry.is_file(follow_symlinks=False):
+                items.append(make_item(start + name, entry.stat(follow_symlinks=False), None))
+            elif entry.is_symlink():
+                link = os.readlink(name, dir_fd=fd)
+                items.append(make_item(start + name, entry.stat(follow_symlinks=False), link))
+            elif entry.is_dir(follow_symlinks=False):
+                outer_site = is_root and name in SITE_NAMES
+                if not (outer_site or name in _SKIPPED or start + name in boundaries.skip):
+                    folders.append(name)
         except FileNotFoundError:
             continue
-        except NotADirectoryError:  # a root that is, or has become, a file
-            if item := item_of(folder):
-                yield item
-            continue
-        except OSError as e:
-            raise unreadable(folder, e) from e
-        names = {entry.name for entry in listed}
-        if "pyvenv.cfg" in names and folder != root:
-            continue
-        for entry in listed:
-            try:
-                if entry.is_symlink():
-                    yield make_item(entry.path, entry.stat(follow_symlinks=False), os.readlink(entry.path))
-                elif entry.is_dir():
-                    outer_site = folder == root and entry.name in SITE_NAMES
-                    if not (outer_site or entry.name in _SKIPPED or entry.path in boundaries.skip or prune(entry.path)):
-                        pending.append(entry.path)
-                elif entry.is_file():
-                    yield make_item(entry.path, entry.stat(follow_symlinks=False), None)
-            except FileNotFoundError:
-                continue
+    return items, folders
 
 
 def walk_libraries(root: str, boundaries: Boundaries) -> Iterator[Item]:
@@ -304,11 +348,12 @@ def scan_environment(interpreter: Interpreter, command: LaunchCommand, code: Tre
         UsageError: a folder cannot be listed, or a folder on the import path is far too large.
     """
     coded = {path for tree in code.values() for path in tree}
+    empty = latent_places(interpreter, command)  # asked before and after, so that nothing appears or goes between
     installed = environment_roots(interpreter)
     sources = [p for site in interpreter.sites for p in named_by_site(site)]
     sources += [os.path.join(command.cwd, p) for p in command.env.get("PYTHONPATH", "").split(":") if p]
     sources = [_container(os.path.normpath(p)) for p in sources if p]
-    singles = {p for p in sources if os.path.isfile(p)} | set(_single_files(interpreter, command))
+    singles = dict.fromkeys((*filter(os.path.isfile, sources), *_single_files(interpreter, command)))
     folders = [p for p in dict.fromkeys(sources) if os.path.isdir(p) and not under(p, (*installed, *code))]
     bounds = boundaries.with_((*installed, *folders, *code))
     trees: Trees = {root: {i.path: i for i in walk(root, bounds)} for root in installed}
@@ -320,7 +365,8 @@ def scan_environment(interpreter: Interpreter, command: LaunchCommand, code: Tre
     for root in library_folders(command.env, command.cwd):
         if os.path.isdir(root) and not under(root, (*installed, *folders)):
             trees[root] = {i.path: i for i in walk_libraries(root, bounds) if i.path not in coded}
-    trees |= {place: {} for place in latent_places(interpreter, command) if place not in trees}
+    empty += latent_places(interpreter, command)
+    trees |= {place: {} for place in empty if place not in trees}
     full = [root for root, tree in trees.items() if tree]
     trees[SINGLES] = {i.path: i for p in singles if not under(p, full) and p not in coded and (i := item_of(p))}
     _follow_links(trees, code, coded, bounds)

@@ -12,9 +12,9 @@ Trust: whoever signs approves what is on disk at that moment, malicious or not. 
 
 from __future__ import annotations
 
-import os
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -24,28 +24,15 @@ from trainwarden.config import Config
 from trainwarden.durable import hint_for, write_atomically
 from trainwarden.errors import SealBroken, SignatureInvalid, StoreError, UsageError
 from trainwarden.keys import SigningKey, verify_signature
-from trainwarden.model import (
-    UNREADABLE,
-    ApprovalPolicy,
-    ComparisonPolicy,
-    FileEntry,
-    ManifestRef,
-    Seal,
-    SignedSeal,
-    canonical,
-)
-from trainwarden.seal.cache import Digest, DigestCache, Item, Progress, digest_files, read_digest
-from trainwarden.seal.check import cache_of, check_seal
+from trainwarden.model import UNREADABLE, ApprovalPolicy, ComparisonPolicy, Seal, SignedSeal, canonical
+from trainwarden.seal.cache import Progress
+from trainwarden.seal.check import check_seal
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.interpreter import ask_interpreter
 from trainwarden.seal.latent import pycache_prefix
-from trainwarden.seal.manifest import make_manifest, manifest_ref, path_text
 from trainwarden.seal.numerics import numerics_of
-from trainwarden.seal.pyc import fits_source, source_of
 from trainwarden.seal.scan import (
-    SINGLES,
     Boundaries,
-    Trees,
     code_roots,
     environment_roots,
     git,
@@ -53,6 +40,8 @@ from trainwarden.seal.scan import (
     scan_data,
     scan_environment,
 )
+from trainwarden.seal.trees import put_trees, stored_objects
+from trainwarden.seal.walked import SealWalk
 from trainwarden.store import Store
 
 __all__ = ["check_seal", "read_seal", "relevant_env", "seal_command", "write_seal"]
@@ -75,21 +64,26 @@ def seal_command(
     progress: Progress | None = None,
     start_checkpoint: str = "",
     approval: ApprovalPolicy | None = None,
+    walk: SealWalk | None = None,
 ) -> SignedSeal:
-    """Seal a launch command's environment, code and data as they are now, and sign that.
+    """Seal a launch command's environment, code and data as they are now, and sign that; `walk` keeps what was seen.
 
     Raises:
         UsageError: something that belongs to the seal cannot be read, or there is too much code.
         StoreError: the store cannot be written.
     """
-    interpreter = ask_interpreter(command.interpreter, command.cwd, command.env)
+    with ThreadPoolExecutor(1) as pool:  # the objects are listed while the interpreter starts
+        asked = pool.submit(ask_interpreter, command.interpreter, command.cwd, command.env)
+        stored = stored_objects(store)
+        interpreter = asked.result()
+    walk = walk or SealWalk()
     bounds = Boundaries(frozenset({str(store.path), *environment_roots(interpreter)}))
     code = scan_code(code_roots(command, config), bounds, command.outputs, command.script)
-    environment = scan_environment(interpreter, command, code, bounds)
+    environment = scan_environment(interpreter, command, code, bounds.watched_by(walk.folders))
     data = scan_data(command, config, code, tuple(environment), bounds)
     kinds = {"environment": environment, "code": code, "data": data}
     prefix = pycache_prefix(command.argv, command.env, command.cwd)
-    refs = _put_trees(store, kinds, config.seal.keep_data_mb * 1_000_000, progress, prefix)
+    refs = put_trees(store, stored, kinds, walk, config.seal.keep_data_mb * 1_000_000, progress, prefix)
     commit, dirty = _git_state(store, next(iter(code)))
     store.sync()
     seal = Seal(
@@ -177,113 +171,6 @@ def read_seal(path: Path, public_key: str) -> SignedSeal:
     for signature in by_key:
         verify_signature(signature, canonical(signed.seal), public_key)
     return signed
-
-
-# ------------------------------------------------------------------------- files
-
-
-def _put_trees(
-    store: Store, kinds: dict[str, Trees], keep_data: int, progress: Progress | None, prefix: str
-) -> dict[str, ManifestRef]:
-    """Hash and store all files, store the manifests; the references by kind."""
-    stored = _stored(store)
-    everything = {path: item for trees in kinds.values() for tree in trees.values() for path, item in tree.items()}
-    total = sum(i.size for trees in kinds.values() for tree in trees.values() for i in tree.values() if i.link is None)
-    before = 0
-    refs: dict[str, ManifestRef] = {}
-    with cache_of(store) as cache:
-        for kind, trees in kinds.items():
-            items = [item for tree in trees.values() for item in tree.values()]
-            kept = _within(items, keep_data) if kind == "data" else {item.path for item in items}
-            digests = _digest_and_store(store, cache, items, kept, stored, _shifted(progress, before, total), kind)
-            before += sum(i.size for i in items if i.link is None)
-            manifest = make_manifest(
-                kind,
-                {path_text(root): _entries(root, tree, digests, everything, prefix) for root, tree in trees.items()},
-            )
-            refs[kind] = manifest_ref(manifest)
-            store.put_bytes(canonical(manifest), fsync=False)
-    return refs
-
-
-def _shifted(progress: Progress | None, before: int, total: int) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda done, _total, label: progress(before + done, total, label)
-
-
-def _within(items: list[Item], budget: int) -> set[str]:
-    """The files that are kept: in order of path, each that still fits."""
-    kept: set[str] = set()
-    for item in sorted(items):
-        if item.size <= budget:
-            budget -= item.size
-            kept.add(item.path)
-    return kept
-
-
-def _digest_and_store(
-    store: Store,
-    cache: DigestCache,
-    items: list[Item],
-    kept: set[str],
-    stored: set[str],
-    progress: Progress | None,
-    kind: str,
-) -> dict[str, Digest]:
-    def read(path: str) -> Digest:
-        if path not in kept:
-            return read_digest(path)
-        digest = store.put_file(Path(path), fsync=False)
-        return Digest(digest, _head(store, digest) if path.endswith(".pyc") else b"")
-
-    return digest_files(
-        items,
-        cache,
-        read=read,
-        must_read=lambda item, digest: item.path in kept and digest.digest not in stored,
-        progress=progress,
-        label=f"sealing {kind}",
-    )
-
-
-def _head(store: Store, digest: str) -> bytes:
-    with store.object_path(digest).open("rb", buffering=0) as f:
-        return f.read(16)
-
-
-def _stored(store: Store) -> set[str]:
-    """The names of all objects, listed at once: asking for forty thousand one by one takes longer."""
-    found: set[str] = set()
-    with os.scandir(store.objects) as folders:
-        for folder in folders:
-            if len(folder.name) == 2:
-                with os.scandir(folder.path) as objects:
-                    found.update(folder.name + entry.name for entry in objects)
-    return found
-
-
-def _entries(
-    root: str, tree: dict[str, Item], digests: dict[str, Digest], everything: dict[str, Item], prefix: str
-) -> list[FileEntry]:
-    start = 1 if root == SINGLES else len(root) + 1
-    return [
-        FileEntry(
-            path=path_text(path[start:]),
-            digest=digests[path].digest,
-            size=item.size,
-            mode=item.mode & 0o7777,
-            link=path_text(item.link) if item.link is not None else "",
-            inert=path.endswith(".pyc") and _is_inert(path, digests[path].head, everything, prefix),
-        )
-        for path, item in tree.items()
-    ]
-
-
-def _is_inert(path: str, head: bytes, everything: dict[str, Item], prefix: str) -> bool:
-    source = source_of(path, prefix)
-    item = everything.get(source[0]) if source else None
-    return item is not None and item.link is None and not fits_source(head, item.mtime_ns, item.size)
 
 
 def _git_state(store: Store, root: str) -> tuple[str, str]:

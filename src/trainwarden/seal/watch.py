@@ -2,18 +2,19 @@
 
 Rules
 -----
-* `start` returns when the watches are set. Start the watch first, then run `check_seal`: what changed before is
+* The folders of the environment are watched from before the walk that sealed them lists them (`walked.py` says what
+  follows from that); without such a walk `start` walks them, and then `check_seal` must be run: what changed before is
   seen by the check, what changes after by the watch, what changes between by both.
 * The kernel's events only say where to look: a file's bytes are compared with the seal by the same rule as in
   `check_seal` (a cache that Python writes is no change), without the digest cache.
 * Changed bytes are copied into the store before the change is told; `found` names the object. A file that is
   changed again is told again, one that is put back and changed again too.
 * Folders of the environment are watched with all below them, code folders where sealed sources lie. Files sealed
-  by themselves (the interpreter, libpython) and empty places (`latent.py`) are looked at once a second, since a
-  watch on a folder like `/usr/bin` would cost more than it tells.
-
-* What no event tells (writes through a hard link or a mapping, mounts, a root made again, events that the kernel
-  dropped) a slow round over all files and folders finds within a minute or so (`sweep.py`).
+  by themselves (the interpreter, libpython), empty places (`latent.py`), where the roots lead and what is mounted above
+  or below them are looked at once a second, and by `settle`.
+* Where the kernel gives no watches everything is looked at every few seconds, and that is said.
+* What no event tells (writes through a hard link or a mapping, or on another host of a network file system) a slow
+  round over all files and folders finds within a minute or so (`sweep.py`).
 * A watch that does not come to run (its process was stopped, or starved) says so, and looks at everything.
 
 What it cannot see: a change that is undone between the event and the look (the order of milliseconds), and one that no
@@ -22,38 +23,51 @@ event tells and that is undone within a round. `stop` looks at everything once m
 
 from __future__ import annotations
 
+import functools
 import os
+import select
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import watchfiles
 from blake3 import blake3
 
 from trainwarden.errors import TrainWardenError, UsageError
 from trainwarden.model import FileChanged, Seal, SignedSeal
 from trainwarden.seal.cache import Digest, Item, item_of, read_digest
-from trainwarden.seal.check import Expected, boundaries_of, check_seal, expected, judge, unsigned
+from trainwarden.seal.check import (
+    Expected,
+    boundaries_of,
+    check_seal,
+    expected,
+    judge,
+    libraries_of,
+    roots_of,
+    unsigned,
+)
 from trainwarden.seal.imports import namespace_files
+from trainwarden.seal.inotify import Folders
 from trainwarden.seal.manifest import path_real
-from trainwarden.seal.scan import SITE_NAMES, importable, loadable, under, walk
+from trainwarden.seal.pyc import source_of
+from trainwarden.seal.scan import SITE_NAMES, importable, loadable, under, walk, walk_libraries
 from trainwarden.seal.sweep import Sweep
+from trainwarden.seal.walked import SealWalk
 from trainwarden.store import Store
 
-_STEP_MS = 50
-_DEBOUNCE_MS = 200
-_WAKE_MS = 250  # also how long `start` may take
+_GATHER_SECONDS = 0.1  # events that come together are handled together
 _TICK_SECONDS = 1.0
 _MOST_ERRORS = 100
 _POLL_SECONDS = 5.0  # between whole looks where the kernel gives no watches
-_STALLED = 10.0  # seconds without an answer, which comes four times a second
+_STALLED = 10.0  # seconds that the watch did not come to run, which it does once a second
 KINDS = ("environment", "code")
 
 
 class FileWatch:
-    """Watches the environment and code of a seal; `on_change` is called from the watch's own threads, one at a time.
+    """Watches the environment and code of a seal; `on_change` is called by one thread at a time, not always the same.
+
+    `seen` is the walk that made the seal, with the folders that it told the kernel to watch.
 
     Raises (on construction):
         SealBroken, StoreError, StoreTampered: the seal's manifests cannot be had.
@@ -65,159 +79,206 @@ class FileWatch:
         seal: Seal | SignedSeal,
         on_change: Callable[[FileChanged], None],
         kinds: Sequence[str] = KINDS,
+        seen: SealWalk | None = None,
     ) -> None:
         self._store = store
         self._seal = unsigned(seal)
         self._on_change = on_change
         self._kinds = tuple(kinds)
-        self._expected = [expected(store, seal, kind) for kind in kinds]
+        self._walk = seen
+        self._loaded: dict[str, Expected] = {}
         self._bounds = boundaries_of(store, self._seal)
-        self._sources = {f for e in self._expected if e.kind == "code" for f in _source_folders(e)}
-        self._libraries = {f for e in self._expected for f in e.libraries}
-        self._singles = [p for e in self._expected for p in e.files if not under(p, e.roots)]
-        self._latent = [r for e in self._expected if e.kind != "code" for r in e.roots if not os.path.isdir(r)]
-        self._above = _above(e.files for e in self._expected)
-        self._sweep = Sweep((*(p for e in self._expected for p in e.files), *self._swept_folders()))
-        self._seen: dict[str, Item | None] = {}
+        self._roots = {kind: roots_of(self._seal, kind) for kind in self._kinds}
+        self._libraries = libraries_of(self._seal)
+        self._sources = _source_folders(self._sealed("code"), self._roots["code"]) if "code" in self._kinds else set()
+        walked = seen.of(self._seal.environment) if seen else None
+        self._singles = walked.singles if walked else self._expect("environment").singles
+        self._latent: list[str] = []  # places where no folder was when the folders were entered
         self._new_folders: set[str] = set()
         self._folder_times: dict[str, int] = {}
+        self._sweep: Sweep | None = None
+        self._seen: dict[str, Item | None] = {}
         self._told: dict[str, str] = {}
         self._guard = threading.Lock()
+        self._handling = threading.Lock()
+        self._folders = seen.folders if seen and seen.folders else Folders()
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+        self._whole = True  # nothing was missed since the folders were entered
         self.errors: list[str] = []
         """Why something could not be looked at; not empty means that the watch has holes."""
 
     @property
     def folders(self) -> tuple[str, ...]:
         """The folders that hold what is looked at."""
-        folders: dict[str, None] = {}
-        for expect in self._expected:
-            folders.update(dict.fromkeys(expect.roots))
-        folders.update(dict.fromkeys(map(os.path.dirname, self._singles)))
-        return tuple(folders)
+        roots = (root for roots in self._roots.values() for root in roots)
+        return tuple(dict.fromkeys((*roots, *map(os.path.dirname, self._singles))))
 
-    def _swept_folders(self) -> Iterator[str]:
-        """Folders in which something new would matter."""
-        for expect in self._expected:
-            if expect.kind != "code":
-                yield from expect.roots
-                yield from (f for f in sorted(_folders(expect.files)) if under(f, expect.roots))
-        yield from sorted(self._sources)
+    @property
+    def since(self) -> float:
+        """The time (of `time.monotonic`) since which every change of the environment is told; −∞ when that was not
+        looked at, or some of it may have been missed: then all must be compared.
+        """
+        return self._walk.began if self._walk and self._is_covered() and self._whole else float("-inf")
+
+    def _is_covered(self) -> bool:
+        """Did the walk that made this very environment's seal tell of its folders?"""
+        walk = self._walk
+        return walk is not None and walk.folders is not None and walk.of(self._seal.environment) is not None
 
     def start(self) -> None:
         """Begin to watch; on return every watch is set."""
-        deep = [r for e in self._expected if e.kind != "code" for r in e.roots if os.path.isdir(r)]
-        deep = [r for r in deep if r not in self._libraries]
-        flat = sorted({*self._sources, *filter(os.path.isdir, self._libraries)})
-        armed = [self._spawn(deep, True)] if deep else []
-        armed += [self._spawn(flat, False)] if flat else []
-        for event in armed:
-            event.wait()
-
-    def _spawn(self, folders: Sequence[str], recursive: bool) -> threading.Event:
-        armed = threading.Event()
-        thread = threading.Thread(
-            target=self._follow, args=(folders, recursive, armed), daemon=True, name="trainwarden-watch"
-        )
-        self._threads.append(thread)
-        thread.start()
-        return armed
+        if not self._is_covered():
+            self._enter()
+        self._latent = [r for k in self._kinds if k != "code" for r in self._roots[k] if not self._folders.has(r)]
+        for folder in sorted(self._sources):
+            self._folders.enter_alone(folder)
+        if walked := self._walk.of(self._seal.environment) if self._walk else None:
+            self._seen = {p: item for p in walked.singles if walked.same(item := walked.items[p])}
+        self._thread = threading.Thread(target=self._follow, daemon=True, name="trainwarden-watch")
+        self._thread.start()
 
     def stop(self, last_look: bool = True) -> None:
         """End the watch; with `last_look` compare everything once more and tell what no event told."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
+        if self._thread is not None:
+            self._stop.set()
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+            self._thread = None
+            self.settle()
+            self._folders.close()
+            os.close(self._wake)
         if last_look:
             self.look()
 
     def look(self) -> None:
         """Compare everything with the seal now, through the digest cache, and tell what was not told yet."""
         try:
-            changes = check_seal(self._store, self._seal, self._kinds)
+            changes = check_seal(self._store, self._seal, self._kinds, walk=self._walk)
         except TrainWardenError as e:
             self._note(str(e))
             return
         for change in changes:
             self._tell(path_real(change.path), change)
 
+    def settle(self) -> None:
+        """Look at everything that the kernel has told by now, and at what it does not tell of."""
+        with self._handling:
+            self._take()
+            self._tick()
+
     # ------------------------------------------------------------------ events
 
-    def _follow(self, folders: Sequence[str], recursive: bool, armed: threading.Event) -> None:
-        """One thread: the first answer, events or a timeout, comes only after all watches are set."""
-        last_tick = 0.0
-        handled = time.monotonic()
-        try:
-            for events in watchfiles.watch(
-                *folders,
-                watch_filter=None,
-                debounce=_DEBOUNCE_MS,
-                step=_STEP_MS,
-                stop_event=self._stop,
-                rust_timeout=_WAKE_MS,
-                yield_on_timeout=True,
-                recursive=recursive,
-                raise_interrupt=False,
-                ignore_permission_denied=True,
-            ):
-                if armed.is_set() and (waited := time.monotonic() - handled) > _STALLED:
-                    self._note(
-                        f"it stood still for {waited:.0f} seconds; what was changed and undone then is not known"
-                    )
-                    self.look()
-                armed.set()
-                self._handle({path for _, path in events})
-                if time.monotonic() - last_tick >= _TICK_SECONDS:
-                    last_tick = time.monotonic()
-                    self._tick(recursive)
-                handled = time.monotonic()
-        except OSError as e:
-            self._note(f"the kernel gives no watches for {len(folders)} folders, looking every few seconds: {e}")
-            armed.set()
-            while not self._stop.wait(_POLL_SECONDS):
+    def _follow(self) -> None:
+        poll = select.poll()
+        for fd in (self._folders.fd, self._wake):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        ticked = looked = ran = time.monotonic()
+        while not self._stop.is_set():
+            if poll.poll(_TICK_SECONDS * 1000):
+                self._stop.wait(_GATHER_SECONDS)
+            if (waited := time.monotonic() - ran) > _STALLED:
+                self._note(f"it stood still for {waited:.0f} seconds; what was changed and undone then is not known")
                 self.look()
+            with self._handling:
+                self._take()
+                if time.monotonic() - ticked >= _TICK_SECONDS:
+                    self._tick()
+                    self._go_round()
+                    ticked = time.monotonic()
+            if self._folders.trouble and time.monotonic() - looked >= _POLL_SECONDS:
+                self.look()
+                looked = time.monotonic()
+            ran = time.monotonic()
 
-    def _handle(self, paths: set[str]) -> None:
-        for path in sorted(paths):
-            if not under(path, (str(self._store.path),)):
-                for concerned in dict.fromkeys((path, *self._around(path))):
-                    self._look_at(concerned)
+    def _take(self) -> None:
+        """Handle the events that wait."""
+        happened = self._folders.read()
+        if self._folders.trouble:
+            self._note(f"{self._folders.trouble}; looking every few seconds")
+        if happened.dropped:
+            self._again()
+        own = str(self._store.path)
+        concerned = dict.fromkeys(p for p in sorted(happened.files | happened.folders) if not under(p, (own,)))
+        for path in happened.folders & concerned.keys():
+            concerned.update(dict.fromkeys(self._around(path)))
+        for path in concerned:
+            self._look_at(path)
 
-    def _around(self, path: str) -> Iterator[str]:
-        """What an event on a folder, or on one that is gone, concerns: sealed files below it, and new ones."""
-        is_folder = os.path.isdir(path) and not os.path.islink(path)
-        if path in self._above:  # asked first: to go through all files for each of many events is what a flood wants
-            for expect in self._expected:
-                yield from (p for p in expect.files if p.startswith(path + "/"))
-        if not is_folder or path in self._bounds.skip:
+    def _again(self) -> None:
+        """Something was missed, or lies elsewhere now: enter all folders again, and look at everything."""
+        self._whole = False
+        self._enter()
+        for folder in sorted(self._sources):
+            self._folders.enter_alone(folder)
+        self.look()
+
+    def _enter(self) -> None:
+        for kind, roots in self._roots.items():
+            for root in roots if kind != "code" else ():
+                for _ in self._walked(root):
+                    pass
+
+    def _around(self, folder: str) -> Iterator[str]:
+        """What a folder that came, went or was replaced concerns: sealed files below it, and new ones."""
+        if folder in self._above:  # asked first: to go through all files for each of many events is what a flood wants
+            for kind in self._kinds:
+                yield from (p for p in self._sealed(kind) if p.startswith(folder + "/"))
+        if not os.path.isdir(folder) or os.path.islink(folder) or folder in self._bounds.skip:
             return
-        if self._kind_of_new(path) == "code":
-            self._new_folders.add(path)
+        if self._kind_of_new(folder) == "code":
+            self._new_folders.add(folder)
         else:
-            yield from self._walk(path)
+            yield from self._walked(folder)
 
-    def _walk(self, folder: str) -> Iterator[str]:
+    def _walked(self, folder: str) -> Iterator[str]:
+        """The files below a folder of the environment, which is watched from now on."""
+        bounds = self._bounds.watched_by(self._folders)
+        library = next((f for f in self._libraries if under(folder, (f,))), "")
         try:
-            yield from (item.path for item in walk(folder, self._bounds))
+            yield from (i.path for i in (walk_libraries(library, bounds) if library else walk(folder, bounds)))
         except TrainWardenError as e:
             self._note(str(e))
 
-    def _tick(self, recursive: bool) -> None:
-        """Once a second: files sealed by themselves, folders that appeared beside the code, a part of the sweep."""
-        if not recursive:
-            self._look_beside_code()
-            return
-        appeared = (path for place in self._latent if os.path.lexists(place) for path in self._walk(place))
+    def _tick(self) -> None:
+        """What no event tells of: where roots lead, files sealed by themselves, empty places, new folders of code."""
+        if self._folders.moved():
+            self._again()
+        self._look_beside_code()
+        appeared = (path for place in self._latent if os.path.lexists(place) for path in self._listed(place))
         for path in (*self._singles, *appeared):
             item = item_of(path)
-            if item != self._seen.get(path):
+            if path not in self._seen or item != self._seen[path]:
                 self._seen[path] = item
                 self._look_at(path)
+
+    def _go_round(self) -> None:
+        """A part of the slow round over everything."""
+        if self._sweep is None:
+            self._sweep = Sweep((*(p for kind in self._kinds for p in self._sealed(kind)), *self._swept_folders()))
         for path in self._sweep.due():
             for concerned in (path, *self._entries(path)):
                 self._look_at(concerned)
+
+    def _swept_folders(self) -> Iterator[str]:
+        """Folders in which something new would matter."""
+        for kind in self._kinds:
+            if kind != "code":
+                yield from self._roots[kind]
+                yield from (f for f in sorted(_folders(self._sealed(kind))) if under(f, self._roots[kind]))
+        yield from sorted(self._sources)
+
+    @functools.cached_property
+    def _above(self) -> frozenset[str]:
+        """Every folder that a sealed file lies below."""
+        found: set[str] = set()
+        for folder in {f for kind in self._kinds for f in _folders(self._sealed(kind))}:
+            while folder not in found:
+                found.add(folder)
+                folder = folder.rpartition("/")[0]
+        return frozenset(found)
 
     def _entries(self, folder: str) -> Iterator[str]:
         """What lies in a folder, and in folders in it that hold nothing sealed."""
@@ -232,7 +293,7 @@ class FileWatch:
         for entry in listed:
             if entry.is_dir(follow_symlinks=False):
                 if entry.path not in self._above and self._kind_of_new(entry.path) != "code":
-                    yield from self._walk(entry.path)
+                    yield from self._walked(entry.path)
             else:
                 yield entry.path
 
@@ -240,48 +301,63 @@ class FileWatch:
         """Packages that appeared beside the code, and folders that some sealed source would import (PEP 420)."""
         for folder in list(self._new_folders):
             if _is_import_folder(folder):
-                for path in self._walk(folder):
+                for path in self._listed(folder):
                     self._look_at(path)
         for folder in list(self._new_folders):
             if (state := _mtime(folder)) != self._folder_times.get(folder):
                 self._folder_times[folder] = state
-                if any(map(importable, self._walk(folder))):
+                if any(map(importable, self._listed(folder))):
                     self._look_for_namespaces()
 
     def _look_for_namespaces(self) -> None:
-        code = next(e for e in self._expected if e.kind == "code")
+        code = self._expect("code")
         try:
-            for item in namespace_files(
-                self._store, code.files, self._bounds, lambda: expected(self._store, self._seal, "environment")
-            ):
+            for item in namespace_files(self._store, code.files, self._bounds, lambda: self._expect("environment")):
                 self._tell(item.path, judge(self._store, code, item.path, item, _digest(item)))
+        except TrainWardenError as e:
+            self._note(str(e))
+
+    def _listed(self, folder: str) -> Iterator[str]:
+        try:
+            yield from (item.path for item in walk(folder, self._bounds))
         except TrainWardenError as e:
             self._note(str(e))
 
     # ------------------------------------------------------------------ one file
 
+    def _expect(self, kind: str) -> Expected:
+        if kind not in self._loaded:
+            self._loaded[kind] = expected(self._store, self._seal, kind)
+        return self._loaded[kind]
+
+    def _sealed(self, kind: str) -> Collection[str]:
+        """The paths that the seal names; where the walk that made it is at hand, its manifest need not be read."""
+        walked = self._walk.of(getattr(self._seal, kind)) if self._walk else None
+        return walked.items if walked else self._expect(kind).files
+
     def _look_at(self, path: str) -> None:
-        expect = next((e for e in self._expected if path in e.files), None)
+        kind = next((k for k in self._kinds if path in self._sealed(k)), "")
         item = item_of(path)
-        if expect is None:
+        if not kind:
             kind = self._kind_of_new(path) if item else ""
-            expect = next((e for e in self._expected if e.kind == kind), None)
-            if expect is None or item is None or not self._matters(kind, item):
+            if not kind or item is None or not self._matters(kind, item):
                 return
         try:
-            change = judge(self._store, expect, path, item, _digest(item))
+            expect = self._expect(kind)
+            self._tell(path, judge(self._store, expect, path, item, _digest(item)))
+            for cache in _inert_caches(expect, path):
+                found = item_of(cache)
+                self._tell(cache, judge(self._store, expect, cache, found, _digest(found)))
         except TrainWardenError as e:
             self._note(f"{path}: {e}")
-            return
-        self._tell(path, change)
 
     def _kind_of_new(self, path: str) -> str:
         """The kind of the sealed folder that a path lies in, the innermost one, or ""."""
         found = ("", "")
-        for expect in self._expected:
-            for root in expect.roots:
+        for kind, roots in self._roots.items():
+            for root in roots:
                 if (path == root or path.startswith(root.rstrip("/") + "/")) and len(root) > len(found[0]):
-                    found = (root, expect.kind)
+                    found = (root, kind)
         first = path[len(found[0]) + 1 :].partition("/")[0]
         return "" if first in SITE_NAMES else found[1]
 
@@ -317,8 +393,17 @@ class FileWatch:
         return msgspec.structs.replace(change, found=kept)
 
     def _note(self, error: str) -> None:
+        self._whole = False
         if error not in self.errors and len(self.errors) < _MOST_ERRORS:
             self.errors.append(error)
+
+
+def _inert_caches(expect: Expected, source: str) -> list[str]:
+    """The caches of a source that did not fit it when they were sealed: new times may have made them fit."""
+    if not source.endswith(".py"):
+        return []
+    found = ((path, source_of(path, expect.prefix)) for path, entry in expect.files.items() if entry.inert)
+    return [path for path, of in found if of and of[0] == source]
 
 
 def _digest(item: Item | None) -> Digest | None:
@@ -332,23 +417,12 @@ def _digest(item: Item | None) -> Digest | None:
         return None  # gone again, or made unreadable: told as a file whose bytes are not had
 
 
-def _source_folders(expect: Expected) -> set[str]:
-    folders = {os.path.dirname(p) for p in expect.files} | set(expect.roots)
-    return {f for f in folders if os.path.isdir(f)}
+def _source_folders(sealed: Iterable[str], roots: Iterable[str]) -> set[str]:
+    return {f for f in {*map(os.path.dirname, sealed), *roots} if os.path.isdir(f)}
 
 
 def _folders(paths: Iterable[str]) -> set[str]:
     return {path.rpartition("/")[0] for path in paths}
-
-
-def _above(files: Iterable[Iterable[str]]) -> set[str]:
-    """Every folder that a file lies below."""
-    found: set[str] = set()
-    for folder in {f for paths in files for f in _folders(paths)}:
-        while folder not in found:
-            found.add(folder)
-            folder = folder.rpartition("/")[0]
-    return found
 
 
 def _mtime(path: str) -> int:

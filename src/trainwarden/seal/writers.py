@@ -122,12 +122,9 @@ class Writers:
         poll = select.poll()
         poll.register(self._group, select.POLLIN)
         poll.register(self._wake[0], select.POLLIN)
-        ending = False
-        while not ending:
-            ending = any(fd == self._wake[0] for fd, _ in poll.poll())
+        while all(fd != self._wake[0] for fd, _ in poll.poll()):  # who closes has asked what he wanted to know
             try:
-                while data := os.read(self._group, _BUFFER):
-                    self._events(data)
+                self._events(os.read(self._group, _BUFFER))
             except OSError:
                 continue  # nothing more now, or an event that the kernel could not make
 

@@ -4,7 +4,10 @@ Rules
 -----
 * Asked by every Python process before it imports torch. The answer comes from a comparison of the disk with the
   seal that is at most `FRESH_SECONDS` old, so that all ranks of one start share it, and from what the watch on
-  the files saw since. An edit between the answer and the import is not prevented; the watch tells of it.
+  the files saw until now. An edit between the answer and the import is not prevented; the watch tells of it.
+* The walk that made the seal is such a comparison of the environment if the watch missed nothing since it began
+  (`seal.walked` says why); its age counts from then. Code and data are compared once more: not all of their folders
+  are watched.
 * Under the policy `refuse`, a changed environment file stops the start, and so does an environment that cannot be
   checked. Changed code and data are told and never refused: people edit their code while it trains.
 * In a clean room a change of what the room covers is told and no reason to refuse: the process does not see it. A
@@ -26,6 +29,7 @@ import msgspec
 
 from trainwarden.errors import TrainWardenError
 from trainwarden.model import Confidence, FileChanged, Finding, Gap, Severity, Writer
+from trainwarden.seal.check import KINDS
 from trainwarden.seal.manifest import path_real
 from trainwarden.store import Store
 from trainwarden.supervise.ledger import Ledger
@@ -44,14 +48,23 @@ class Room(Protocol):
     def trouble(self) -> str: ...
 
 
+class Watch(Protocol):
+    """The watch on the sealed files (`seal.watch.FileWatch`)."""
+
+    @property
+    def since(self) -> float: ...
+
+    def settle(self) -> None: ...
+
+
 class EnvironmentGuard:
-    """Knows which sealed files differ now. `check` compares the whole disk, `changed` is told by the watch."""
+    """Knows which sealed files differ now: `begin` and `check` compare the disk, `changed` is told by the watch."""
 
     def __init__(
         self,
         store: Store,
         ledger: Ledger,
-        check: Callable[[], Sequence[FileChanged]],
+        check: Callable[[Sequence[str]], Sequence[FileChanged]],
         *,
         refuse: bool,
         shelter: Room | None = None,
@@ -65,6 +78,7 @@ class EnvironmentGuard:
         self._checking = threading.Lock()
         self._lock = threading.Lock()
         self._checked_at = float("-inf")
+        self._watch: Watch | None = None
         self._current: dict[str, FileChanged] = {}
         self._indexes: dict[tuple[str, str], int] = {}
         self._told: dict[str, tuple[int, float]] = {}  # code and data: path → contents logged, when last
@@ -96,6 +110,19 @@ class EnvironmentGuard:
         self._told[change.path] = times + 1, time.monotonic()
         return False
 
+    def begin(self, watch: Watch) -> None:
+        """The first comparison, with the watch set. Of the environment, its seal's own walk may be one.
+
+        Raises:
+            TrainWardenError: the comparison is not possible.
+        """
+        self._watch = watch
+        watch.settle()
+        if self._is_fresh(watch.since):
+            self._compare(("code", "data"))
+            self._checked_at = watch.since
+        self.check()
+
     def check(self) -> None:
         """Compare the disk with the seal, unless that was just done.
 
@@ -103,21 +130,29 @@ class EnvironmentGuard:
             TrainWardenError: the comparison is not possible.
         """
         with self._checking:
-            if time.monotonic() - self._checked_at < self._fresh_seconds:
-                return
-            with self._lock:
-                before = dict(self._current)
-            found = {change.path: change for change in self._check()}
-            with self._lock:  # what the watch told meanwhile stays
-                for path in [p for p, change in self._current.items() if before.get(p) is change]:
+            if not self._is_fresh(self._checked_at):
+                self._compare(KINDS)
+                self._checked_at = time.monotonic()
+
+    def _is_fresh(self, at: float) -> bool:
+        return time.monotonic() - at < self._fresh_seconds
+
+    def _compare(self, kinds: Sequence[str]) -> None:
+        with self._lock:
+            before = {path: change for path, change in self._current.items() if change.kind in kinds}
+        found = {change.path: change for change in self._check(kinds)}
+        with self._lock:  # what the watch told meanwhile stays
+            for path, change in before.items():
+                if self._current.get(path) is change:
                     del self._current[path]
-            for change in found.values():
-                self.changed(change)
-            self._checked_at = time.monotonic()
+        for change in found.values():
+            self.changed(change)
 
     def may_start(self) -> str:
         """Why a process may not start now; empty when it may."""
         try:
+            if self._watch is not None:
+                self._watch.settle()
             self.check()
         except TrainWardenError as e:
             reason = f"the environment could not be compared with the seal: {e}"

@@ -2,9 +2,10 @@
 
 Rules
 -----
-* The order of a start: seal → log (first entry `Sealed`) → watch on the sealed files → comparison with the
-  seal → socket → command. So no change between sealing and the first import goes unseen, and under the policy
-  `refuse` the command is not started in an environment that has changed since.
+* The order of a start: watch on each folder as it is sealed → log (first entry `Sealed`) → what the watch tells, and
+  what it cannot tell, compared with the seal → socket → command (`seal.walked` says why one walk is enough). So no
+  change between sealing and the first import goes unseen, and under the policy `refuse` the command is not started in
+  an environment that has changed since.
 * The supervisor alone writes the log, and closes it whatever the command does. When the supervisor itself is
   killed, training goes on unrecorded; the log then verifies up to its last signed head and has no `RunEnded`.
 * Threads other than the caller's are started with our signals blocked; the caller's thread collects them.
@@ -55,7 +56,9 @@ from trainwarden.seal.cache import Progress
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
+from trainwarden.seal.inotify import Folders
 from trainwarden.seal.seal import seal_command, write_seal
+from trainwarden.seal.walked import SealWalk
 from trainwarden.seal.watch import FileWatch
 from trainwarden.seal.writers import Writers
 from trainwarden.store import RunDir, Store
@@ -147,7 +150,10 @@ def supervise(
     if target is not None:
         limits_of(config.log)
         SigningKey.load(Path(target.host_key) if target.host_key else None)
-    sealed, approved = _in_quiet_thread(lambda: _admitted(store, command, config, key, progress, start_checkpoint))
+    seen = SealWalk(Folders())
+    sealed, approved = _in_quiet_thread(
+        lambda: _admitted(store, command, config, key, progress, start_checkpoint, seen)
+    )
     approve(sealed)
     shelter = _in_quiet_thread(lambda: Shelter.build(store, sealed, command)) if clean_room else None
     known = KnownFiles(_saved_in(store, parent)) if parent else KnownFiles()
@@ -173,7 +179,15 @@ def supervise(
                     ledger.submit(approved)
                 refused = _notices(on_event)
                 guarded = _Guarded(
-                    store, run, config, sealed, ledger, known, lambda why: refused(f"not started: {why}", ""), shelter
+                    store,
+                    run,
+                    config,
+                    sealed,
+                    seen,
+                    ledger,
+                    known,
+                    lambda why: refused(f"not started: {why}", ""),
+                    shelter,
                 )
                 on_event(Started(run.id, sealed))
                 if shelter is not None:
@@ -220,11 +234,12 @@ def _admitted(
     key: SigningKey,
     progress: Progress | None,
     start_checkpoint: str,
+    walk: SealWalk,
 ) -> tuple[SignedSeal, Approved | None]:
     """The seal to run under: a new one, or where policy demands approvals the one that has them."""
     policy = policy_for(store, config.seal)
     sealed = seal_command(
-        store, command, config, key, progress=progress, start_checkpoint=start_checkpoint, approval=policy
+        store, command, config, key, progress=progress, start_checkpoint=start_checkpoint, approval=policy, walk=walk
     )
     return admit(store, sealed, key)
 
@@ -242,6 +257,7 @@ class _Guarded:
         run: RunDir,
         config: Config,
         sealed: SignedSeal,
+        walk: SealWalk,
         ledger: Ledger,
         known: KnownFiles,
         on_refusal: Callable[[str], None] = lambda _: None,
@@ -249,7 +265,7 @@ class _Guarded:
     ) -> None:
         self._on_refusal = on_refusal
         self._store, self._run, self._config, self._sealed, self._ledger = store, run, config, sealed, ledger
-        self._shelter = shelter
+        self._walk, self._shelter = walk, shelter
         self._child: Child | None = None
         self._key = private.new_digest_key(run.private)
         self._reaper = Reaper()
@@ -271,7 +287,7 @@ class _Guarded:
         self._guard = EnvironmentGuard(
             store,
             ledger,
-            lambda: check_seal(store, sealed),
+            lambda kinds: check_seal(store, sealed, kinds, walk=walk),
             refuse=config.policy.environment_changed == "refuse",
             writer=self._writers.of,
             shelter=shelter,
@@ -293,6 +309,7 @@ class _Guarded:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tw-", dir="/tmp")))
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
+            self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
             child = self._child = self._start(command, server.path, mask)
             if self._shelter is not None:
                 self._shelter.entered(child.pid, self._ledger.submit)
@@ -325,8 +342,8 @@ class _Guarded:
             self._child.stop()
 
     def _watch_files(self, stack: ExitStack) -> None:
-        """The watch starts before the first comparison, and looks at everything once more at the end."""
-        watch = FileWatch(self._store, self._sealed, self._guard.changed)
+        """The watch is set before the first comparison, and looks at everything once more at the end."""
+        watch = FileWatch(self._store, self._sealed, self._guard.changed, seen=self._walk)
 
         def stop() -> None:
             watch.stop()
@@ -337,7 +354,7 @@ class _Guarded:
         stack.callback(stop)
         self._writers.start(watch.folders)
         watch.start()
-        self._guard.check()
+        self._guard.begin(watch)
 
     def _gap(self, reason: str) -> None:
         self._ledger.submit(Gap(attempt=-1, rank=-1, step=-1, reason=reason))

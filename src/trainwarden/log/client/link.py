@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import msgspec
-import urllib3
 
 from trainwarden.errors import LogUnreachable, UsageError
 from trainwarden.log.merkle import HASH_SIZE
@@ -57,6 +56,9 @@ class HttpTransport:
     def __init__(
         self, connect: float = _CONNECT_SECONDS, read: float = _READ_SECONDS, whole: float = _WHOLE_SECONDS
     ) -> None:
+        import urllib3  # here, as below: a run without a log server need not wait for it
+
+        self._errors = (urllib3.exceptions.HTTPError, OSError, ValueError)
         self._whole = whole
         self._pool = urllib3.PoolManager(maxsize=1, retries=False, timeout=urllib3.Timeout(connect=connect, read=read))
 
@@ -67,7 +69,7 @@ class HttpTransport:
             response = self._pool.request(
                 method, url, body=body or None, headers=dict(headers), redirect=False, preload_content=False
             )
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+        except self._errors as e:
             raise _unreachable(url, e) from e
         whole = False
         try:
@@ -85,7 +87,7 @@ class HttpTransport:
                 raise LogUnreachable(f"{url} announces {announced} bytes and sends {size}")
             whole = True
             return Reply(response.status, b"".join(parts), {k.lower(): v for k, v in response.headers.items()})
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as e:
+        except self._errors as e:
             raise _unreachable(url, e) from e
         finally:
             if whole:
@@ -150,9 +152,12 @@ def check_url(url: str) -> None:
     Raises:
         UsageError: it has no scheme http or https, or no host, or more than a path.
     """
+    from urllib3.exceptions import LocationParseError
+    from urllib3.util import parse_url
+
     try:
-        parsed = urllib3.util.parse_url(url)
-    except urllib3.exceptions.LocationParseError:
+        parsed = parse_url(url)
+    except LocationParseError:
         parsed = None
     if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host or parsed.query or parsed.auth:
         raise UsageError(f"{url[:200]!r} is no log server's address", hint="http://NAME:PORT or https://NAME")
