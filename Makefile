@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CHROMIUM := /usr/bin/chromium
-PIP_INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-input --root-user-action ignore
+PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-version-check --no-input --root-user-action ignore
 APT_INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 

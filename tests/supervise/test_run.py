@@ -257,3 +257,18 @@ def test_a_closed_stderr_does_not_end_the_recording(place: Place, job: Path) -> 
     os.close(write)
     assert b"bye 3" in done.stdout
     assert done.returncode == 0
+
+
+def test_an_environment_in_which_nothing_could_be_recorded_is_told_before_the_start(
+    place: Place, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = tmp_path / "library"
+    (library / "torch").mkdir(parents=True)
+    (library / "torch" / "__init__.py").touch()
+    monkeypatch.setattr(place, "env", lambda env=place.env: env() | {"PYTHONPATH": str(library)})
+    ended = place.run(job, str(place.python), "-c", "open('started', 'w')")
+    assert ended.code == 3
+    assert "has torch and lacks numpy, safetensors: nothing could be recorded" in ended.err
+    assert f"hint: {place.python} -m pip install numpy safetensors" in ended.err
+    assert not (job / "started").exists()
+    assert ended.run_id == ""

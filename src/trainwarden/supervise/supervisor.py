@@ -53,7 +53,7 @@ from trainwarden.model import (
     decode_entry,
 )
 from trainwarden.seal.cache import Progress
-from trainwarden.seal.check import KINDS, check_seal, expected
+from trainwarden.seal.check import KINDS, check_seal, expected, roots_of
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
 from trainwarden.seal.inotify import Folders
@@ -68,6 +68,7 @@ from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
 from trainwarden.supervise.ledger import Ledger, NoWatcher, Watcher
 from trainwarden.supervise.mappings import ProcessDesk
+from trainwarden.supervise.needs import require_recorder
 from trainwarden.supervise.process import Child, Reaper, become_subreaper, block_signals
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.session import Session, Shared
@@ -241,7 +242,12 @@ def _admitted(
     sealed = seal_command(
         store, command, config, key, progress=progress, start_checkpoint=start_checkpoint, approval=policy, walk=walk
     )
-    return admit(store, sealed, key)
+    admitted = admit(store, sealed, key)
+    seal = admitted[0].seal
+    walked = walk.of(seal.environment)
+    files = walked.items if walked else expected(store, seal, "environment").files
+    require_recorder(roots_of(seal, "environment"), files, seal.interpreter)
+    return admitted
 
 
 def _end(ledger: Ledger, code: int) -> bool:
