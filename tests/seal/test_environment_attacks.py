@@ -101,7 +101,7 @@ def guard(site: Site, log: list[Entry]) -> EnvironmentGuard:
     return EnvironmentGuard(
         site.store,
         Ledger(log),
-        lambda: check_seal(site.store, site.seal),
+        lambda kinds: check_seal(site.store, site.seal, kinds),
         refuse=True,
         writer=lambda _: writer,  # type: ignore[arg-type]
     )

@@ -123,6 +123,7 @@ class Guarded:
         )
         patch = self._monkeypatch.setattr
         patch(supervisor, "seal_command", lambda *a, **k: SignedSeal(seal=seal, digest="0" * 64))
+        patch(supervisor, "require_recorder", lambda *a: None)
         patch(supervisor, "FileWatch", _NoWatch)
         patch(supervisor, "check_seal", lambda *a, **k: [])
         patch(supervisor, "sealed_paths", lambda *a: lambda path: True)

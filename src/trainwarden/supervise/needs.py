@@ -11,26 +11,36 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from trainwarden.errors import UsageError
+from trainwarden.model import Seal
+from trainwarden.seal.check import expected, roots_of
+from trainwarden.seal.walked import SealWalk
+from trainwarden.store import Store
 
 RECORDER_NEEDS = ("blake3", "msgspec", "numpy", "safetensors")  # numpy: safetensors writes torch's tensors with it
 
 
-def require_recorder(roots: Iterable[str], files: Collection[str], interpreter: str) -> None:
-    """Check that an environment's sealed `files` (absolute paths) below its import `roots` let the recorder work.
+def require_recorder(store: Store, seal: Seal, walk: SealWalk) -> None:
+    """Check that the recorder can work in the sealed environment; `walk` is the one that may have made the seal.
 
     Raises:
         UsageError: torch is there, and something that the recorder needs is not.
+        SealBroken, StoreError, StoreTampered: the seal's manifest cannot be had.
     """
+    walked = walk.of(seal.environment)
+    files = walked.items if walked else expected(store, seal, "environment").files
+    if missing := lacking(roots_of(seal, "environment"), files):
+        raise UsageError(
+            f"the environment of {seal.interpreter} has torch and lacks {', '.join(missing)}: "
+            "nothing could be recorded",
+            hint=f"{seal.interpreter} -m pip install {' '.join(missing)}",
+        )
+
+
+def lacking(roots: Iterable[str], files: Collection[str]) -> tuple[str, ...]:
+    """What the recorder needs and an environment with torch has not, of its `files` below its import `roots`."""
     roots = tuple(roots)
 
     def there(name: str) -> bool:
         return any(f"{root}/{name}/__init__.py" in files for root in roots)
 
-    if not there("torch"):
-        return
-    missing = [name for name in RECORDER_NEEDS if not there(name)]
-    if missing:
-        raise UsageError(
-            f"the environment of {interpreter} has torch and lacks {', '.join(missing)}: nothing could be recorded",
-            hint=f"{interpreter} -m pip install {' '.join(missing)}",
-        )
+    return tuple(name for name in RECORDER_NEEDS if not there(name)) if there("torch") else ()

@@ -53,7 +53,7 @@ from trainwarden.model import (
     decode_entry,
 )
 from trainwarden.seal.cache import Progress
-from trainwarden.seal.check import KINDS, check_seal, expected, roots_of
+from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
 from trainwarden.seal.inotify import Folders
@@ -243,10 +243,7 @@ def _admitted(
         store, command, config, key, progress=progress, start_checkpoint=start_checkpoint, approval=policy, walk=walk
     )
     admitted = admit(store, sealed, key)
-    seal = admitted[0].seal
-    walked = walk.of(seal.environment)
-    files = walked.items if walked else expected(store, seal, "environment").files
-    require_recorder(roots_of(seal, "environment"), files, seal.interpreter)
+    require_recorder(store, admitted[0].seal, walk)
     return admitted
 
 
