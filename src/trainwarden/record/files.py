@@ -44,7 +44,7 @@ def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[
             if flush is not None:
                 flush()
             state = args[0] if args else kwargs.get("obj", kwargs.get("tensors"))
-            recorder.guarded("save", lambda: recorder.saved(path, kind, state))
+            recorder.guarded("save", lambda: recorder.files.saved(path, kind, state))
         return result
 
     return wrapper
@@ -69,7 +69,7 @@ def _renamer(function: Callable[..., Any]) -> Callable[..., Any]:
         recorder = _state["recorder"]
         if recorder.optimizers and not kwargs:
             source, target = (os.path.abspath(os.fsdecode(p)) for p in (src, dst))
-            recorder.guarded("rename", lambda: recorder.renamed(source, target))
+            recorder.guarded("rename", lambda: recorder.files.renamed(source, target))
         return result
 
     return wrapper

@@ -10,7 +10,6 @@ Rules
 from __future__ import annotations
 
 import atexit
-import collections
 import itertools
 import os
 import sys
@@ -19,38 +18,28 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import blake3
 import torch
 
 from trainwarden import codeform, wire
 from trainwarden.model import BUFFERS, Detail, Numerics, Stage, StepRecord
-from trainwarden.record import birth, entropy, rng, snapshot, stages
+from trainwarden.record import birth, entropy, rng, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
 from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
-from trainwarden.record.folders import companions, kind_of
 from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
+from trainwarden.record.saving import SavedFiles
+from trainwarden.record.snapshots import Snapshots
 
 T = TypeVar("T")
 
 CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
 FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
-FULL_SNAPSHOTS_KEPT = 8
-LEFT_KEPT = 8  # steps whose weights are remembered by digest, for files that are written beside training
-
-
-class Save(NamedTuple):
-    """What a state file holds: steps done, the last record before it (−1: not known), the complement beside it."""
-
-    kind: str
-    step: int
-    weights_seq: int
-    sidecar: str
 
 
 class Gathered:
@@ -97,13 +86,9 @@ class Recorder:
         self._pid = os.getpid()
         self._early: list[wire.Message] = []
         self._opened: set[str] = set()
-        self._saved: dict[str, Save] = {}  # by path
-        self._left: collections.deque[tuple[int, int, list[bytes]]] = collections.deque(maxlen=LEFT_KEPT)
-        self._trainer = 0  # the thread that moves the optimizers
-        self._sidecar = -1, ""  # steps done, path below the run's folder
-        self._recent: collections.deque[tuple[int, dict[str, Any]]] = collections.deque(maxlen=4)
-        self._marks_seen = 0
-        self._checkpoint_folders: dict[str, float] = {}
+        self.trainer = 0  # the thread that moves the optimizers
+        self.snapshots = Snapshots(self)
+        self.files = SavedFiles(self, self.snapshots)
         self._sampled: list[Any] = []
         self._last_wall = time.time_ns()
         self._last_cpu = time.process_time_ns()
@@ -128,9 +113,10 @@ class Recorder:
 
     def gap(self, reason: str) -> None:
         """Say that something was not recorded."""
-        self._tell(wire.Missed(step=self.step, reason=reason[:2000]))
+        self.tell(wire.Missed(step=self.step, reason=reason[:2000]))
 
-    def _tell(self, message: wire.Message) -> None:
+    def tell(self, message: wire.Message) -> None:
+        """Send a message to the watcher, now or when this process has joined."""
         if self.link is not None:
             self.link.tell(message)
         elif len(self._early) < 1000:
@@ -169,8 +155,8 @@ class Recorder:
     def leave(self) -> None:
         """Say goodbye and wait until the watcher has made everything durable."""
         if self.link is not None and os.getpid() == self._pid:
-            self.tell_companions()
-            self.guarded("leaving", self.follow_marks)
+            self.files.tell_companions()
+            self.guarded("leaving", self.snapshots.follow_marks)
             self.guarded("code", self.look_at_code)
             self.link.goodbye(self.seq - 1, timeout=30)
 
@@ -296,9 +282,9 @@ class Recorder:
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         """An optimizer is about to move its parameters."""
-        self._trainer = threading.get_ident()
-        self.tell_companions()
-        self.follow_marks()
+        self.trainer = threading.get_ident()
+        self.files.tell_companions()
+        self.snapshots.follow_marks()
         self.look_if_due()
         self.next_step(optimizer)
         if any(id(p) not in self.names for p in stages.parameters(optimizer)):
@@ -314,7 +300,7 @@ class Recorder:
         self.note_layout()
         record = self.make_record(optimizer, index, details, skipped)
         seen = {stage: d for stage, d in details.items() if isinstance(d, Detail)}
-        self._tell(wire.Step(record=record, details=seen))
+        self.tell(wire.Step(record=record, details=seen))
         self.seq += 1
         self.gathered = Gathered()
         for handle in self._sampled:
@@ -323,6 +309,12 @@ class Recorder:
         if index >= self.last_of_step or len(self.optimizers) == 1:
             self.last_of_step = index
             self.boundary()
+
+    def boundary(self) -> None:
+        """A step is complete on this rank."""
+        self.snapshots.boundary()
+        live = (self.last_weights[i] for i in self.optimizers.values() if i in self.last_weights)
+        self.files.left([d for _, digests, _ in live for d in digests])
 
     def look_if_due(self) -> None:
         """Before the first step and some of the others: tell what code is in memory."""
@@ -335,68 +327,13 @@ class Recorder:
         """Tell what is new of the code in this process."""
         if self.joined is not None and self.joined.code_every > 0:
             roots = [r for ref in self.roots if (r := ref()) is not None]
-            self._tell(self.code.look(self.done, self.optimizers, roots, self.loaders.all()))
+            self.tell(self.code.look(self.done, self.optimizers, roots, self.loaders.all()))
 
     def scaler_stepped(self, optimizer: torch.optim.Optimizer, seq_before: int) -> None:
         """A gradient scaler's step returned; when no update came of it, the step was skipped."""
         if self.seq == seq_before:
             self.before_update(optimizer, closure=False)
             self.after_update(optimizer, skipped=True)
-
-    def saved(self, path: str, kind: str, state: Any = None) -> None:
-        """A state file was written, with `state` in it."""
-        trains_here = self._trainer in (0, threading.get_ident())
-        self._tell_saved(path, self._save_now(kind) if trains_here else self._save_of(path, kind, state))
-        self._checkpoint_folders.setdefault(os.path.dirname(path), time.time() - 1)
-
-    def tell_companions(self) -> None:
-        """Tell of what else the folders hold that state files were written to: the rest of a checkpoint."""
-        folders, self._checkpoint_folders = self._checkpoint_folders, {}
-        for folder, since in folders.items():
-            for path in companions(folder, since):
-                if path not in self._saved:
-                    self._tell_saved(path, self._save_now(kind_of(path)))
-
-    def _save_now(self, kind: str) -> Save:
-        return Save(kind, self.done, self.seq - 1, self.write_sidecar())
-
-    def _save_of(self, path: str, kind: str, state: Any) -> Save:
-        """What a file holds that another thread than the training one wrote: the step that left its weights."""
-        held = {tensor_digest(self.key, t) for _, t in stages.tensors_in(state)}
-        for done, seq, digests in reversed(list(self._left)):
-            if digests and held.issuperset(digests):
-                complement = dict(self._recent).get(done)
-                return Save(kind, done, seq, self._write_side(done, complement) if complement else "")
-        self.gap(f"{path} was written beside training, and holds the weights of none of the last {LEFT_KEPT} steps")
-        return Save(kind, self.done, -1, "")
-
-    def _tell_saved(self, path: str, save: Save, renamed_from: str = "") -> None:
-        self._saved[path] = save
-        self._tell(
-            wire.Saved(
-                path=path,
-                step=save.step,
-                format=save.kind,
-                weights_seq=save.weights_seq,
-                renamed_from=renamed_from,
-                sidecar=save.sidecar,
-                identity=_identity(path),
-            )
-        )
-
-    def renamed(self, source: str, target: str) -> None:
-        """A file or folder was renamed: the state files at or below it have new paths, and their companions too."""
-        inside = source + os.sep
-        for path in [p for p in self._saved if p == source or p.startswith(inside)]:
-            save = self._saved.pop(path)  # of the step that it was written at, not of this one
-            self._tell_saved(target + path[len(source) :], save, renamed_from=path)
-        for folder in [f for f in self._checkpoint_folders if f == source or f.startswith(inside)]:
-            since = self._checkpoint_folders.pop(folder)
-            new = target + folder[len(source) :]
-            for path in companions(new, since):
-                if path not in self._saved:
-                    old = os.path.join(folder, os.path.basename(path))
-                    self._tell_saved(path, self._save_now(kind_of(path)), renamed_from=old)
 
     def loaded(self, path: str) -> None:
         """A state file is about to be read; the watcher learns of it before any step that follows."""
@@ -410,7 +347,7 @@ class Recorder:
         """A file outside environment and code was opened for reading."""
         if path not in self._opened and len(self._opened) < 1000:
             self._opened.add(path)
-            self._tell(wire.Opened(path=path))
+            self.tell(wire.Opened(path=path))
 
     # ------------------------------------------------------------------ making a record
 
@@ -541,94 +478,6 @@ class Recorder:
         layout = [[self.names.get(i, "?") for i in buckets[b]] for b in sorted(buckets)]
         if not self.layouts or self.layouts[-1][1] != layout:
             self.layouts.append((self.step, layout))
-
-    # ------------------------------------------------------------------ snapshots
-
-    def boundary(self) -> None:
-        """A step is complete on this rank."""
-        every = self.joined.snapshot_every if self.joined else 0
-        # In pairs: a script that fetches a batch one step ahead is put into two states in a row.
-        if every > 0 and self.done >= every and self.done % every in (0, 1):
-            self.write_full_snapshot()
-        self._recent.append((self.done, self.complement()))
-        live = (self.last_weights[i] for i in self.optimizers.values() if i in self.last_weights)
-        self._left.append((self.done, self.seq - 1, [d for _, digests, _ in live for d in digests]))
-        self.follow_marks()
-
-    def follow_marks(self) -> None:
-        """Write this rank's complement for steps at which another rank has saved a checkpoint."""
-        if self.world < 2 or self.joined is None:
-            return
-        marks = self.folder.parent / f"marks-a{self.joined.attempt}"
-        try:
-            changed = marks.stat().st_mtime_ns
-        except FileNotFoundError:
-            return
-        if changed == self._marks_seen:
-            return
-        self._marks_seen = changed
-        marked = {int(name) for name in os.listdir(marks)}
-        for done, complement in self._recent:
-            path = self.folder / f"side-{done:08d}.safetensors"
-            if done in marked and not path.exists():
-                snapshot.write(path, complement)
-
-    def complement(self) -> dict[str, Any]:
-        """What lies outside model and optimizer: generators, loaders, scalers, layouts."""
-        return {
-            "done": self.done,
-            "rng": rng.states(),
-            "loaders": self.loaders.state(),
-            "epochs": [{"loader": b["loader"], "epoch": b["epoch"]} for b in self.loaders.begins],
-            "scalers": [s.state_dict() for s in self.scalers],
-            "layouts": self.layouts,
-            "hyper": [stages.settings(o) for o in self.optimizers],
-        }
-
-    def write_sidecar(self) -> str:
-        """Write the complement beside a checkpoint of the script's own; its path below the run's folder."""
-        if self.joined is None:
-            return ""
-        if self._sidecar[0] != self.done:
-            self._sidecar = self.done, self._write_side(self.done, self.complement())
-        return self._sidecar[1]
-
-    def _write_side(self, done: int, complement: dict[str, Any]) -> str:
-        if self.joined is None:
-            return ""
-        path = self.folder / f"side-{done:08d}.safetensors"
-        snapshot.write(path, complement)
-        if self.world > 1:
-            marks = self.folder.parent / f"marks-a{self.joined.attempt}"
-            marks.mkdir(parents=True, exist_ok=True)
-            (marks / str(done)).touch()
-        return str(path.relative_to(self.joined.run_dir))
-
-    def write_full_snapshot(self) -> None:
-        """Write everything needed to put another process of this script into this state."""
-        snapshot.write(self.folder / f"full-{self.done:08d}.safetensors", self.complement() | self.full_state())
-        for old in sorted(self.folder.glob("full-*.safetensors"))[:-FULL_SNAPSHOTS_KEPT]:
-            old.unlink()
-
-    def full_state(self) -> dict[str, Any]:
-        """Parameters, buffers and optimizer state by name; left to rank 0 where DDP keeps replicas."""
-        if self.rank and self.layouts:
-            return {}
-        roots = [r for ref in self.roots if (r := ref()) is not None]
-        return {
-            "weights": {n: t for o in self.optimizers for n, t in stages.weights(o, self.names)},
-            "buffers": dict(naming.buffers(roots)),
-            "state": {str(i): dict(stages.optimizer_state(o, self.names)) for o, i in self.optimizers.items()},
-        }
-
-
-def _identity(path: str) -> tuple[int, int, int]:
-    """Inode, size and mtime of a file, by which the watcher knows whether it reads these bytes."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return 0, 0, 0
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _shares(sizes: list[int]) -> list[range]:

@@ -1,0 +1,115 @@
+"""State files that a script writes: told to the watcher with the step that they hold, whatever they are called later.
+
+Rules
+-----
+* A file is of the step at which the training thread wrote it. What another thread writes holds the weights of the
+  step that left them; where none of the last `LEFT_KEPT` did, that is a gap.
+* A rename keeps the step. What else lies in the folder of a state file belongs to it (`folders.companions`).
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trainwarden import wire
+from trainwarden.record import stages
+from trainwarden.record.fingerprint import tensor_digest
+from trainwarden.record.folders import companions, kind_of
+from trainwarden.record.snapshots import Snapshots
+
+if TYPE_CHECKING:
+    from trainwarden.record.recorder import Recorder
+
+LEFT_KEPT = 8  # steps whose weights are remembered by digest, for files that are written beside training
+
+
+class Save(NamedTuple):
+    """What a state file holds: steps done, the last record before it (−1: not known), the complement beside it."""
+
+    kind: str
+    step: int
+    weights_seq: int
+    sidecar: str
+
+
+class SavedFiles:
+    """The state files of one rank."""
+
+    def __init__(self, recorder: Recorder, snapshots: Snapshots) -> None:
+        self._recorder, self._snapshots = recorder, snapshots
+        self._saved: dict[str, Save] = {}  # by path
+        self._left: collections.deque[tuple[int, int, list[bytes]]] = collections.deque(maxlen=LEFT_KEPT)
+        self._folders: dict[str, float] = {}
+
+    def left(self, weights: list[bytes]) -> None:
+        """A step is complete, and left these weights."""
+        self._left.append((self._recorder.done, self._recorder.seq - 1, weights))
+
+    def saved(self, path: str, kind: str, state: Any = None) -> None:
+        """A state file was written, with `state` in it."""
+        trains_here = self._recorder.trainer in (0, threading.get_ident())
+        self._tell_saved(path, self._save_now(kind) if trains_here else self._save_of(path, kind, state))
+        self._folders.setdefault(os.path.dirname(path), time.time() - 1)
+
+    def tell_companions(self) -> None:
+        """Tell of what else the folders hold that state files were written to: the rest of a checkpoint."""
+        folders, self._folders = self._folders, {}
+        for folder, since in folders.items():
+            for path in companions(folder, since):
+                if path not in self._saved:
+                    self._tell_saved(path, self._save_now(kind_of(path)))
+
+    def _save_now(self, kind: str) -> Save:
+        return Save(kind, self._recorder.done, self._recorder.seq - 1, self._snapshots.beside())
+
+    def _save_of(self, path: str, kind: str, state: Any) -> Save:
+        """What a file holds that another thread than the training one wrote: the step that left its weights."""
+        held = {tensor_digest(self._recorder.key, t) for _, t in stages.tensors_in(state)}
+        for done, seq, digests in reversed(list(self._left)):
+            if digests and held.issuperset(digests):
+                return Save(kind, done, seq, self._snapshots.beside_earlier(done))
+        self._recorder.gap(
+            f"{path} was written beside training, and holds the weights of none of the last {LEFT_KEPT} steps"
+        )
+        return Save(kind, self._recorder.done, -1, "")
+
+    def _tell_saved(self, path: str, save: Save, renamed_from: str = "") -> None:
+        self._saved[path] = save
+        self._recorder.tell(
+            wire.Saved(
+                path=path,
+                step=save.step,
+                format=save.kind,
+                weights_seq=save.weights_seq,
+                renamed_from=renamed_from,
+                sidecar=save.sidecar,
+                identity=_identity(path),
+            )
+        )
+
+    def renamed(self, source: str, target: str) -> None:
+        """A file or folder was renamed: the state files at or below it have new paths, and their companions too."""
+        inside = source + os.sep
+        for path in [p for p in self._saved if p == source or p.startswith(inside)]:
+            save = self._saved.pop(path)  # of the step that it was written at, not of this one
+            self._tell_saved(target + path[len(source) :], save, renamed_from=path)
+        for folder in [f for f in self._folders if f == source or f.startswith(inside)]:
+            since = self._folders.pop(folder)
+            new = target + folder[len(source) :]
+            for path in companions(new, since):
+                if path not in self._saved:
+                    old = os.path.join(folder, os.path.basename(path))
+                    self._tell_saved(path, self._save_now(kind_of(path)), renamed_from=old)
+
+
+def _identity(path: str) -> tuple[int, int, int]:
+    """Inode, size and mtime of a file, by which the watcher knows whether it reads these bytes."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,120 @@
+"""What a script's own checkpoint may lack, written beside it, and now and then all state, for replays.
+
+Rules
+-----
+* The complement is what lies outside model and optimizer: generators, loaders, scalers, layouts, settings. The last
+  few are kept in memory: another rank may save a checkpoint of a step that this one has left already, and says so
+  by a mark in the run's folder.
+* Of full snapshots the newest `FULL_KEPT` are kept.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from typing import TYPE_CHECKING, Any
+
+from trainwarden.record import names as naming
+from trainwarden.record import rng, snapshot, stages
+
+if TYPE_CHECKING:
+    from trainwarden.record.recorder import Recorder
+
+FULL_KEPT = 8
+
+
+class Snapshots:
+    """The snapshots of one rank."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._beside = -1, ""  # steps done, path below the run's folder
+        self._recent: collections.deque[tuple[int, dict[str, Any]]] = collections.deque(maxlen=4)
+        self._marks_seen = 0
+
+    def boundary(self) -> None:
+        """A step is complete on this rank."""
+        every = self._recorder.joined.snapshot_every if self._recorder.joined else 0
+        # In pairs: a script that fetches a batch one step ahead is put into two states in a row.
+        if every > 0 and self._recorder.done >= every and self._recorder.done % every in (0, 1):
+            self._write_full()
+        self._recent.append((self._recorder.done, self.complement()))
+        self.follow_marks()
+
+    def follow_marks(self) -> None:
+        """Write this rank's complement for steps at which another rank has saved a checkpoint."""
+        if self._recorder.world < 2 or self._recorder.joined is None:
+            return
+        marks = self._recorder.folder.parent / f"marks-a{self._recorder.joined.attempt}"
+        try:
+            changed = marks.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if changed == self._marks_seen:
+            return
+        self._marks_seen = changed
+        marked = {int(name) for name in os.listdir(marks)}
+        for done, complement in self._recent:
+            path = self._recorder.folder / f"side-{done:08d}.safetensors"
+            if done in marked and not path.exists():
+                snapshot.write(path, complement)
+
+    def complement(self) -> dict[str, Any]:
+        """What lies outside model and optimizer: generators, loaders, scalers, layouts."""
+        return {
+            "done": self._recorder.done,
+            "rng": rng.states(),
+            "loaders": self._recorder.loaders.state(),
+            "epochs": [{"loader": b["loader"], "epoch": b["epoch"]} for b in self._recorder.loaders.begins],
+            "scalers": [s.state_dict() for s in self._recorder.scalers],
+            "layouts": self._recorder.layouts,
+            "hyper": [stages.settings(o) for o in self._recorder.optimizers],
+        }
+
+    def beside(self) -> str:
+        """Write the complement beside a checkpoint of the script's own; its path below the run's folder."""
+        if self._recorder.joined is None:
+            return ""
+        now = self._recorder.done
+        if self._beside[0] != now:
+            self._beside = now, self._write(now, self.complement())
+        return self._beside[1]
+
+    def beside_earlier(self, done: int) -> str:
+        """The same for a step kept from before, "" when it no longer is; any thread may ask."""
+        complement = dict(self._recent).get(done)
+        return self._write(done, complement) if complement else ""
+
+    def _write(self, done: int, complement: dict[str, Any]) -> str:
+        if self._recorder.joined is None:
+            return ""
+        path = self._recorder.folder / f"side-{done:08d}.safetensors"
+        snapshot.write(path, complement)
+        if self._recorder.world > 1:
+            marks = self._recorder.folder.parent / f"marks-a{self._recorder.joined.attempt}"
+            marks.mkdir(parents=True, exist_ok=True)
+            (marks / str(done)).touch()
+        return str(path.relative_to(self._recorder.joined.run_dir))
+
+    def _write_full(self) -> None:
+        """Write everything needed to put another process of this script into this state."""
+        snapshot.write(
+            self._recorder.folder / f"full-{self._recorder.done:08d}.safetensors",
+            self.complement() | self._full_state(),
+        )
+        for old in sorted(self._recorder.folder.glob("full-*.safetensors"))[:-FULL_KEPT]:
+            old.unlink()
+
+    def _full_state(self) -> dict[str, Any]:
+        """Parameters, buffers and optimizer state by name; left to rank 0 where DDP keeps replicas."""
+        if self._recorder.rank and self._recorder.layouts:
+            return {}
+        roots = [r for ref in self._recorder.roots if (r := ref()) is not None]
+        return {
+            "weights": {n: t for o in self._recorder.optimizers for n, t in stages.weights(o, self._recorder.names)},
+            "buffers": dict(naming.buffers(roots)),
+            "state": {
+                str(i): dict(stages.optimizer_state(o, self._recorder.names))
+                for o, i in self._recorder.optimizers.items()
+            },
+        }
