@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 CHROMIUM := /usr/bin/chromium
 PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-version-check --no-input --root-user-action ignore
-APT_INSTALL := apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
+APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .PHONY: demo test lint bench docs setup system
@@ -15,7 +15,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	@echo "setting up $(VENV): PyTorch and the pinned packages, once, a few minutes"
 	@test -x $(PY) || $(PYTHON) -c 'import ensurepip' 2>/dev/null || { $(CAN_APT) && \
-	  { $(APT_INSTALL) python3-venv; } </dev/null >/dev/null 2>&1; } || \
+	  { apt-get update -qq && $(APT_INSTALL) python3-venv; } </dev/null >/dev/null 2>&1; } || \
 	  { echo "error: $(PYTHON) cannot make virtual environments; hint: apt-get install python3-venv"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,server,test,lint]'
@@ -23,23 +23,27 @@ $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	@touch $(STAMP)
 
 # What only the tests need from the system; without it the tests that do are skipped, and say so.
+POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
+GO := { command -v go && ls /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog; } >/dev/null 2>&1
+GO_PACKAGES := golang-go golang-golang-x-mod-dev
+BROWSER_PACKAGES := chromium fonts-dejavu-core
+
 system:
-	@if [ ! -x $(CHROMIUM) ]; then \
-	  if $(CAN_APT); then \
-	    echo "installing chromium for the tests that open the report in a browser"; \
-	    { $(APT_INSTALL) chromium fonts-dejavu-core; } </dev/null >/dev/null 2>&1 || true; fi; \
-	  [ -x $(CHROMIUM) ] || echo "no $(CHROMIUM): tests/report/test_report_browser.py is skipped;" \
-	    "to run it: apt-get install chromium fonts-dejavu-core"; fi
-	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || \
-	  { $(CAN_APT) && { $(APT_INSTALL) postgresql; } </dev/null >/dev/null 2>&1; } || \
+	@set --; [ -x $(CHROMIUM) ] || set -- $(BROWSER_PACKAGES); $(POSTGRESQL) || set -- "$$@" postgresql; \
+	  command -v ip >/dev/null || set -- "$$@" iproute2; $(GO) || set -- "$$@" $(GO_PACKAGES); \
+	  command -v git >/dev/null || set -- "$$@" git; \
+	  if [ $$# -gt 0 ] && $(CAN_APT); then echo "installing what the tests need: $$*"; \
+	    apt-get update -qq </dev/null >/dev/null 2>&1 || true; \
+	    for package; do $(APT_INSTALL) "$$package" </dev/null >/dev/null 2>&1 || true; done; fi
+	@[ -x $(CHROMIUM) ] || echo "no $(CHROMIUM): tests/report/test_report_browser.py is skipped;" \
+	  "to run it: apt-get install $(BROWSER_PACKAGES)"
+	@$(POSTGRESQL) || \
 	  echo "no PostgreSQL: tests/log/server/test_run_index.py is skipped in part; to run it: apt-get install postgresql"
-	@command -v ip >/dev/null || { $(CAN_APT) && { $(APT_INSTALL) iproute2; } </dev/null >/dev/null 2>&1; } || \
+	@command -v ip >/dev/null || \
 	  echo "no ip: the test that cuts the network between two hosts is skipped; to run it: apt-get install iproute2"
-	@{ command -v go && ls /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog; } >/dev/null 2>&1 || \
-	  { $(CAN_APT) && { $(APT_INSTALL) golang-go golang-golang-x-mod-dev; } </dev/null >/dev/null 2>&1; } || \
-	  echo "no Go: the client of others that verifies our logs is skipped; to run it: apt-get install golang-go" \
-	  "golang-golang-x-mod-dev"
-	@command -v git >/dev/null || { $(CAN_APT) && { $(APT_INSTALL) git; } </dev/null >/dev/null 2>&1; } || \
+	@$(GO) || echo "no Go: the client of others that verifies our logs is skipped; to run it:" \
+	  "apt-get install $(GO_PACKAGES)"
+	@command -v git >/dev/null || \
 	  echo "no git: the tests that seal a repository fail; to run them: apt-get install git"
 
 demo: setup
