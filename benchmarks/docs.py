@@ -235,7 +235,7 @@ def _machine(result: Mapping[str, Any]) -> str:
 def _number(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,8 @@ for s in range(8):
 h = hashlib.sha256(m.weight.detach().numpy().tobytes()).hexdigest(); open("state.txt", "w").write(h)
 """
 
-# Two ranks that the script spawns itself, without a launcher.
+# Two ranks that the script spawns itself, without a launcher. PyTorch now and then aborts a rank 0 that has ended: no
+# matter here, and `mp.spawn` would raise.
 SPAWNED = """
 import hashlib, os, socket, torch, torch.distributed as dist, torch.multiprocessing as mp
 def work(r, port):
@@ -211,7 +212,7 @@ def work(r, port):
     dist.barrier(); dist.destroy_process_group()
 if __name__ == "__main__":
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    mp.spawn(work, (port,), nprocs=2)
+    [p.join() for p in mp.spawn(work, (port,), nprocs=2, join=False).processes]
 """
 
 # A model and its critic, which moves twice as often; the file evil.txt names a step of which the model's update is bad.

@@ -35,11 +35,13 @@ def install(torch: Any, recorder: Recorder) -> None:
 def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
         target = args[position] if len(args) > position else kwargs.get("f", kwargs.get("filename"))
         path = _path(target)
         recorder = _state["recorder"]
-        if path is not None and recorder.optimizers:
+        if path is None or not recorder.optimizers:
+            return function(*args, **kwargs)
+        with recorder.files.busy(path):
+            result = function(*args, **kwargs)
             flush = getattr(target, "flush", None)
             if flush is not None:
                 flush()
@@ -65,10 +67,14 @@ def _reader(function: Callable[..., Any]) -> Callable[..., Any]:
 def _renamer(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(src: Any, dst: Any, **kwargs: Any) -> Any:
-        result = function(src, dst, **kwargs)
         recorder = _state["recorder"]
-        if recorder.optimizers and not kwargs:
-            source, target = (os.path.abspath(os.fsdecode(p)) for p in (src, dst))
+        if kwargs or not recorder.optimizers:
+            return function(src, dst, **kwargs)
+        source, target = _path(src), _path(dst)
+        if source is None or target is None:
+            return function(src, dst)
+        with recorder.files.busy(source, target):
+            result = function(src, dst)
             recorder.guarded("rename", lambda: recorder.files.renamed(source, target))
         return result
 
@@ -79,7 +85,10 @@ def _path(target: Any) -> str | None:
     """The absolute path behind a path or an open file, None for anything else."""
     name = target if isinstance(target, str | bytes | os.PathLike) else getattr(target, "name", None)
     if isinstance(name, str | bytes | os.PathLike):
-        return os.path.abspath(os.fsdecode(name))
+        try:
+            return os.path.abspath(os.fsdecode(name))
+        except (OSError, TypeError):  # the current folder is gone, or a path that gives no path
+            return None
     return None
 
 

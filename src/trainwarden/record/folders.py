@@ -11,9 +11,16 @@ COMPANION_FILES = 64
 def companions(folder: str, since: float) -> list[str]:
     """Small files written beside a state file at the same time: the rest of a checkpoint kept as a folder."""
     found = []
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name) if os.path.isdir(folder) else ():
+    try:
+        entries = sorted(os.scandir(folder), key=lambda e: e.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    for entry in entries:
         if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
-            status = entry.stat(follow_symlinks=False)
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # renamed or removed by another thread meanwhile
             if status.st_mtime >= since and status.st_size <= COMPANION_BYTES:
                 found.append(entry.path)
     return found[:COMPANION_FILES]

@@ -4,7 +4,8 @@ Rules
 -----
 * A file is of the step at which the training thread wrote it. What another thread writes holds the weights of the
   step that left them; where none of the last `LEFT_KEPT` did, that is a gap.
-* A rename keeps the step. What else lies in the folder of a state file belongs to it (`folders.companions`).
+* A rename keeps the step. What else lies in the folder of a state file belongs to it (`folders.companions`), but for
+  what a thread is writing or renaming just now: that is told when it is done.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import collections
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainwarden import wire
@@ -44,6 +47,17 @@ class SavedFiles:
         self._saved: dict[str, Save] = {}  # by path
         self._left: collections.deque[tuple[int, int, list[bytes]]] = collections.deque(maxlen=LEFT_KEPT)
         self._folders: dict[str, float] = {}
+        self._busy: list[str] = []  # paths that some thread writes or renames, as often as it does
+
+    @contextmanager
+    def busy(self, *paths: str) -> Iterator[None]:
+        """Around the writing or renaming of these, with the telling of it."""
+        self._busy.extend(paths)
+        try:
+            yield
+        finally:
+            for path in paths:
+                self._busy.remove(path)
 
     def left(self, weights: list[bytes]) -> None:
         """A step is complete, and left these weights."""
@@ -59,9 +73,16 @@ class SavedFiles:
         """Tell of what else the folders hold that state files were written to: the rest of a checkpoint."""
         folders, self._folders = self._folders, {}
         for folder, since in folders.items():
+            if self._is_busy(folder):
+                self._folders.setdefault(folder, since)
+                continue
             for path in companions(folder, since):
-                if path not in self._saved:
+                # In this order: who is done has told first, and is no longer busy then.
+                if not self._is_busy(path) and path not in self._saved:
                     self._tell_saved(path, self._save_now(kind_of(path)))
+
+    def _is_busy(self, path: str) -> bool:
+        return any(path == busy or path.startswith(busy + os.sep) for busy in tuple(self._busy))
 
     def _save_now(self, kind: str) -> Save:
         return Save(kind, self._recorder.done, self._recorder.seq - 1, self._snapshots.beside())
