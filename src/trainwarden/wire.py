@@ -120,10 +120,16 @@ class Step(_Message, tag="step"):
     details: dict[Stage, Detail]
 
 
+def identity_of(path: str) -> tuple[int, int, int]:
+    """Inode, size and mtime in ns of a file, by which both ends know the same bytes. Raises OSError when it is gone."""
+    status = os.stat(path)
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class Saved(_Message, tag="saved"):
     """A state file was written (or renamed to `path`). `weights_seq` is the last record before it, −1 for none.
 
-    `identity`: inode, size and mtime in ns that it was written with; zeros when it was gone at once.
+    `identity`: what `identity_of` said when it was told; zeros when it was gone at once.
     """
 
     path: str

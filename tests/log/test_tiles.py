@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from functools import cache
 
-import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,6 @@ from trainwarden.log.tiles import (
     HASH_TILE,
     MAX_ENTRY,
     Tile,
-    as_leaf,
     entry_bundle,
     node_hash,
     nodes,
@@ -240,13 +238,9 @@ def test_any_bytes_are_the_one_bundle_of_their_entries_or_refused(data: bytes, w
     assert entry_bundle(entries) == data
 
 
-def test_an_entry_that_does_not_fit_is_bound_by_its_digest() -> None:
+def test_an_entry_that_does_not_fit_and_a_bundle_of_another_width_are_refused() -> None:
     with pytest.raises(UsageError, match="65536 bytes"):
         entry_bundle([bytes(MAX_ENTRY + 1)])
     for wrong in ([], [b""] * (HASH_TILE + 1)):
         with pytest.raises(UsageError, match="1 to 256"):
             entry_bundle(wrong)
-    assert as_leaf(bytes(MAX_ENTRY)) == bytes(MAX_ENTRY)
-    leaf = msgspec.json.decode(as_leaf(bytes(MAX_ENTRY + 1)))
-    assert leaf["size"] == MAX_ENTRY + 1
-    assert as_leaf(bytes(MAX_ENTRY + 1)) != as_leaf(b"\x01" + bytes(MAX_ENTRY))

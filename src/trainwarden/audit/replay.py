@@ -45,7 +45,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What one replay showed: the steps that matched, the first difference, and what went wrong if anything."""
 
     kind: Start
-    compared_from: int
     matched: tuple[int, ...]
     divergence: Location | None
     coverage: dict[int, Coverage]  # step → coverage
@@ -169,7 +168,6 @@ def replay(
         problems.append("the script did not load the checkpoint that it was given")
     return Result(
         kind=kind,
-        compared_from=way.first,
         matched=() if ended.unfit else comparison.whole,
         divergence=None if ended.unfit else comparison.divergence,
         coverage=comparison.matched,

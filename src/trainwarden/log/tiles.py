@@ -9,7 +9,7 @@ Rules
 * A full tile is 256 wide and has no `.p/<W>`; the tile at the right edge of a level is partial, or not there.
 * Tiles never change: a tree that grew has the old full tiles and new ones.
 * One way to write a path: what parses is what `tile_path` writes. Nothing else names a tile.
-* An entry has at most 65,535 bytes. A larger one is logged as the leaf that `as_leaf` makes: its digest and size.
+* An entry has at most 65,535 bytes: `publish` refuses a larger one, a log server's client sends it as an object.
 
 Trust: nothing here is checked against a signed head; `tilelog` does that. A hash taken from a tile that was not
 checked is only a claim.
@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import msgspec
-from blake3 import blake3
 
 from trainwarden.errors import LogTampered, UsageError
 from trainwarden.log import merkle
@@ -135,14 +134,6 @@ def read_hashes(data: bytes, width: int) -> list[bytes]:
     if len(data) != width * HASH_SIZE:
         raise LogTampered(f"a tile of {width} hashes has {len(data)} bytes, expected {width * HASH_SIZE}")
     return [data[i : i + HASH_SIZE] for i in range(0, len(data), HASH_SIZE)]
-
-
-def as_leaf(entry: bytes) -> bytes:
-    """What a tile log holds for an entry: itself, or for a large one the JSON that binds its stored bytes."""
-    if len(entry) <= MAX_ENTRY:
-        return entry
-    bound = {"type": "stored", "digest": blake3(entry).hexdigest(), "size": len(entry)}
-    return msgspec.json.encode(bound)
 
 
 def tiles_for(old: int, new: int) -> Iterator[Tile]:

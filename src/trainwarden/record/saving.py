@@ -128,9 +128,7 @@ class SavedFiles:
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """Inode, size and mtime of a file, by which the watcher knows whether it reads these bytes."""
     try:
-        status = os.stat(path)
+        return wire.identity_of(path)
     except OSError:
         return 0, 0, 0
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -31,6 +31,7 @@ from trainwarden.model import CheckpointLoaded, CheckpointSaved, DataOpened, Det
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.weights import NOT_CHECKED, WeightCheck
+from trainwarden.wire import identity_of
 
 MAX_OPENED = 2_000  # unsealed data files logged in one run
 _NOT_DATA = ("/dev/", "/proc/", "/sys/")
@@ -253,12 +254,6 @@ class FileDesk:
 
     def _gap(self, file: SavedFile, reason: str) -> None:
         self._ledger.submit(Gap(attempt=file.attempt, rank=file.rank, step=file.step, reason=reason))
-
-
-def identity_of(path: str) -> tuple[int, int, int]:
-    """Inode, size and mtime of a file. Raises OSError when it is gone."""
-    status = os.stat(path)
-    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _hash(path: str) -> str:

@@ -51,13 +51,8 @@ class Differs(msgspec.Struct, frozen=True):
 Judgement: TypeAlias = Agrees | NotChecked | Differs
 Held: TypeAlias = "tuple[wire.LiveFunction, ...]"
 MODULE = "module that nobody imported"
-_PLAIN = (
-    "torch",
-    "safetensors",
-    "random",
-    "builtins",
-    "trainwarden",
-)  # their modules' own names hold no generated code
+# Their modules' own names hold no generated code.
+_PLAIN = ("torch", "safetensors", "random", "builtins", "trainwarden")
 
 
 class Sealed(msgspec.Struct, frozen=True):

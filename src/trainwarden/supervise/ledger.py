@@ -156,20 +156,6 @@ class Ledger:
             self._changed.notify_all()
         return True
 
-    def submit_and_wait(self, entry: Entry, timeout: float = 10.0) -> int:
-        """Queue an entry and wait until it is durable; its index, −1 when that took too long."""
-        settled = threading.Event()
-        index = -1
-
-        def done(i: int) -> None:
-            nonlocal index
-            index = i
-            settled.set()
-
-        if self.submit(entry, done=done):
-            settled.wait(timeout)
-        return index
-
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until everything submitted so far is durable; False once writing has failed (again) or timed out."""
         with self._changed:

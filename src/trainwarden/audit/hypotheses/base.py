@@ -25,8 +25,7 @@ from trainwarden.audit.begun import begun
 from trainwarden.audit.capture import Capture
 from trainwarden.audit.perturb import Perturbation, TensorPerturbation
 from trainwarden.audit.perturbing import transform
-from trainwarden.model import BUFFERS as BUFFERS
-from trainwarden.model import Detail, Location, Stage, StepRecord
+from trainwarden.model import BUFFERS, Detail, Location, Stage, StepRecord
 from trainwarden.record.fingerprint import tensor_digest, value_digest
 
 if TYPE_CHECKING:
