@@ -132,8 +132,8 @@ def entries_block() -> str:
 def parts_block() -> str:
     """The nouns that entries, seals and manifests are made of."""
     entries = get_args(model.Entry)
-    nouns = [v for v in vars(model).values() if isinstance(v, type) and issubclass(v, model._Noun)]
-    return _nouns([noun for noun in nouns if noun is not model._Noun and noun not in entries])
+    nouns = [v for v in vars(model).values() if isinstance(v, type) and issubclass(v, model.Noun)]
+    return _nouns([noun for noun in nouns if noun is not model.Noun and noun not in entries])
 
 
 def messages_block() -> str:

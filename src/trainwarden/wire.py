@@ -25,7 +25,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from trainwarden.model import Detail, Numerics, Stage, StepRecord, cut_digests
+from trainwarden.model import Detail, Note, Numerics, Stage, StepRecord, cut_digests
 
 MAX_FRAME = 256 * 1024 * 1024
 NAME_SLOTS = 1024
@@ -166,6 +166,12 @@ class Missed(_Message, tag="missed"):
     reason: str
 
 
+class Told(_Message, tag="told"):
+    """An entry of the log that a rank's observer made; its `step` is the index within this process."""
+
+    note: Note
+
+
 class Bye(_Message, tag="bye"):
     """The process ends in order after `records` step records; answered with `Acked`."""
 
@@ -178,7 +184,9 @@ class Acked(_Message, tag="acked"):
     seq: int
 
 
-Plain: TypeAlias = Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Bye | Acked | Code
+Plain: TypeAlias = (
+    Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
+)  # fmt: skip
 Message: TypeAlias = Plain | Step
 
 

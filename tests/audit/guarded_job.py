@@ -25,7 +25,7 @@ from trainwarden.seal.check import KINDS
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.manifest import make_manifest, manifest_ref
 from trainwarden.store import Store
-from trainwarden.supervise import supervisor
+from trainwarden.supervise import guarded, supervisor
 
 NOTHING = [make_manifest(kind, {}) for kind in KINDS]
 LAUNCH = Path(__file__).with_name("launch.py")
@@ -170,9 +170,9 @@ def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Jo
     monkeypatch.setattr(
         supervisor, "seal_command", lambda store, command, *a, **k: plain_seal(Path(command.cwd), tuple(command.argv))
     )
-    monkeypatch.setattr(supervisor, "FileWatch", _NoWatch)
-    monkeypatch.setattr(supervisor, "check_seal", lambda *a, **k: [])
-    monkeypatch.setattr(supervisor, "sealed_paths", lambda *a: lambda path: True)
+    monkeypatch.setattr(guarded, "FileWatch", _NoWatch)
+    monkeypatch.setattr(guarded, "check_seal", lambda *a, **k: [])
+    monkeypatch.setattr(guarded, "sealed_paths", lambda *a: lambda path: True)
     monkeypatch.setattr(replay_module, "new_workspace", PlainWorkspace)
     folder = tmp_path / "job"
     folder.mkdir()

@@ -22,6 +22,7 @@ from trainwarden.model import CodeSeen, Entry, Finding, Gap, ManifestRef, Proces
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.seal import relevant_env
 from trainwarden.store import Store
+from trainwarden.supervise import guarded as guarding
 from trainwarden.supervise import supervisor
 from trainwarden.supervise.mappings import parse_maps
 
@@ -124,10 +125,10 @@ class Guarded:
         patch = self._monkeypatch.setattr
         patch(supervisor, "seal_command", lambda *a, **k: SignedSeal(seal=seal, digest="0" * 64))
         patch(supervisor, "require_recorder", lambda *a: None)
-        patch(supervisor, "FileWatch", _NoWatch)
-        patch(supervisor, "check_seal", lambda *a, **k: [])
-        patch(supervisor, "sealed_paths", lambda *a: lambda path: True)
-        patch(supervisor, "sealed_files", lambda *a: files)
+        patch(guarding, "FileWatch", _NoWatch)
+        patch(guarding, "check_seal", lambda *a, **k: [])
+        patch(guarding, "sealed_paths", lambda *a: lambda path: True)
+        patch(guarding, "sealed_files", lambda *a: files)
         self._monkeypatch.chdir(self.job)
         key = SigningKey(secrets.token_bytes(32))
         result = supervisor.supervise(command, self.store, Config(), key, watcher=Engine(all_detectors()))

@@ -13,7 +13,7 @@ from supervised import Place, of_kind
 from attacks.environment import library
 from trainwarden import isolation
 from trainwarden.model import FileChanged, Finding
-from trainwarden.supervise.supervisor import REFUSED
+from trainwarden.supervise.guarded import REFUSED
 
 PARENT = """
 import os

@@ -29,6 +29,7 @@ from trainwarden.record import loaders as positions
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
+from trainwarden.record.observers import Observer
 from trainwarden.record.recorder import Recorder
 
 
@@ -58,6 +59,9 @@ class Replayer(Recorder):
         """The same, but the last step lasts until each of its optimizers has moved (a model after its critic)."""
         begun = 0 < len(self.stepped) < self.plan.updates
         return self.plan.last if begun and self.position == self.plan.last + 1 else self.position
+
+    def make_observers(self) -> list[Observer]:
+        return []  # they tell a live run's detectors; a replay is compared by its stages
 
     def join(self) -> None:
         super().join()

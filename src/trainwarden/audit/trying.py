@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trainwarden.record.observers import Observer
 from trainwarden.record.recorder import Recorder
 
 TRIER = "trainwarden.audit.trying:Trier"
@@ -27,6 +28,9 @@ class Trier(Recorder):
     def __init__(self) -> None:
         super().__init__()
         self._enough = int(os.environ.get(STEPS_ENV, "6"))
+
+    def make_observers(self) -> list[Observer]:
+        return []
 
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         if self.gathered.forwards == 0 and self.done >= self._enough:

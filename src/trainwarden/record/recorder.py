@@ -24,15 +24,17 @@ import blake3
 import torch
 
 from trainwarden import codeform, wire
-from trainwarden.model import BUFFERS, Detail, Numerics, Stage, StepRecord
-from trainwarden.record import birth, entropy, rng, stages
+from trainwarden.model import BUFFERS, Detail, Note, Stage, StepRecord
+from trainwarden.record import entropy, rng, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
 from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
 from trainwarden.record.forwards import ForwardHooks, eager_modules
+from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
+from trainwarden.record.observers import Observer, all_observers
 from trainwarden.record.saving import SavedFiles
 from trainwarden.record.snapshots import Snapshots
 
@@ -94,6 +96,7 @@ class Recorder:
         self._last_cpu = time.process_time_ns()
         self.code = CodeWatch()
         self._looked = -1
+        self.observers: list[Observer] = self.make_observers()
 
     # ------------------------------------------------------------------ joining and leaving
 
@@ -111,6 +114,23 @@ class Recorder:
         finally:
             self.spent_ns += time.perf_counter_ns() - begin
 
+    def make_observers(self) -> list[Observer]:
+        """Those who look on beside the stages; a replay has none."""
+        return all_observers(self)
+
+    def look_on(self, look: Callable[[Observer], None]) -> None:
+        """Let every observer look; one that fails is told as a gap and asked no more."""
+        for observer in tuple(self.observers):
+            try:
+                look(observer)
+            except Exception as e:  # noqa: BLE001  recorder boundary
+                self.observers.remove(observer)
+                self.gap(f"{observer.name} is switched off: {type(e).__name__}: {e}")
+
+    def note(self, note: Note) -> None:
+        """Tell an entry of the log that an observer made; the watcher fills in attempt, rank and the job's step."""
+        self.tell(wire.Told(note=note))
+
     def gap(self, reason: str) -> None:
         """Say that something was not recorded."""
         self.tell(wire.Missed(step=self.step, reason=reason[:2000]))
@@ -125,19 +145,9 @@ class Recorder:
     def join(self) -> None:
         """Introduce this process as a rank."""
         connection = wire.Connection.connect(os.environ[wire.SOCKET_ENV])
-        self.rank, self.world = _rank_and_world()
-        connection.send(
-            wire.Join(
-                pid=os.getpid(),
-                rank=self.rank,
-                world=self.world,
-                argv=tuple(sys.orig_argv),
-                cwd=birth.cwd(),
-                executable=sys.executable,
-                env=_user_environment(),
-                numerics=_numerics(),
-            )
-        )
+        join = introduction()
+        self.rank, self.world = join.rank, join.world
+        connection.send(join)
         answer = connection.receive(timeout=60)
         if not isinstance(answer, wire.Joined):
             raise RuntimeError(f"the watcher answered {type(answer).__name__}")
@@ -150,6 +160,7 @@ class Recorder:
             else:
                 self.link.tell(message)
         self._early.clear()
+        self.look_on(lambda o: o.joined())
         atexit.register(self.leave)
 
     def leave(self) -> None:
@@ -158,6 +169,7 @@ class Recorder:
             self.files.tell_companions()
             self.guarded("leaving", self.snapshots.follow_marks)
             self.guarded("code", self.look_at_code)
+            self.guarded("leaving", lambda: self.look_on(lambda o: o.leaving()))
             self.link.goodbye(self.seq - 1, timeout=30)
 
     @property
@@ -221,11 +233,13 @@ class Recorder:
             self.check_continuity()
             if self.sampled(self.done):
                 self.watch_activations()
+            self.look_on(lambda o: o.step_begins())
         for name, data in rng.as_bytes(rng.states()).items():
             g.rng.append((f"forward{g.forwards}/{name}", value_digest(self.key, data)))
         for name, t in stages.tensors_in([args, kwargs]):
             g.batch.append((f"input/{g.forwards}.{name}", tensor_digest(self.key, t)))
         g.forwards += 1
+        self.look_on(lambda o: o.forward(module, args, kwargs))
         return None
 
     def backward(self, tensors: Any) -> None:
@@ -237,6 +251,7 @@ class Recorder:
             if t.numel() == 1:
                 value = float(t.detach())
                 g.loss = value if g.loss is None else g.loss + value
+        self.look_on(lambda o: o.backward(tensors))
 
     def bucket_hook(self, ddp: Any) -> BucketHook:
         """The communication hook to give a DDP module."""
@@ -252,6 +267,7 @@ class Recorder:
             # Several reductions in one step are chained, so that none can hide behind a later one.
             g.local[id(p)] = digest if earlier is None else value_digest(self.key, earlier + digest)
         g.buckets[bucket.index()] = [id(p) for p in parameters]
+        self.look_on(lambda o: o.bucket(bucket))
 
     def loader_begins(self, iterator: Any) -> None:
         """Before a loader hands out a batch."""
@@ -264,6 +280,7 @@ class Recorder:
         for name, t in stages.tensors_in(batch):
             g.batch.append((f"loader/{g.loaders}.{name}", tensor_digest(self.key, t)))
         g.loaders += 1
+        self.look_on(lambda o: o.loader_gave(iterator, batch))
         return None
 
     def number(self, optimizer: torch.optim.Optimizer) -> int:
@@ -286,15 +303,17 @@ class Recorder:
         self.files.tell_companions()
         self.snapshots.follow_marks()
         self.look_if_due()
-        self.next_step(optimizer)
+        index = self.next_step(optimizer)
         if any(id(p) not in self.names for p in stages.parameters(optimizer)):
             self.find_names(stages.parameters(optimizer))
         if not closure:
             self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+        self.look_on(lambda o: o.before_update(optimizer, index))
 
     def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """An optimizer has moved its parameters (or the gradient scaler has skipped it): make and send the record."""
         index = self.optimizers[optimizer]
+        self.look_on(lambda o: o.after_update(optimizer, index, skipped))
         details = self.details(optimizer, index)
         self.stepped.add(index)
         self.note_layout()
@@ -315,6 +334,7 @@ class Recorder:
         self.snapshots.boundary()
         live = (self.last_weights[i] for i in self.optimizers.values() if i in self.last_weights)
         self.files.left([d for _, digests, _ in live for d in digests])
+        self.look_on(lambda o: o.boundary())
 
     def look_if_due(self) -> None:
         """Before the first step and some of the others: tell what code is in memory."""
@@ -493,34 +513,3 @@ def _shares(sizes: list[int]) -> list[range]:
 
 def _pairs(pairs: list[tuple[str, bytes]]) -> Detail:
     return Detail(names=tuple(n for n, _ in pairs), digests=tuple(d for _, d in pairs))
-
-
-def _rank_and_world() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def _user_environment() -> dict[str, str]:
-    """The environment variables as the user set them, without what the watcher added."""
-    env = wire.keep_env(birth.environ())
-    inject = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inject")
-    rest = [p for p in env.get("PYTHONPATH", "").split(os.pathsep) if p and os.path.abspath(p) != inject]
-    if rest:
-        env["PYTHONPATH"] = os.pathsep.join(rest)
-    else:
-        env.pop("PYTHONPATH", None)
-    return env
-
-
-def _numerics() -> Numerics:
-    import platform
-
-    return Numerics(
-        machine=platform.machine(),
-        isa=torch.backends.cpu.get_cpu_capability(),
-        threads=torch.get_num_threads(),
-        torch=str(torch.__version__),
-        python=platform.python_version(),
-        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-    )

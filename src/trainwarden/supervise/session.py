@@ -26,6 +26,7 @@ from trainwarden.model import (
     Detail,
     Finding,
     Gap,
+    Note,
     ProcessExited,
     ProcessStarted,
     Severity,
@@ -159,6 +160,8 @@ class Session:
             case wire.Missed():
                 rank = self._joined_rank(message)
                 self._gap(rank, _count(message.step, "step"), message.reason[:MAX_TEXT])
+            case wire.Told():
+                self._told(self._joined_rank(message), message.note)
             case wire.Bye():
                 return self._bye(self._joined_rank(message), message)
             case _:
@@ -263,6 +266,11 @@ class Session:
                 identity=message.identity,
             )
         )
+
+    def _told(self, rank: _Rank, note: Note) -> None:
+        """A note is logged as this rank's own, at its place in the job."""
+        step = self._base(rank) + _count(note.step, "step")
+        self._shared.ledger.submit(msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step))
 
     def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Acked:
         """Answered when everything of this rank is durable; when it cannot be, the rank need not wait."""

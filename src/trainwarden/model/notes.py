@@ -1,0 +1,28 @@
+"""What a rank tells beside its step records: each is an entry of the log, and a claim like a record.
+
+`attempt` and `rank` are set by the watcher, whatever the rank says; `step` counts from the start of the rank's process
+when it is told and over the whole job once it is logged.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from trainwarden.model.base import Noun
+
+
+class ModelSeen(Noun, tag="model_seen"):
+    """What of a model is trained: told at a rank's first step, and again when it has changed."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    parameters: int = 0  # tensors that some optimizer moves
+    elements: int = 0  # numbers in them
+    idle: tuple[str, ...] = ()  # trainable tensors that no optimizer moves, the first of them
+    idle_count: int = 0
+    frozen: int = 0  # tensors that need no gradient
+
+
+Note: TypeAlias = ModelSeen
+"""Every entry that a rank may tell."""

@@ -1,0 +1,237 @@
+"""What is open while one command runs guarded: the watches, the desks that answer ranks, and the command itself.
+
+Rules
+-----
+* The watch on sealed files is set before the first comparison; the socket listens before the command starts.
+* Desks judge what ranks tell, each in a thread of its own, and are closed before the log is.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import trainwarden
+from trainwarden import wire
+from trainwarden.config import Config
+from trainwarden.errors import StoreError
+from trainwarden.model import FileEntry, Gap, ProcessExited, SignedSeal
+from trainwarden.seal.check import KINDS, check_seal, expected
+from trainwarden.seal.command import LaunchCommand
+from trainwarden.seal.functions import SealedFunctions
+from trainwarden.seal.walked import SealWalk
+from trainwarden.seal.watch import FileWatch
+from trainwarden.seal.writers import Writers
+from trainwarden.store import RunDir, Store
+from trainwarden.supervise import private
+from trainwarden.supervise.code import CodeDesk
+from trainwarden.supervise.environment import EnvironmentGuard
+from trainwarden.supervise.files import FileDesk, KnownFiles
+from trainwarden.supervise.ledger import Ledger
+from trainwarden.supervise.mappings import ProcessDesk
+from trainwarden.supervise.process import Child, Reaper, become_subreaper
+from trainwarden.supervise.roster import Roster
+from trainwarden.supervise.session import Session, Shared
+from trainwarden.supervise.shelter import Shelter
+from trainwarden.supervise.weights import WeightCheck
+
+SOURCE_ENV = "TRAINWARDEN_SOURCE"
+REFUSED = 78  # EX_CONFIG, as a refused rank leaves with
+_EXIT_GRACE = 2.0  # seconds for ranks that outlive the launch command for a moment
+_DRAIN = 5.0  # seconds for messages under way
+_CODE_EVERY = 128  # steps between looks at the code in a rank's memory on average
+
+
+class Guarded:
+    """The parts that are open while one command runs, and the command itself."""
+
+    def __init__(
+        self,
+        store: Store,
+        run: RunDir,
+        config: Config,
+        sealed: SignedSeal,
+        walk: SealWalk,
+        ledger: Ledger,
+        known: KnownFiles,
+        on_refusal: Callable[[str], None] = lambda _: None,
+        shelter: Shelter | None = None,
+    ) -> None:
+        self._on_refusal = on_refusal
+        self._store, self._run, self._config, self._sealed, self._ledger = store, run, config, sealed, ledger
+        self._walk, self._shelter = walk, shelter
+        self._child: Child | None = None
+        self._key = private.new_digest_key(run.private)
+        self._reaper = Reaper()
+        self._roster = Roster()
+        self._files = FileDesk(
+            store,
+            run,
+            ledger,
+            known,
+            WeightCheck(self._key),
+            sealed_paths(store, sealed),
+            config.seal.keep_data_mb * 1024 * 1024,
+        )
+        self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
+        seal = sealed.seal
+        variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
+        self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
+        self._writers = Writers()
+        self._guard = EnvironmentGuard(
+            store,
+            ledger,
+            lambda kinds: check_seal(store, sealed, kinds, walk=walk),
+            refuse=config.policy.environment_changed == "refuse",
+            writer=self._writers.of,
+            shelter=shelter,
+        )
+
+    def run(self, command: LaunchCommand, mask: set[signal.Signals]) -> int:
+        """Watch, start the command, wait for its end; its exit code, negative for a signal."""
+        become_subreaper()
+        with ExitStack() as stack:
+            stack.callback(self._files.close)
+            stack.callback(self._code.close)
+            stack.callback(self._processes.close)
+            stack.callback(self._reaper.close)
+            self._watch_files(stack)
+            # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
+            if self._shelter is None and (reason := self._guard.may_start()):
+                self._on_refusal(reason)
+                return REFUSED
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tw-", dir="/tmp")))
+            server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
+            stack.callback(server.close, _DRAIN)
+            self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
+            child = self._child = self._start(command, server.path, mask)
+            if self._shelter is not None:
+                self._shelter.entered(child.pid, self._ledger.submit)
+                stack.callback(self._shelter.leave)
+            code = child.wait()
+            self._reaper.settle(_EXIT_GRACE)
+            child.reap()
+        self._ledger.submit(
+            ProcessExited(
+                attempt=-1,
+                rank=-1,
+                pid=child.pid,
+                code=code,
+                stopping=child.stopping,
+                wall_ns=time.time_ns(),
+            )
+        )
+        return code
+
+    def _start(self, command: LaunchCommand, socket: Path, mask: set[signal.Signals]) -> Child:
+        shelter = self._shelter
+        if shelter is None:
+            return Child(command.argv, _child_env(command.env, socket, str), mask)
+        env = _child_env(shelter.room.environ(command.env), socket, shelter.room.place)
+        return Child(shelter.room.launch(command), env, mask, shelter.binds())
+
+    def stop(self) -> None:
+        """End the command because policy says so."""
+        if self._child is not None:
+            self._child.stop()
+
+    def _watch_files(self, stack: ExitStack) -> None:
+        """The watch is set before the first comparison, and looks at everything once more at the end."""
+        watch = FileWatch(self._store, self._sealed, self._guard.changed, seen=self._walk)
+
+        def stop() -> None:
+            watch.stop()
+            self._writers.close()
+            for error in watch.errors:
+                self._gap(f"the watch on sealed files has a hole: {error}")
+
+        stack.callback(stop)
+        self._writers.start(watch.folders)
+        watch.start()
+        self._guard.begin(watch)
+
+    def _gap(self, reason: str) -> None:
+        self._ledger.submit(Gap(attempt=-1, rank=-1, step=-1, reason=reason))
+
+    def _shared(self) -> Shared:
+        return Shared(
+            ledger=self._ledger,
+            files=self._files,
+            roster=self._roster,
+            reaper=self._reaper,
+            guard=self._guard,
+            joined=self._joined,
+            keep_env=self._keep_env,
+            stopping=lambda: self._child.stopping if self._child else 0,
+            supervisor_pid=os.getpid(),
+            code=self._code.seen,
+            process=self._processes.joined,
+        )
+
+    def _joined(self, attempt: int, rank: int) -> wire.Joined:
+        return wire.Joined(
+            attempt=attempt,
+            key=self._key,
+            run_dir=str(self._run.path),
+            activations_every=self._config.record.activations_every,
+            snapshot_every=self._config.record.snapshot_every,
+            code_every=_CODE_EVERY if self._sealed.seal.environment.files else 0,
+        )
+
+    def _keep_env(self, env: dict[str, str]) -> str:
+        try:
+            return private.write_env(self._run.private, env)
+        except StoreError as e:
+            self._gap(f"a rank's environment variables could not be kept: {e}")
+            return ""
+
+
+def sealed_paths(store: Store, sealed: SignedSeal) -> Callable[[str], bool]:
+    """Whether a path is in the seal; the manifests are read when it is first asked."""
+    paths: set[str] = set()
+
+    def is_sealed(path: str) -> bool:
+        if not paths:
+            for kind in KINDS:
+                paths.update(expected(store, sealed, kind).files)
+        return path in paths
+
+    return is_sealed
+
+
+def sealed_files(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> dict[str, FileEntry]:
+    """The sealed files that a process may run: environment and code, in a clean room also under their places there."""
+    files = expected(store, sealed, "environment").files | expected(store, sealed, "code").files
+    if shelter is not None:
+        files |= {shelter.room.place(path): entry for path, entry in list(files.items())}
+    return files
+
+
+def sealed_functions(
+    store: Store, sealed: SignedSeal, optimize: int, shelter: Shelter | None = None
+) -> SealedFunctions:
+    """What sealed source says its functions are."""
+    seal = sealed.seal
+    library_path = seal.env_vars.get("LD_LIBRARY_PATH", "")
+    return SealedFunctions(store, sealed_files(store, sealed, shelter), seal.interpreter, library_path, optimize)
+
+
+def _child_env(env: Mapping[str, str], socket: Path, place: Callable[[str], str]) -> dict[str, str]:
+    """The command's own environment, with the recorder's folder first on the path of every Python below.
+
+    `place` says where the command finds our source.
+    """
+    source = Path(trainwarden.__file__).parent
+    rest = env.get("PYTHONPATH", "")
+    inject = place(str(source / "record" / "inject"))
+    return {
+        **env,
+        "PYTHONPATH": f"{inject}{os.pathsep}{rest}" if rest else inject,
+        wire.SOCKET_ENV: str(socket),
+        SOURCE_ENV: place(str(source.parent)),
+    }
