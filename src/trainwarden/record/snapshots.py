@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from trainwarden.record import names as naming
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
 
 FULL_KEPT = 8
+TICK_NS = 100_000_000  # more than a tick of any file system's clock
 
 
 class Snapshots:
@@ -52,7 +54,9 @@ class Snapshots:
             return
         if changed == self._marks_seen:
             return
-        self._marks_seen = changed
+        # The kernel's time stamps are coarse: a mark made in the same tick as this look does not change the stamp.
+        if time.time_ns() - changed > TICK_NS:
+            self._marks_seen = changed
         marked = {int(name) for name in os.listdir(marks)}
         for done, complement in self._recent:
             path = self._recorder.folder / f"side-{done:08d}.safetensors"
