@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -61,12 +61,23 @@ class LogConfig(_Section):
     drain_seconds: float = 10.0  # how long the end of a run waits for what is not sent yet
 
 
+Setting: TypeAlias = bool | int | float | str | tuple[float, ...]
+
+
+class ExpectConfig(_Section):
+    """What the project declares of its optimizers' settings; a run that does otherwise is a finding."""
+
+    lr: str = ""  # a schedule: `constant 3e-4`, `cosine peak=3e-4 warmup=100 total=1000 final=3e-5`, …
+    settings: dict[str, Setting] = {}
+
+
 class Config(_Section):
     seal: SealConfig = SealConfig()
     record: RecordConfig = RecordConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
     log: LogConfig = LogConfig()
+    expect: ExpectConfig = ExpectConfig()
 
 
 def load_config(path: Path | None, folder: Path) -> Config:

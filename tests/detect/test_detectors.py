@@ -274,4 +274,4 @@ def test_ids_are_unique_and_each_run_gets_fresh_detectors() -> None:
 
 
 def test_the_package_exports_its_spine() -> None:
-    assert trainwarden.detect.__all__ == ["Detector", "Engine", "all_detectors"]
+    assert trainwarden.detect.__all__ == ["Detector", "Engine", "Facts", "all_detectors"]

@@ -131,7 +131,9 @@ class Guarded:
         patch(guarding, "sealed_files", lambda *a: files)
         self._monkeypatch.chdir(self.job)
         key = SigningKey(secrets.token_bytes(32))
-        result = supervisor.supervise(command, self.store, Config(), key, watcher=Engine(all_detectors()))
+        result = supervisor.supervise(
+            command, self.store, Config(), key, watcher=lambda sealed: Engine(all_detectors())
+        )
         assert result.exit_code == 0
         return entries_of(self.store.run(result.run_id).log)
 

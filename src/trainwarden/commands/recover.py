@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json, watcher_of
 from trainwarden.errors import LogTampered
 
 if TYPE_CHECKING:
@@ -108,7 +108,6 @@ def _show(args: argparse.Namespace, console: Console, plan: Plan) -> int:
 
 def _apply(args: argparse.Namespace, console: Console, store: Store, case: CaseFile, config: Config, plan: Plan) -> int:
     from trainwarden.commands.run import progress_bar, say, shell_code, summary, tell
-    from trainwarden.detect import Engine, all_detectors
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
     from trainwarden.respond.recover import apply_plan, loaded_its_checkpoint, resume
@@ -130,7 +129,7 @@ def _apply(args: argparse.Namespace, console: Console, store: Store, case: CaseF
             env=job_environ(),
             on_event=lambda event: tell(console, bar, event),
             progress=bar,
-            watcher=Engine(all_detectors()),
+            watcher=watcher_of(config),
         )
     summary(console, result)
     began = loaded_its_checkpoint(store, plan, result.run_id)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainwarden.commands.common import Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import Subparsers, add_verb, open_store, print_json, watcher_of
 from trainwarden.errors import UsageError
 from trainwarden.model import Finding, Severity
 
@@ -73,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from trainwarden.config import FILE_NAME, load_config
-    from trainwarden.detect import Engine, all_detectors
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
     from trainwarden.seal.command import parse_command
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
                 SigningKey.load_or_create(),
                 on_event=lambda event: tell(console, bar, event),
                 progress=bar,
-                watcher=Engine(all_detectors()),
+                watcher=watcher_of(config),
                 config_file=str((args.config or cwd / FILE_NAME).absolute()) if config.log.server else "",
                 clean_room=args.clean_room,
             )

@@ -11,17 +11,17 @@ from trainwarden.detect.continuity import Continuity
 from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
-from trainwarden.detect.interface import Detector
+from trainwarden.detect.interface import Detector, Facts
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
 
-__all__ = ["Detector", "Engine", "all_detectors"]
+__all__ = ["Detector", "Engine", "Facts", "all_detectors"]
 
 
-def all_detectors() -> tuple[Detector, ...]:
-    """A fresh instance of every detector; they remember what they saw and serve one run."""
+def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008  frozen
+    """A fresh instance of every detector; they remember what they saw and serve one run, which `facts` are about."""
     return (
         Replicas(),
         Continuity(),

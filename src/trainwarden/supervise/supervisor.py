@@ -104,7 +104,7 @@ def supervise(
     *,
     on_event: Callable[[Event], None] = lambda _: None,
     progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callable[[SignedSeal], Watcher] = lambda _: NoWatcher(),
     parent: str = "",
     start_checkpoint: str = "",
     approve: Callable[[SignedSeal], None] = lambda _: None,
@@ -114,6 +114,7 @@ def supervise(
     """Seal the command, run it guarded, and return how it ended; to be called from the main thread.
 
     `parent` names the run that this one recovers: state files recorded there, or in its own parents, are known.
+    `watcher` makes what sees every entry of the log, from the seal.
     `approve` sees the seal before anything is started; what it raises ends the call, and there is no run.
     `config_file` is where `config` was read from; the process that ships the log reads it again.
     With `clean_room` the command runs in the sealed environment rebuilt from the store.
@@ -148,7 +149,7 @@ def supervise(
                 if finding.detector == GAP_DETECTOR and config.policy.gap == "stop":
                     guarded.stop()
 
-            ledger = Ledger(log, run.details, watcher or NoWatcher(), on_finding, _notices(on_event))
+            ledger = Ledger(log, run.details, watcher(sealed), on_finding, _notices(on_event))
             shipping: Shipping | None = None
             try:
                 first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())
