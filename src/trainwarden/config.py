@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -9,8 +11,10 @@ from typing import Literal
 import msgspec
 
 from trainwarden.errors import UsageError
+from trainwarden.model import ACTIONS, Action
 
 FILE_NAME = "trainwarden.toml"
+_WRONG_VALUE = re.compile(r"Invalid enum value '([^']*)'")
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,7 +48,7 @@ class PolicyConfig(_Section):
     """What to do about a finding: refuse stops the next start of a rank, alert only tells."""
 
     environment_changed: Literal["refuse", "alert"] = "refuse"
-    gap: Literal["alert", "stop"] = "alert"
+    detectors: dict[str, Action] = msgspec.field(default_factory=dict)  # by detector; "default": all others
 
 
 class LogConfig(_Section):
@@ -86,4 +90,13 @@ def load_config(path: Path | None, folder: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path} is not valid TOML: {e}") from e
     except msgspec.ValidationError as e:
-        raise UsageError(f"{path}: {e}", hint="docs/guide.md lists every key") from e
+        raise UsageError(f"{path}: {e}", hint=_hint(str(e))) from e
+
+
+def _hint(error: str) -> str:
+    """The action that was meant, where the wrong value is one under `[policy.detectors]`."""
+    wrong = _WRONG_VALUE.match(error)
+    if wrong is None or "policy.detectors" not in error:
+        return "docs/guide.md lists every key"
+    close = difflib.get_close_matches(wrong[1], ACTIONS, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"an action is one of {', '.join(ACTIONS)}"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trainwarden.model import SignedSeal
     from trainwarden.respond.plan import Plan
     from trainwarden.store import Store
+    from trainwarden.supervise.responding import Response
     from trainwarden.supervise.supervisor import RunResult
 
 _EXIT = (
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from trainwarden.casefile import Intact, load_case
     from trainwarden.commands.run import with_policy
     from trainwarden.config import load_config
+    from trainwarden.respond.answer import response_to
     from trainwarden.respond.plan import make_plan
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -82,11 +84,12 @@ def run(args: argparse.Namespace) -> int:
             )
         config = load_config(args.config, Path(case.seal.seal.cwd))
         config = with_policy(_as_sealed(config, case.seal), args.on_environment_change)
+        response = response_to(config)
         with console.status("comparing the disk with the seal"):
             plan = make_plan(store, case, config.replay.resume, from_start=args.from_start)
         if not args.apply:
             return _show(args, console, plan)
-        return _apply(args, console, store, case, config, plan)
+        return _apply(args, console, store, case, config, plan, response)
     finally:
         store.close()
 
@@ -106,7 +109,15 @@ def _show(args: argparse.Namespace, console: Console, plan: Plan) -> int:
     return CLEAN
 
 
-def _apply(args: argparse.Namespace, console: Console, store: Store, case: CaseFile, config: Config, plan: Plan) -> int:
+def _apply(
+    args: argparse.Namespace,
+    console: Console,
+    store: Store,
+    case: CaseFile,
+    config: Config,
+    plan: Plan,
+    response: Response,
+) -> int:
     from trainwarden.commands.run import progress_bar, say, shell_code, summary, tell
     from trainwarden.detect import Engine, all_detectors
     from trainwarden.isolation import job_environ
@@ -131,6 +142,7 @@ def _apply(args: argparse.Namespace, console: Console, store: Store, case: CaseF
             on_event=lambda event: tell(console, bar, event),
             progress=bar,
             watcher=Engine(all_detectors()),
+            response=response,
         )
     summary(console, result)
     began = loaded_its_checkpoint(store, plan, result.run_id)

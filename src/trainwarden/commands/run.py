@@ -18,7 +18,7 @@ import msgspec
 
 from trainwarden.commands.common import Subparsers, add_verb, open_store, print_json
 from trainwarden.errors import UsageError
-from trainwarden.model import Finding, Severity
+from trainwarden.model import Action, Finding, Severity, Undelivered
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +37,12 @@ _NO_STEP = (
     "keeps PYTHONPATH and the TRAINWARDEN_ variables for its workers"
 )
 _STYLE = {Severity.HIGH: "bold red", Severity.MEDIUM: "red", Severity.LOW: "yellow", Severity.INFO: "dim"}
+
+_DONE = {
+    Action.HOLD: "the job is held; to let it go on: trainwarden contain {run} --release",
+    Action.STOP: "the command is ended",
+    Action.RECOVER: "the command is ended, to be taken back to the last cleared checkpoint",
+}
 
 
 def add(subparsers: Subparsers[Any]) -> None:
@@ -76,12 +82,14 @@ def run(args: argparse.Namespace) -> int:
     from trainwarden.detect import Engine, all_detectors
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
+    from trainwarden.respond.answer import response_to
     from trainwarden.seal.command import parse_command
     from trainwarden.supervise.supervisor import supervise
 
     argv = command_words(args.command)
     cwd = Path.cwd()
     config = with_policy(load_config(args.config, cwd), args.on_environment_change)
+    response = response_to(config)
     command = parse_command(argv, str(cwd), job_environ())
     console = Console(file=_Stderr(), highlight=False, soft_wrap=True)
     store = open_store(args, create=True)
@@ -97,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
                 watcher=Engine(all_detectors()),
                 config_file=str((args.config or cwd / FILE_NAME).absolute()) if config.log.server else "",
                 clean_room=args.clean_room,
+                response=response,
             )
     finally:
         store.close()
@@ -179,6 +188,7 @@ class _SealBar:
 
 def tell(console: Console, bar: _SealBar | None, event: Event) -> None:
     """Say on stderr what the supervisor tells."""
+    from trainwarden.supervise.responding import Told
     from trainwarden.supervise.supervisor import Notice, Started
 
     match event:
@@ -194,6 +204,11 @@ def tell(console: Console, bar: _SealBar | None, event: Event) -> None:
             say(console, f"{event.severity.value} · {event.detector}: {event.seen}", _STYLE[event.severity])
             if event.severity is not Severity.INFO and event.benign:
                 say(console, f"  could also be: {'; '.join(event.benign)}", "dim")
+        case Told():
+            if event.action in _DONE:
+                say(console, f"policy: {_DONE[event.action].format(run=event.run)}", "bold")
+        case Undelivered():
+            say(console, f"alerts over {event.channel} do not arrive: {event.reason}", "yellow")
 
 
 def summary(console: Console, result: RunResult) -> None:
