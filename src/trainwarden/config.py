@@ -6,12 +6,12 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from trainwarden.errors import UsageError
-from trainwarden.model import ACTIONS, Action
+from trainwarden.model import ACTIONS, Action, Severity
 
 FILE_NAME = "trainwarden.toml"
 _WRONG_VALUE = re.compile(r"Invalid enum value '([^']*)'")
@@ -65,11 +65,61 @@ class LogConfig(_Section):
     drain_seconds: float = 10.0  # how long the end of a run waits for what is not sent yet
 
 
+class _Channel(_Section, kw_only=True, tag_field="kind"):
+    """What every alert channel has. A secret is never in this file: it names where the secret is."""
+
+    name: str = ""  # "" = its kind
+    audience: Literal["team", "security"] = "team"  # the team is told that there is something, security what it is
+    severity: Severity = Severity.LOW  # of an alert, at least
+
+
+class Webhook(_Channel, kw_only=True, tag="webhook"):
+    """JSON by HTTP POST: Slack's form, or all fields."""
+
+    url_env: str = ""  # the environment variable that holds the URL
+    url_file: str = ""  # or the file
+    format: Literal["slack", "json"] = "slack"
+
+
+class Email(_Channel, kw_only=True, tag="email"):
+    """Mail over SMTP."""
+
+    host: str
+    sender: str
+    to: tuple[str, ...]
+    port: int = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"  # none: on this host alone
+    user: str = ""
+    password_env: str = ""
+    password_file: str = ""
+
+
+class OpenTelemetry(_Channel, kw_only=True, tag="opentelemetry"):
+    """Alerts as log records, and counters as metrics, over OTLP/HTTP."""
+
+    endpoint: str  # http(s)://HOST:4318
+    headers_env: str = ""  # "name=value,name=value", such as an access token
+    headers_file: str = ""
+    every_seconds: float = 15.0  # between metrics
+
+
+class Prometheus(_Channel, kw_only=True, tag="prometheus"):
+    """Counters, to be fetched from an address or read from a file."""
+
+    listen: str = ""  # ADDRESS:PORT
+    textfile: str = ""  # for the node exporter's textfile collector: a path that ends with .prom
+    every_seconds: float = 15.0  # between writes of the file
+
+
+ChannelConfig: TypeAlias = Webhook | Email | OpenTelemetry | Prometheus
+
+
 class Config(_Section):
     seal: SealConfig = SealConfig()
     record: RecordConfig = RecordConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
+    alerts: tuple[ChannelConfig, ...] = ()
     log: LogConfig = LogConfig()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.run import add_show_findings
 from trainwarden.errors import LogTampered
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def add(subparsers: Subparsers[Any]) -> None:
         choices=("refuse", "alert"),
         help="policy of the resumed run, as of `trainwarden run` (default: refuse)",
     )
+    add_show_findings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,15 +120,17 @@ def _apply(
     plan: Plan,
     response: Response,
 ) -> int:
-    from trainwarden.commands.run import progress_bar, say, shell_code, summary, tell
+    from trainwarden.commands.run import progress_bar, say, shell_code, shows_details, summary, tell, told_findings
     from trainwarden.detect import Engine, all_detectors
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
+    from trainwarden.respond.alerts.secrets import without_secrets
     from trainwarden.respond.recover import apply_plan, loaded_its_checkpoint, resume
 
     folder, seal, key = store.run(case.run), case.seal, SigningKey.load()
     if seal is None:
         raise LogTampered(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
+    details = shows_details(config, args.show_findings)
     say(console, _headline(plan), "bold")
     apply_plan(store, folder, seal, plan, key, lambda sentence: say(console, sentence))
     os.chdir(plan.cwd)
@@ -138,8 +142,8 @@ def _apply(
             plan,
             config,
             key,
-            env=job_environ(),
-            on_event=lambda event: tell(console, bar, event),
+            env=without_secrets(job_environ(), config),
+            on_event=lambda event: tell(console, bar, event, details),
             progress=bar,
             watcher=Engine(all_detectors()),
             response=response,
@@ -149,14 +153,14 @@ def _apply(
     if not began:
         say(console, f"the script did not load {plan.checkpoint}: it began anew ({_RESUME_HINT})", "yellow")
     if args.json:
-        print_json(_as_json(plan, result, began))
+        print_json(_as_json(plan, result, began, told_findings(result, details)))
     return shell_code(result.exit_code)
 
 
 _RESUME_HINT = 'say how it resumes: [replay] resume = "--resume {checkpoint}" in trainwarden.toml'
 
 
-def _as_json(plan: Plan, result: RunResult, began: bool) -> dict[str, object]:
+def _as_json(plan: Plan, result: RunResult, began: bool, findings: list[object]) -> dict[str, object]:
     return {
         "run": plan.run,
         "applied": True,
@@ -165,7 +169,7 @@ def _as_json(plan: Plan, result: RunResult, began: bool) -> dict[str, object]:
         "loaded_checkpoint": began,
         "exit_code": result.exit_code,
         "records": result.records,
-        "findings": list(result.findings),
+        "findings": findings,
         "log_whole": result.log_whole,
     }
 

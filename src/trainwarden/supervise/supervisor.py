@@ -58,7 +58,7 @@ from trainwarden.supervise.guarded import Guarded
 from trainwarden.supervise.ledger import Ledger, NoWatcher, Watcher
 from trainwarden.supervise.needs import require_recorder
 from trainwarden.supervise.process import block_signals
-from trainwarden.supervise.responding import Responder, Response, Told
+from trainwarden.supervise.responding import Gauged, Responder, Response, Told
 from trainwarden.supervise.shelter import Shelter
 from trainwarden.supervise.shipping import Shipping
 
@@ -157,7 +157,10 @@ def supervise(
                 for responder in responders:
                     responder.found(index, finding)
 
-            ledger = Ledger(log, run.details, watcher or NoWatcher(), on_finding, _notices(on_event))
+            watcher = watcher or NoWatcher()
+            if response is not None and response.gauge is not None:
+                watcher = Gauged(watcher, response.gauge)
+            ledger = Ledger(log, run.details, watcher, on_finding, _notices(on_event))
             shipping: Shipping | None = None
             try:
                 first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())
