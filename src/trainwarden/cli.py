@@ -28,6 +28,7 @@ VERBS: tuple[str, ...] = (
     "audit",
     "explain",
     "recover",
+    "alerts",
     "runs",
     "show",
     "verify",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -9,8 +11,10 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from trainwarden.errors import UsageError
+from trainwarden.model import ACTIONS, Action, Severity
 
 FILE_NAME = "trainwarden.toml"
+_WRONG_VALUE = re.compile(r"Invalid enum value '([^']*)'")
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,7 +48,7 @@ class PolicyConfig(_Section):
     """What to do about a finding: refuse stops the next start of a rank, alert only tells."""
 
     environment_changed: Literal["refuse", "alert"] = "refuse"
-    gap: Literal["alert", "stop"] = "alert"
+    detectors: dict[str, Action] = msgspec.field(default_factory=dict)  # by detector; "default": all others
 
 
 class LogConfig(_Section):
@@ -71,11 +75,61 @@ class ExpectConfig(_Section):
     settings: dict[str, Setting] = {}
 
 
+class _Channel(_Section, kw_only=True, tag_field="kind"):
+    """What every alert channel has. A secret is never in this file: it names where the secret is."""
+
+    name: str = ""  # "" = its kind
+    audience: Literal["team", "security"] = "team"  # the team is told that there is something, security what it is
+    severity: Severity = Severity.LOW  # of an alert, at least
+
+
+class Webhook(_Channel, kw_only=True, tag="webhook"):
+    """JSON by HTTP POST: Slack's form, or all fields."""
+
+    url_env: str = ""  # the environment variable that holds the URL
+    url_file: str = ""  # or the file
+    format: Literal["slack", "json"] = "slack"
+
+
+class Email(_Channel, kw_only=True, tag="email"):
+    """Mail over SMTP."""
+
+    host: str
+    sender: str
+    to: tuple[str, ...]
+    port: int = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"  # none: on this host alone
+    user: str = ""
+    password_env: str = ""
+    password_file: str = ""
+
+
+class OpenTelemetry(_Channel, kw_only=True, tag="opentelemetry"):
+    """Alerts as log records, and counters as metrics, over OTLP/HTTP."""
+
+    endpoint: str  # http(s)://HOST:4318
+    headers_env: str = ""  # "name=value,name=value", such as an access token
+    headers_file: str = ""
+    every_seconds: float = 15.0  # between metrics
+
+
+class Prometheus(_Channel, kw_only=True, tag="prometheus"):
+    """Counters, to be fetched from an address or read from a file."""
+
+    listen: str = ""  # ADDRESS:PORT
+    textfile: str = ""  # for the node exporter's textfile collector: a path that ends with .prom
+    every_seconds: float = 15.0  # between writes of the file
+
+
+ChannelConfig: TypeAlias = Webhook | Email | OpenTelemetry | Prometheus
+
+
 class Config(_Section):
     seal: SealConfig = SealConfig()
     record: RecordConfig = RecordConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
+    alerts: tuple[ChannelConfig, ...] = ()
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
 
@@ -97,4 +151,13 @@ def load_config(path: Path | None, folder: Path) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"{path} is not valid TOML: {e}") from e
     except msgspec.ValidationError as e:
-        raise UsageError(f"{path}: {e}", hint="docs/guide.md lists every key") from e
+        raise UsageError(f"{path}: {e}", hint=_hint(str(e))) from e
+
+
+def _hint(error: str) -> str:
+    """The action that was meant, where the wrong value is one under `[policy.detectors]`."""
+    wrong = _WRONG_VALUE.match(error)
+    if wrong is None or "policy.detectors" not in error:
+        return "docs/guide.md lists every key"
+    close = difflib.get_close_matches(wrong[1], ACTIONS, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"an action is one of {', '.join(ACTIONS)}"

@@ -241,7 +241,7 @@ def test_a_wrong_call_is_one_error_and_one_hint(
 
 
 def test_policy_stop_ends_the_command_at_the_first_gap(place: Place, job: Path) -> None:
-    (job / "trainwarden.toml").write_text('[policy]\ngap = "stop"\n')
+    (job / "trainwarden.toml").write_text('[policy.detectors]\ngaps = "stop"\n')
     words = ("start", "join:0/1", "steps:1", "miss:cannot see it", "until_acked", "forever")
     ended = place.run(job, str(place.python), "fake_rank.py", *words)
     assert ended.code == 128 + signal.SIGTERM

@@ -69,9 +69,15 @@ from trainwarden.model.notes import (
     Note,
 )
 from trainwarden.model.responses import (
+    ACTIONS,
+    Action,
+    Alert,
     Quarantined,
     Recovered,
+    Released,
+    Responded,
     Restored,
+    Undelivered,
 )
 from trainwarden.model.sealed import (
     Approval,
@@ -108,9 +114,12 @@ from trainwarden.model.verdicts import (
 )
 
 __all__ = [
+    "ACTIONS",
+    "Action",
     "Actor",
     "ActorEnrolled",
     "ActorKind",
+    "Alert",
     "Approval",
     "ApprovalPolicy",
     "Approved",
@@ -159,6 +168,8 @@ __all__ = [
     "Recovered",
     "RegistryBegun",
     "RegistryEntry",
+    "Released",
+    "Responded",
     "Restored",
     "RunEnded",
     "STAGES",
@@ -174,6 +185,7 @@ __all__ = [
     "StepRecord",
     "TreeHead",
     "UNREADABLE",
+    "Undelivered",
     "Verdict",
     "Writer",
     "canonical",

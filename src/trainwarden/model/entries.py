@@ -23,7 +23,7 @@ from trainwarden.model.happenings import (
     RunEnded,
 )
 from trainwarden.model.notes import ModelSeen
-from trainwarden.model.responses import Quarantined, Recovered, Restored
+from trainwarden.model.responses import Quarantined, Recovered, Released, Responded, Restored, Undelivered
 from trainwarden.model.steps import Gap, StepRecord
 from trainwarden.model.verdicts import Diverged, Explanation, Inconclusive, Matched
 
@@ -41,7 +41,8 @@ class Sealed(Noun, tag="sealed"):
 Entry: TypeAlias = (
     Sealed | ProcessStarted | StepRecord | Gap | CheckpointSaved | CheckpointLoaded | DataOpened
     | ProcessExited | FileChanged | CodeSeen | ProcessSeen | CleanRoom | Approved | Finding | Matched | Diverged
-    | Inconclusive | Explanation | Quarantined | Restored | Recovered | RunEnded
+    | Inconclusive | Explanation | Quarantined | Restored | Recovered | Responded | Released
+    | Undelivered | RunEnded
     | ModelSeen
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""

@@ -2,7 +2,66 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from trainwarden.model.base import Noun
+from trainwarden.model.findings import Confidence, Finding, Severity
+
+
+class Action(StrEnum):
+    """What policy demands when something is found, mildest first; each is done together with those before it."""
+
+    NOTE = "note"  # it is in the log
+    ALERT = "alert"  # and sent over the alert channels
+    HOLD = "hold"  # and the job is paused until it is let go on
+    STOP = "stop"  # or its command ended in order
+    RECOVER = "recover"  # and the run taken back to the last cleared checkpoint
+
+
+ACTIONS = tuple(Action)
+"""All actions, mildest first."""
+
+
+class Alert(Noun):
+    """The findings of one cause, as they are known when this is written. A suspicion, like each of them."""
+
+    id: str  # "a1", "a2", … within its run
+    severity: Severity  # the highest of its findings
+    confidence: Confidence  # the highest of its findings
+    title: str  # one plain sentence
+    first: Finding  # that it began with
+    findings: tuple[int, ...]  # log indexes, the first of them
+    count: int = 1  # findings in all
+    detectors: tuple[str, ...] = ()
+    ranks: tuple[int, ...] = ()
+    first_step: int = -1
+    last_step: int = -1
+    benign: tuple[str, ...] = ()  # benign explanations not yet excluded
+
+
+class Responded(Noun, tag="responded"):
+    """What was done about an alert, told when it was done."""
+
+    alert: Alert
+    action: Action
+    failed: str = ""  # why it could not be done, or not in full
+    wall_ns: int = 0
+
+
+class Released(Noun, tag="released"):
+    """A held job was let go on. `by`: who asked for it, as far as the system tells."""
+
+    by: str
+    wall_ns: int = 0
+
+
+class Undelivered(Noun, tag="undelivered"):
+    """Alerts that could not be sent over one channel, told at the first and at the end."""
+
+    channel: str
+    reason: str
+    alerts: int = 1
+    wall_ns: int = 0
 
 
 class Recovered(Noun, tag="recovered"):

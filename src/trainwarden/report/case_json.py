@@ -6,9 +6,10 @@ from typing import Any
 
 import msgspec
 
-from trainwarden.casefile import CaseFile, coverage_share
+from trainwarden.casefile import CaseFile, coverage_share, indexed
+from trainwarden.detect.causes import alerts_of
 from trainwarden.lineage import last_cleared
-from trainwarden.model import StepRecord
+from trainwarden.model import Finding, StepRecord
 from trainwarden.report.events import timeline
 from trainwarden.report.tables import approval_line
 
@@ -33,6 +34,7 @@ def case_json(case: CaseFile) -> dict[str, Any]:
         "segments": case.history.segments,
         "checkpoints": case.history.checkpoints,
         "last_cleared_step": safe.step if safe else None,
+        "alerts": alerts_of(indexed(case.entries, Finding)),
         "timeline": timeline(case.entries),
         "entries": [
             {"index": index, "entry": entry}

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from trainwarden.model import (
+    Action,
     Approved,
     CheckpointLoaded,
     CheckpointSaved,
@@ -29,15 +30,25 @@ from trainwarden.model import (
     ProcessStarted,
     Quarantined,
     Recovered,
+    Released,
+    Responded,
     Restored,
     RunEnded,
     Sealed,
     StepRecord,
+    Undelivered,
 )
 from trainwarden.report.words import count, short, span, tail
 
 MOST_EVENTS = 150
 MOST_MARKERS = 12
+_ACTS = {
+    Action.NOTE: "noted",
+    Action.ALERT: "sent over the alert channels",
+    Action.HOLD: "the job was held",
+    Action.STOP: "the command was ended",
+    Action.RECOVER: "the command was ended, to be recovered",
+}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +195,13 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
             yield "plain", "Restored", f"{tail(entry.path)} put back as {short(entry.digest)}"
         case Recovered():
             yield "good", "Recovery", f"taken back to step {entry.from_step} and resumed as run {entry.new_run}"
+        case Responded():
+            failed = f", which failed: {entry.failed}" if entry.failed else ""
+            yield "plain", "Policy", f"{_ACTS[entry.action]}{failed} (alert {entry.alert.id}: {entry.alert.title})"
+        case Released():
+            yield "plain", "Released", f"the held job was let go on by {entry.by}"
+        case Undelivered():
+            yield "alert", "Undelivered", f"{count(entry.alerts, 'alert')} over {entry.channel}: {entry.reason}"
         case Approved():
             names = ", ".join(a.actor for a in entry.approvals)
             yield "plain", "Approved", f"the seal was approved by {names}"

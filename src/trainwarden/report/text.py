@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trainwarden.casefile import Answer, Broken, CaseFile, coverage_share, explanation_of, indexed
 from trainwarden.checks import Check, Failed, NotChecked, Passed
+from trainwarden.detect.causes import alerts_of
 from trainwarden.model import Diverged, Finding, Outcome, ProcessStarted, Standing, StepRecord
 from trainwarden.report import summary, tables
 from trainwarden.report.events import bounded, timeline
@@ -67,6 +68,7 @@ def print_case(console: Console, case: CaseFile) -> None:
     _section(console, "How it went", _events(case))
     if indexed(case.entries, Diverged):
         _section(console, "Replays that differ", _divergences(case))
+    _section(console, "Alerts (findings of one cause)", _alerts(case))
     _section(console, "Findings (suspicion, not evidence)", _findings(case))
     _section(console, "Checkpoints", _checkpoints(case))
     _section(console, "Not checked", _missing(case))
@@ -142,6 +144,19 @@ def _divergences(case: CaseFile) -> RenderableType:
             short(at.replayed),
         )
         table.add_row(*map(_text, cells), _text(cause + (" (proof)" if proved else ""), "bold" if proved else ""))
+    return table
+
+
+def _alerts(case: CaseFile) -> RenderableType:
+    alerts = alerts_of(indexed(case.entries, Finding))
+    if not alerts:
+        return _text("none", "dim")
+    table = _table("alert", "severity", "findings", "what it is")
+    for a in alerts[:_MOST_ROWS]:
+        benign = f" Could also be: {'; '.join(a.benign)}." if a.benign else ""
+        table.add_row(a.id, _text(a.severity.value), str(a.count), _text(clean(a.title + benign, 300)))
+    if len(alerts) > _MOST_ROWS:
+        table.add_row("", "", "", _text(f"… and {len(alerts) - _MOST_ROWS:,} more", "dim"))
     return table
 
 

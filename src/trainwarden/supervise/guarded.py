@@ -32,9 +32,10 @@ from trainwarden.supervise import private
 from trainwarden.supervise.code import CodeDesk
 from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
+from trainwarden.supervise.holding import Hold
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.mappings import ProcessDesk
-from trainwarden.supervise.process import Child, Reaper, become_subreaper
+from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
@@ -66,9 +67,11 @@ class Guarded:
         self._store, self._run, self._config, self._sealed, self._ledger = store, run, config, sealed, ledger
         self._walk, self._shelter = walk, shelter
         self._child: Child | None = None
+        self._wanted = ""  # what is to be done as soon as the command runs: "hold" or "stop"
         self._key = private.new_digest_key(run.private)
         self._reaper = Reaper()
         self._roster = Roster()
+        self._hold = Hold(0, self._roster.pids)
         self._files = FileDesk(
             store,
             run,
@@ -109,7 +112,12 @@ class Guarded:
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
             self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
-            child = self._child = self._start(command, server.path, mask)
+            child = self._start(command, server.path, mask)
+            self._hold = Hold(child.pid, self._roster.pids)
+            child.on_signal = self._signalled
+            self._child = child
+            stack.callback(self._hold.end)
+            self._now()
             if self._shelter is not None:
                 self._shelter.entered(child.pid, self._ledger.submit)
                 stack.callback(self._shelter.leave)
@@ -135,10 +143,40 @@ class Guarded:
         env = _child_env(shelter.room.environ(command.env), socket, shelter.room.place)
         return Child(shelter.room.launch(command), env, mask, shelter.binds())
 
-    def stop(self) -> None:
-        """End the command because policy says so."""
-        if self._child is not None:
-            self._child.stop()
+    def stop(self) -> str:
+        """End the command because policy says so; a held one goes on as far as it takes to end. Why not, or ""."""
+        if self._child is None:
+            self._wanted = "stop"
+            return ""
+        self._child.stop()
+        self._hold.end()
+        return ""
+
+    def hold(self) -> str:
+        """Pause the ranks until `release`; why they are not, or ""."""
+        if self._child is None:
+            self._wanted = self._wanted or "hold"
+            return ""
+        if self._child.stopping:
+            return "the command is being ended"
+        return "" if self._hold.begin() else "no process of the command runs any more"
+
+    def release(self) -> str:
+        """Let held ranks go on; why not, or ""."""
+        return "" if self._hold and self._hold.end() else "the job is not held"
+
+    def _signalled(self, number: int) -> None:
+        """Somebody ends the command, or lets it go on: held ranks must be able to."""
+        if number in STOPPING or number == signal.SIGCONT:
+            self._hold.end()
+
+    def _now(self) -> None:
+        """Do what was wanted before the command had started."""
+        match self._wanted:
+            case "stop":
+                self.stop()
+            case "hold":
+                self.hold()
 
     def _watch_files(self, stack: ExitStack) -> None:
         """The watch is set before the first comparison, and looks at everything once more at the end."""

@@ -109,6 +109,7 @@ class Child:
         """
         self._shares_group = _in_foreground()
         self.stopping = 0
+        self.on_signal: Callable[[int], None] = lambda _: None  # called after a signal was passed on
         self.pid = self._entered(argv, env, mask, binds) if binds else self._spawned(argv, env, mask)
         self._pidfd = os.pidfd_open(self.pid)
 
@@ -163,6 +164,7 @@ class Child:
             self.stopping = info.si_signo
         if not (self._shares_group and info.si_code == _SI_KERNEL):
             os.kill(self.pid, info.si_signo)  # it is our child and not reaped: the id is surely its own
+        self.on_signal(info.si_signo)
 
     def stop(self) -> None:
         """Ask the command to end (SIGTERM), once; any thread may."""
