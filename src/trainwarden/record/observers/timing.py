@@ -227,9 +227,7 @@ class Timing(Observer):
         least = max(LEAST_NS, int(LEAST_SHARE * self._walls.at(0.5)))
         return idle > usual + max(least, 3 * spread)
 
-    def _tell_idled(
-        self, wall: int, idle: int, idles: dict[str, int], frames: tuple[StackFrame, ...], samples: int
-    ) -> None:
+    def _tell_idled(self, wall: int, idle: int, idles: dict[str, int], found: Found) -> None:
         calls = self._sleeps()
         if not calls and not idle:
             return
