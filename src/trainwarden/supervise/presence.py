@@ -31,20 +31,21 @@ class Live:
 class Presence:
     """Shared by all sessions of a run; every method may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._live: dict[tuple[int, int], Live] = {}
         self._changed = threading.Condition()
 
     def joined(self, attempt: int, rank: int, world: int, pid: int, ask: Callable[[int], None]) -> None:
         with self._changed:
-            self._live[attempt, rank] = Live(attempt, rank, world, pid, ask, moved=time.monotonic())
+            self._live[attempt, rank] = Live(attempt, rank, world, pid, ask, moved=self._clock())
 
     def moved(self, attempt: int, rank: int, reached: int, claimed_ns: int) -> None:
         """A record of this rank came; it says that it was made at `claimed_ns` on the wall clock."""
         live = self._live.get((attempt, rank))
         if live is not None:
             live.behind_ns.append(time.time_ns() - claimed_ns)
-            live.reached, live.moved = max(live.reached, reached), time.monotonic()
+            live.reached, live.moved = max(live.reached, reached), self._clock()
 
     def stacks(self, attempt: int, rank: int, answer: wire.Stacks) -> None:
         """A rank told where it stands."""

@@ -23,6 +23,7 @@ from trainwarden.supervise.presence import Live
 MULTIPLE = 20
 AHEAD = 8
 PATIENCE = 2.0
+SPAN = 0.5  # seconds of a look: long enough to tell computing from waiting
 _MOST_ASKED = 64  # ranks whose stacks are asked for and told
 _WAITS = ("/torch/distributed/", "/torch/nn/parallel/distributed.py")
 _WAITING_PART = "reduction"
@@ -93,7 +94,7 @@ class Stalls:
         before = {r.rank: proc.stat(r.pid) for r in ranks}
         begin = time.monotonic()
         self._host.presence.ask(ranks, self._token, PATIENCE)
-        time.sleep(max(0.0, 0.5 - (time.monotonic() - begin)))  # long enough to tell computing from waiting
+        time.sleep(max(0.0, SPAN - (time.monotonic() - begin)))
         span = time.monotonic() - begin
         seen = tuple(self._seen(r, before[r.rank], span) for r in ranks)
         self._host.submit(
