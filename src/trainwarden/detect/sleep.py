@@ -27,6 +27,7 @@ BURST_WINDOW = 256  # within so many steps
 MAX_PLACES = 1_000
 _BENIGN_SLEEP = ("code that waits on purpose: a rate limit, a retry, a pause for a cooler or a scheduler",)
 _BENIGN_IDLE = (
+    "code of its own that waits for its peers outside of torch's collective calls",
     "memory that was paged in from a slow disk",
     "a hypervisor that took the CPU away",
     "code that waits on purpose by other means than `time.sleep`",
@@ -80,7 +81,8 @@ class Sleeps:
 
     def _idled(self, index: int, entry: Idled, seen: _Seen) -> Iterable[Finding]:
         """Idle time that no call of `time.sleep` explains."""
-        judged = entry.unsealed if entry.accelerator else True  # there a wait for the device looks like idling
+        # Elsewhere disks are waited for, and a wait for a device looks like idling: there only foreign code counts.
+        judged = entry.unsealed or (entry.part in INSIDE and not entry.accelerator)
         if entry.idle_ns <= 0 or not judged:
             return
         seen.bursts.append((index, entry.step, entry))

@@ -5,7 +5,7 @@ Rules
 * A thread of its own that sleeps until the running step is overdue; most steps end before, and then it wakes once and
   sleeps on. It never touches what it looks at.
 * Only looks that found the thread idle count: it used no CPU since the look before, and was not ready for one.
-* A thread in a collective waits for its peers, and is not idle.
+* A thread whose innermost frame is one of torch's collectives waits for its peers, and is not idle.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from trainwarden.record.stacks import stack_of
 
 Found: TypeAlias = tuple[tuple[StackFrame, ...], int]
 """A stack, innermost first, and how many looks found it."""
+
+Looks: TypeAlias = Counter[tuple[str, tuple[StackFrame, ...]]]
+"""How often an idle thread was seen in a part of a step, at a stack."""
 
 EVERY = 0.02  # seconds between looks
 MOST = 50  # looks at one step
@@ -63,7 +66,7 @@ class Sampler:
     def __init__(self, thread: int, scheduled: Scheduled, part: Callable[[], str]) -> None:
         self._thread, self._scheduled, self._part = thread, scheduled, part
         self._due = 0  # monotonic nanoseconds from which on the running step is overdue, 0 = nothing is usual yet
-        self._looks: Counter[tuple[str, tuple[StackFrame, ...]]] = Counter()
+        self._looks = Looks()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         threading.Thread(target=self._work, daemon=True, name="trainwarden-sampler").start()
@@ -72,14 +75,13 @@ class Sampler:
         """A step begins, which usually ends within `usual_ns` (0: that is not known)."""
         self._due = began_ns + usual_ns if usual_ns else 0
 
-    def found(self, parts: Sequence[str]) -> Found:
-        """Where the thread most often idled since the last call, in these parts, and how many looks saw it."""
+    def taken(self) -> Looks:
+        """What was seen since the last call."""
         if not self._looks:
-            return (), 0
+            return Looks()
         with self._lock:
-            looks, self._looks = self._looks, Counter()
-        own = Counter({frames: n for (part, frames), n in looks.items() if part in parts})
-        return own.most_common(1)[0] if own else ((), 0)
+            looks, self._looks = self._looks, Looks()
+        return looks
 
     def stop(self) -> None:
         self._stopped.set()
@@ -109,7 +111,13 @@ class Sampler:
             pass
 
     def _keep(self, frames: tuple[StackFrame, ...]) -> None:
-        if any(w in f.file for f in frames for w in _WAITS):
+        if frames and any(w in frames[0].file for w in _WAITS):
             return
         with self._lock:
             self._looks[self._part(), frames] += 1
+
+
+def most(looks: Looks, parts: Sequence[str]) -> Found:
+    """Where the thread was most often seen in these parts of a step."""
+    own = Counter({frames: n for (part, frames), n in looks.items() if part in parts}) if looks else None
+    return own.most_common(1)[0] if own else ((), 0)

@@ -4,8 +4,9 @@ Rules
 -----
 * Each moment ends one part and begins the next: two clocks are read. Parts that a script does not have stay empty.
 * Idle is time in which the training thread neither computed, nor was ready without a free CPU (the kernel's run-queue
-  wait), nor slept in `time.sleep` (told as such), in the parts in which nothing outside of the process should be waited
-  for. A step is told when it idled for much longer than it usually does; a steady wait is what is usual.
+  wait), nor slept in `time.sleep` (told as such). A step is told when it idled for much longer than it usually does, in
+  the parts in which nothing outside of the process should be waited for, or else in the others: loaders, saving and
+  evaluation wait for disks, and only what code stood there is of interest. A steady wait is what is usual.
 * Who idles is found by looking at the thread's stack when a step takes longer than usual. With several ranks, idling
   is told only where that was seen: a rank that waits for a slower peer stands in a collective.
 * What is told of every step is nothing; every `SUMMARY` steps a summary is.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from trainwarden.model import Idled, PartTimes, Sleep, StackFrame, StepTimes
 from trainwarden.record import sleeps
 from trainwarden.record.observers.interface import Observer
-from trainwarden.record.observers.sampler import Found, Sampler, Scheduled
+from trainwarden.record.observers.sampler import Found, Looks, Sampler, Scheduled, most
 from trainwarden.record.stacks import frames_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ AFTER_BACKWARD, UPDATE, BETWEEN = "after_backward", "update", "between"
 PARTS = (LOADING, FORWARD, BACKWARD, REDUCTION, AFTER_BACKWARD, UPDATE, BETWEEN)
 OWN = (FORWARD, BACKWARD, AFTER_BACKWARD, UPDATE)
 """Parts in which a training thread waits for nothing outside of its process, collectives aside."""
+OTHER = (LOADING, BETWEEN)
 SUMMARY = 256
 WINDOW = 64  # steps that say what is usual
 WARM = 8  # steps before anything is unusual
@@ -91,7 +93,8 @@ class Timing(Observer):
         self._summed: dict[str, list[int]] = {part: [0, 0, 0] for part in PARTS}  # wall, CPU, longest
         self._steps = self._all_steps = self._slept = self._process_cpu = 0
         self._queued = self._queued_before = -1
-        self._walls, self._idles = Usual(), Usual()
+        self._walls = Usual()
+        self._idles = {OWN: Usual(), OTHER: Usual()}
         self._places: dict[tuple[str, int, str], _Place] = {}
         self._seen: Counter[tuple[str, int, str]] = Counter()
         self._scheduled: Scheduled | None = None
@@ -191,23 +194,23 @@ class Timing(Observer):
         """Judge the step that ends now; what is usual is what the steps before it were."""
         wall = self._wall - self._began
         queued = self._queue_wait()
-        slept_own = sum(p.slept_ns for p in self._places.values() if p.part in OWN)
-        idles = {part: max(0, self._spent[part][0] - self._spent[part][1]) for part in OWN}
-        idle = max(0, sum(idles.values()) - slept_own - max(queued, 0))
-        unusual = queued >= 0 and self._unusual(idle)
-        found: Found = self._sampler.found(OWN) if self._sampler is not None else ((), 0)
-        if unusual and self.recorder.world > 1 and not found[1]:
-            unusual = False  # it waited for its peers, or nobody saw what it did
-        self._tell_idled(wall, idle if unusual else 0, idles, found if unusual else ((), 0))
+        looks = self._sampler.taken() if self._sampler is not None else Looks()
+        told = False
+        for parts in (OWN, OTHER):
+            idle = self._idle(parts, queued)
+            unusual = not told and queued >= 0 and self._unusual(self._idles[parts], idle)
+            found = most(looks, parts)
+            if unusual and (found[1] or (parts == OWN and self.recorder.world == 1)):  # else it waited for its peers
+                told = True
+                self._tell_idled(wall, idle, parts, found)
+            self._idles[parts].add(idle)
+        if not told:
+            self._tell_idled(wall, 0, OWN, ((), 0))
         if not self._places:
             self._walls.add(wall)
-        self._idles.add(idle)
         self._add_up(queued)
         if self._sampler is not None:
-            usual = self._walls.at(0.5)
-            self._sampler.step_began(
-                self._began, usual + max(usual // 20, 5_000_000) if len(self._walls) >= WARM else 0
-            )
+            self._sampler.step_began(self._began, self._overdue())
 
     def _overdue(self) -> int:
         """Nanoseconds after which a step is longer than usual, 0 while nothing is usual."""
@@ -220,14 +223,24 @@ class Timing(Observer):
         before, self._queued_before = self._queued_before, total
         return total - before if total >= 0 and before >= 0 else -1
 
-    def _unusual(self, idle: int) -> bool:
-        if len(self._idles) < WARM:
+    def _idle(self, parts: tuple[str, ...], queued: int) -> int:
+        """Nanoseconds that nothing explains in these parts of this step."""
+        slept = sum(p.slept_ns for p in self._places.values() if p.part in parts)
+        return max(0, sum(self._waited(part) for part in parts) - slept - max(queued, 0))
+
+    def _waited(self, part: str) -> int:
+        wall, cpu = self._spent[part]
+        return max(0, wall - cpu)
+
+    def _unusual(self, idles: Usual, idle: int) -> bool:
+        if len(idles) < WARM:
             return False
-        usual, spread = self._idles.at(0.5), self._idles.at(0.9) - self._idles.at(0.5)
+        usual, spread = idles.at(0.5), idles.at(0.9) - idles.at(0.5)
         least = max(LEAST_NS, int(LEAST_SHARE * self._walls.at(0.5)))
         return idle > usual + max(least, 3 * spread)
 
-    def _tell_idled(self, wall: int, idle: int, idles: dict[str, int], found: Found) -> None:
+    def _tell_idled(self, wall: int, idle: int, parts: tuple[str, ...], found: Found) -> None:
+        """Tell of a step that idled in one of these parts, or of its sleeps alone."""
         calls = self._sleeps()
         if not calls and not idle:
             return
@@ -237,8 +250,8 @@ class Timing(Observer):
                 wall_ns=wall,
                 usual_ns=self._walls.at(0.5),
                 idle_ns=idle,
-                usual_idle_ns=self._idles.at(0.5),
-                part=max(idles, key=idles.__getitem__) if idle else calls[0].part,
+                usual_idle_ns=self._idles[parts].at(0.5),
+                part=max(parts, key=self._waited) if idle else calls[0].part,
                 sleeps=calls,
                 stack=found[0],
                 samples=found[1],

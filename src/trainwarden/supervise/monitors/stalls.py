@@ -126,7 +126,7 @@ class Stalls:
             waits_in=proc.waits_in(live.pid, thread) if state in ("S", "D") else "",
             cpu_share=round(max(0.0, now.cpu - before.cpu) / span, 3) if now and before and span > 0 else 0.0,
             part=part,
-            collective=part == _WAITING_PART or any(w in f.file for f in frames for w in _WAITS),
+            collective=part == _WAITING_PART or any(w in f.file for f in frames[:1] for w in _WAITS),
             frames=frames,
             unsealed=proc.unsealed(frames, self._host.is_sealed),
             stopped_by=self._host.stopped_by(live.pid) if state in ("T", "t") else None,
