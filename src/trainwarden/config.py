@@ -36,6 +36,7 @@ class RecordConfig(_Section):
 
     activations_every: int = 16
     snapshot_every: int = 50
+    stall_seconds: float = 60.0  # a run that does nothing for so long is asked where it stands
 
 
 class ReplayConfig(_Section):

@@ -7,7 +7,8 @@ Rules
 * A frame is a 4-byte big-endian length and a msgpack message. A frame above `MAX_FRAME` closes the connection.
 * The names under a step's digests hardly ever change: a list of names is sent once, into one of `NAME_SLOTS`
   slots of the connection, and a step refers to the slot. A full table is used again from its beginning.
-* `Start`, `Join` and `Loaded` are answered; everything else is sent and not waited for.
+* `Start`, `Join` and `Loaded` are answered; everything else is sent and not waited for. `Look` alone goes the other
+  way, and the rank's `Stacks` come when they can.
 * `Acked(seq)` is sent after everything up to and including that record is durable in the log: what was
   acknowledged is never lost.
 * A rank is never trusted: the server validates every message and closes the connection on a bad one.
@@ -25,7 +26,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
-from trainwarden.model import Detail, Note, Numerics, Stage, StepRecord, cut_digests
+from trainwarden.model import Detail, Note, Numerics, StackFrame, Stage, StepRecord, cut_digests
 
 MAX_FRAME = 256 * 1024 * 1024
 NAME_SLOTS = 1024
@@ -184,8 +185,32 @@ class Acked(_Message, tag="acked"):
     seq: int
 
 
+class Look(_Message, tag="look"):
+    """The watcher asks a rank, unasked itself, where its threads stand; answered with `Stacks`."""
+
+    token: int
+
+
+class ThreadStack(msgspec.Struct, frozen=True, array_like=True):
+    """Where one thread stands, innermost first."""
+
+    native: int  # the kernel's id of the thread
+    name: str
+    trains: bool  # it moves the optimizers
+    frames: tuple[StackFrame, ...]
+
+
+class Stacks(_Message, tag="stacks"):
+    """Where the rank's threads stand, and in which part of a step (`model.PartTimes`) it is."""
+
+    token: int
+    part: str
+    threads: tuple[ThreadStack, ...]
+
+
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
+    | Look | Stacks
 )  # fmt: skip
 Message: TypeAlias = Plain | Step
 

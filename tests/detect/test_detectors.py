@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from hosts import told_of_hosts
 from records import exited, feed, step
 
 import trainwarden.detect
@@ -256,6 +257,7 @@ def test_every_finding_is_whole() -> None:
                  differences=(CodeDifference(kind="unsealed", slots=("a:b",), places=1),)),
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
+        *told_of_hosts(),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)
@@ -269,7 +271,7 @@ def test_every_finding_is_whole() -> None:
 
 def test_ids_are_unique_and_each_run_gets_fresh_detectors() -> None:
     ids = [d.id for d in all_detectors()]
-    assert len(set(ids)) == len(ids) == 8
+    assert len(set(ids)) == len(ids) >= 12
     assert not set(map(id, all_detectors())) & set(map(id, all_detectors()))
 
 

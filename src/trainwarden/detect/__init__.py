@@ -7,15 +7,19 @@ To add one: a file here with a class that has `id`, `observe` and `finish` (see 
 from __future__ import annotations
 
 from trainwarden.detect.checkpoints import Checkpoints
+from trainwarden.detect.clock import Clocks
 from trainwarden.detect.continuity import Continuity
 from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
+from trainwarden.detect.hogs import Hogs
 from trainwarden.detect.interface import Detector, Facts
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
+from trainwarden.detect.sleep import Sleeps
+from trainwarden.detect.stall import Stalls
 
 __all__ = ["Detector", "Engine", "Facts", "all_detectors"]
 
@@ -30,5 +34,9 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Patched(),
         Mappings(),
         Kills(),
+        Sleeps(),
+        Stalls(),
+        Clocks(),
+        Hogs(),
         Gaps(),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from trainwarden.model.base import Noun
+from trainwarden.model.hosts import Idled, StepTimes
 
 
 class ModelSeen(Noun, tag="model_seen"):
@@ -24,5 +25,5 @@ class ModelSeen(Noun, tag="model_seen"):
     frozen: int = 0  # tensors that need no gradient
 
 
-Note: TypeAlias = ModelSeen
+Note: TypeAlias = ModelSeen | Idled | StepTimes
 """Every entry that a rank may tell."""

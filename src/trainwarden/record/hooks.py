@@ -106,7 +106,9 @@ def _backward(torch: Any, recorder: Recorder) -> None:
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         recorder.guarded("backward", lambda: recorder.backward(tensors))
-        return original(tensors, *args, **kwargs)
+        result = original(tensors, *args, **kwargs)
+        recorder.guarded("backward", recorder.backward_done)
+        return result
 
     torch.autograd.backward = backward
 

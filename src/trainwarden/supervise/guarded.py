@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+
 import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
 from trainwarden.errors import StoreError
-from trainwarden.model import FileEntry, Gap, ProcessExited, SignedSeal
+from trainwarden.model import FileEntry, Gap, Idled, Note, ProcessExited, SignedSeal
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
@@ -28,15 +30,18 @@ from trainwarden.seal.walked import SealWalk
 from trainwarden.seal.watch import FileWatch
 from trainwarden.seal.writers import Writers
 from trainwarden.store import RunDir, Store
-from trainwarden.supervise import private
+from trainwarden.supervise import private, proc
 from trainwarden.supervise.code import CodeDesk
 from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
 from trainwarden.supervise.holding import Hold
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.mappings import ProcessDesk
+from trainwarden.supervise.monitors import Host, Monitors, all_monitors
+from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
 from trainwarden.supervise.roster import Roster
+from trainwarden.supervise.senders import Senders
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
 from trainwarden.supervise.weights import WeightCheck
@@ -72,13 +77,15 @@ class Guarded:
         self._reaper = Reaper()
         self._roster = Roster()
         self._hold = Hold(0, self._roster.pids)
+        self._presence, self._senders = Presence(), Senders()
+        self._is_sealed = sealed_paths(store, sealed, shelter)
         self._files = FileDesk(
             store,
             run,
             ledger,
             known,
             WeightCheck(self._key),
-            sealed_paths(store, sealed),
+            self._is_sealed,
             config.seal.keep_data_mb * 1024 * 1024,
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
@@ -102,6 +109,7 @@ class Guarded:
             stack.callback(self._files.close)
             stack.callback(self._code.close)
             stack.callback(self._processes.close)
+            stack.callback(self._senders.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
             # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
@@ -112,6 +120,10 @@ class Guarded:
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
             self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
+            self._senders.start()
+            monitors = Monitors(all_monitors(self._host()), self._ledger.submit)
+            monitors.start()
+            stack.callback(monitors.close)
             child = self._start(command, server.path, mask)
             self._hold = Hold(child.pid, self._roster.pids)
             child.on_signal = self._signalled
@@ -132,9 +144,28 @@ class Guarded:
                 code=code,
                 stopping=child.stopping,
                 wall_ns=time.time_ns(),
+                sender=child.stopped_by,
+                told_by="siginfo" if child.stopped_by else "",
             )
         )
         return code
+
+    def _host(self) -> Host:
+        return Host(
+            presence=self._presence,
+            submit=self._ledger.submit,
+            supervisor_pid=os.getpid(),
+            is_sealed=self._is_sealed,
+            stall_seconds=self._config.record.stall_seconds,
+            stopped_by=self._senders.stopper,
+        )
+
+    def _marked(self, note: Note) -> Note:
+        """Files of code that idles and is not sealed are named; the rank cannot know them."""
+        if not isinstance(note, Idled):
+            return note
+        frames = (*(f for sleep in note.sleeps for f in sleep.frames), *note.stack)
+        return msgspec.structs.replace(note, unsealed=proc.unsealed(frames, self._is_sealed))
 
     def _start(self, command: LaunchCommand, socket: Path, mask: set[signal.Signals]) -> Child:
         shelter = self._shelter
@@ -209,6 +240,9 @@ class Guarded:
             supervisor_pid=os.getpid(),
             code=self._code.seen,
             process=self._processes.joined,
+            presence=self._presence,
+            sent=self._senders.of,
+            marked=self._marked,
         )
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:
@@ -229,14 +263,16 @@ class Guarded:
             return ""
 
 
-def sealed_paths(store: Store, sealed: SignedSeal) -> Callable[[str], bool]:
-    """Whether a path is in the seal; the manifests are read when it is first asked."""
+def sealed_paths(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> Callable[[str], bool]:
+    """Whether a path is in the seal, in a clean room also under its place there; the manifests are read when asked."""
     paths: set[str] = set()
 
     def is_sealed(path: str) -> bool:
         if not paths:
             for kind in KINDS:
                 paths.update(expected(store, sealed, kind).files)
+            if shelter is not None:
+                paths.update([shelter.room.place(p) for p in paths])
         return path in paths
 
     return is_sealed

@@ -36,11 +36,17 @@ class Observer:
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         """A training forward pass of a root module is about to run."""
 
+    def loader_begins(self, iterator: Any) -> None:
+        """A data loader is asked for a batch."""
+
     def loader_gave(self, iterator: Any, batch: Any) -> None:
         """A data loader is about to hand out this batch."""
 
     def backward(self, tensors: Any) -> None:
         """`backward` was called on these tensors and is about to run."""
+
+    def backward_done(self) -> None:
+        """`backward` has returned."""
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced (DDP)."""

@@ -1,0 +1,44 @@
+"""Who calls `time.sleep` on the training thread: a thin wrapper, put in place when the process starts.
+
+Early, so that modules which take `sleep` by name take this one. Other ways to stand still (locks, `select`, native
+code) are seen by the time that they take, see `observers/timing.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+Listener = Callable[[float, int, FrameType], None]
+"""Called on the sleeper's own thread afterwards: seconds asked for, nanoseconds that it took, the caller's frame."""
+
+_listeners: list[Listener] = []
+
+
+def arm() -> None:
+    """Wrap `time.sleep`, once in a process."""
+    original = time.sleep
+    if hasattr(original, "__wrapped__"):
+        return
+
+    @functools.wraps(original)
+    def sleep(seconds: float, /) -> None:
+        if not _listeners:
+            return original(seconds)
+        begin = time.monotonic_ns()
+        try:
+            return original(seconds)
+        finally:
+            took = time.monotonic_ns() - begin
+            for listener in _listeners:
+                listener(seconds, took, sys._getframe(1))
+
+    time.sleep = sleep  # type: ignore[assignment]  # it takes what can be an index as well, as floats do
+
+
+def listen(listener: Listener) -> None:
+    """Call `listener` after each sleep of this process, whichever thread sleeps; it may not raise."""
+    _listeners.append(listener)
