@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from trainwarden.detect.checkpoints import Checkpoints
 from trainwarden.detect.continuity import Continuity
+from trainwarden.detect.dynamics import Dynamics
 from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.interface import Detector
 from trainwarden.detect.kills import Kills
+from trainwarden.detect.loaded import Loaded
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
@@ -26,9 +28,11 @@ def all_detectors() -> tuple[Detector, ...]:
         Replicas(),
         Continuity(),
         Checkpoints(),
+        Loaded(),
         Environment(),
         Patched(),
         Mappings(),
         Kills(),
+        Dynamics(),
         Gaps(),
     )
