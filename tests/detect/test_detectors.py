@@ -31,6 +31,7 @@ from trainwarden.model import (
     RunEnded,
     Severity,
     Stage,
+    TrackerSeen,
 )
 
 
@@ -260,7 +261,7 @@ def test_every_finding_is_whole() -> None:
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
         CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
-        step(9),
+        step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)

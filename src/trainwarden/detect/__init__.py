@@ -16,6 +16,7 @@ from trainwarden.detect.interface import Detector
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.loaded import Loaded
 from trainwarden.detect.mappings import Mappings
+from trainwarden.detect.metrics import Metrics
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
 
@@ -33,6 +34,7 @@ def all_detectors() -> tuple[Detector, ...]:
         Patched(),
         Mappings(),
         Kills(),
+        Metrics(),
         Dynamics(),
         Gaps(),
     )

@@ -67,6 +67,8 @@ from trainwarden.model.happenings import (
 from trainwarden.model.notes import (
     ModelSeen,
     Note,
+    Reported,
+    TrackerSeen,
 )
 from trainwarden.model.responses import (
     Quarantined,
@@ -159,6 +161,7 @@ __all__ = [
     "Recovered",
     "RegistryBegun",
     "RegistryEntry",
+    "Reported",
     "Restored",
     "RunEnded",
     "STAGES",
@@ -172,6 +175,7 @@ __all__ = [
     "StageDigest",
     "Standing",
     "StepRecord",
+    "TrackerSeen",
     "TreeHead",
     "UNREADABLE",
     "Verdict",

@@ -22,7 +22,7 @@ from trainwarden.model.happenings import (
     ProcessStarted,
     RunEnded,
 )
-from trainwarden.model.notes import ModelSeen
+from trainwarden.model.notes import ModelSeen, Reported, TrackerSeen
 from trainwarden.model.responses import Quarantined, Recovered, Restored
 from trainwarden.model.steps import Gap, StepRecord
 from trainwarden.model.verdicts import Diverged, Explanation, Inconclusive, Matched
@@ -43,6 +43,7 @@ Entry: TypeAlias = (
     | ProcessExited | FileChanged | CodeSeen | ProcessSeen | CleanRoom | Approved | Finding | Matched | Diverged
     | Inconclusive | Explanation | Quarantined | Restored | Recovered | RunEnded
     | ModelSeen
+    | Reported | TrackerSeen
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 
