@@ -113,19 +113,12 @@ def recovered(place: Range) -> dict[str, Any]:
     (place.job / "trainwarden.toml").write_text(_POLICY)
     striker = Striker(place, STRIKES)
     ran = guarded(place, place.command(steps=STEPS), at_step=striker.at_step, options=())
-    times = [when for when, _ in ran.steps]
-    last = place.demo.case("last")
-    loss = next((e.loss for e in reversed(last.entries) if isinstance(e, StepRecord) and e.rank == 0), None)
-    why = "" if ran.runs else "this version knows no policy by detector, or the run could not start"
-    row = _ended(place, times, None if loss is None else round(loss, 3))
-    return {
-        **row,
-        "code": ran.code,
-        "struck": striker.struck,
-        "recoveries": max(0, len(ran.runs) - 1),
-        "why": why,
-        "runs": ran.runs,
-    }
+    last = place.demo.case(ran.runs[-1]).entries if ran.runs else ()
+    loss = next((e.loss for e in reversed(last) if isinstance(e, StepRecord) and e.rank == 0), None)
+    row = _ended(place, [when for when, _ in ran.steps], None if loss is None else round(loss, 3))
+    why = "" if ran.runs else "the run could not start: this version knows no policy by detector"
+    recoveries = max(0, len(ran.runs) - 1)
+    return {**row, "code": ran.code, "struck": striker.struck, "recoveries": recoveries, "why": why, "runs": ran.runs}
 
 
 def _ended(place: Range, times: list[float], loss: float | None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from trainwarden.model import (
 )
 
 FITS, MISSES, TRIES = 3, 3, 6
+SURE = 8  # fits after which the ways that are left are not narrowed down any more
 KEPT = 512  # losses of a rank
 MAX_STREAMS, MAX_RANKS = 256, 4_096
 _PATIENCE = 8  # steps that a report waits for other ranks
@@ -177,8 +178,11 @@ class Metrics:
 
     def _judge(self, stream: _Stream, waiting: _Waiting) -> Iterator[Finding]:
         entry = waiting.entry
-        history = self._histories[entry.attempt, entry.rank]
-        known = dict(self._candidates(history, stream, waiting))
+        candidates = self._candidates(self._histories[entry.attempt, entry.rank], stream, waiting)
+        if stream.fits >= SURE and not stream.misses and self._fits_again(stream, entry.value, candidates):
+            stream.last = entry.step
+            return
+        known = dict(self._candidates(self._histories[entry.attempt, entry.rank], stream, waiting))
         stream.last = entry.step
         if stream.done or not known:
             return
@@ -188,12 +192,17 @@ class Metrics:
             return
         if fitting & stream.kinds:
             stream.kinds &= fitting
+            stream.fits += 1
             stream.misses = 0
             return
         stream.misses += 1
         if stream.misses >= MISSES:
             stream.done = True
             yield _differs(waiting, min((known[k] for k in stream.kinds if k in known), key=_away(entry.value)))
+
+    def _fits_again(self, stream: _Stream, value: float, candidates: Iterator[tuple[str, float]]) -> bool:
+        """Whether a way that is known by now fits: most metrics are the loss of a step, which is looked at first."""
+        return any(_close(value, expected) for kind, expected in candidates if kind in stream.kinds)
 
     def _learn(
         self, stream: _Stream, waiting: _Waiting, fitting: frozenset[str], known: dict[str, float]
