@@ -8,7 +8,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
-.PHONY: demo test lint bench docs setup system
+.PHONY: demo test lint bench bench-defence docs setup system
 
 setup: $(STAMP)
 
@@ -60,6 +60,10 @@ lint: setup
 
 bench: setup
 	$(PY) -m benchmarks
+
+bench-defence: setup
+	$(PY) -m benchmarks.defence
+	$(PY) -m benchmarks.docs
 
 docs: setup
 	$(PY) -m benchmarks.docs

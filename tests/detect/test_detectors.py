@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import msgspec
 import pytest
 from hosts import told_of_hosts
 from records import exited, feed, step
@@ -29,6 +32,7 @@ from trainwarden.model import (
     RunEnded,
     Severity,
     Stage,
+    TrackerSeen,
 )
 
 
@@ -258,6 +262,8 @@ def test_every_finding_is_whole() -> None:
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
         *told_of_hosts(),
+        CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
+        step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)

@@ -9,13 +9,16 @@ from __future__ import annotations
 from trainwarden.detect.checkpoints import Checkpoints
 from trainwarden.detect.clock import Clocks
 from trainwarden.detect.continuity import Continuity
+from trainwarden.detect.dynamics import Dynamics
 from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.hogs import Hogs
 from trainwarden.detect.interface import Detector, Facts
 from trainwarden.detect.kills import Kills
+from trainwarden.detect.loaded import Loaded
 from trainwarden.detect.mappings import Mappings
+from trainwarden.detect.metrics import Metrics
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
 from trainwarden.detect.sleep import Sleeps
@@ -30,6 +33,7 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Replicas(),
         Continuity(),
         Checkpoints(),
+        Loaded(),
         Environment(),
         Patched(),
         Mappings(),
@@ -38,5 +42,7 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Stalls(),
         Clocks(),
         Hogs(),
+        Metrics(),
+        Dynamics(),
         Gaps(),
     )

@@ -79,6 +79,8 @@ from trainwarden.model.hosts import (
 from trainwarden.model.notes import (
     ModelSeen,
     Note,
+    Reported,
+    TrackerSeen,
 )
 from trainwarden.model.responses import (
     ACTIONS,
@@ -186,6 +188,7 @@ __all__ = [
     "Recovered",
     "RegistryBegun",
     "RegistryEntry",
+    "Reported",
     "Released",
     "Responded",
     "Restored",
@@ -205,6 +208,7 @@ __all__ = [
     "Standing",
     "StepRecord",
     "StepTimes",
+    "TrackerSeen",
     "TreeHead",
     "UNREADABLE",
     "Undelivered",

@@ -22,8 +22,8 @@ from trainwarden.model.happenings import (
     ProcessStarted,
     RunEnded,
 )
-from trainwarden.model.hosts import ClockShifted, HostCrowded, Idled, Stalled, StepTimes
-from trainwarden.model.notes import ModelSeen
+from trainwarden.model.hosts import ClockShifted, HostCrowded, Stalled
+from trainwarden.model.notes import Note
 from trainwarden.model.responses import Quarantined, Recovered, Released, Responded, Restored, Undelivered
 from trainwarden.model.steps import Gap, StepRecord
 from trainwarden.model.verdicts import Diverged, Explanation, Inconclusive, Matched
@@ -44,7 +44,8 @@ Entry: TypeAlias = (
     | ProcessExited | FileChanged | CodeSeen | ProcessSeen | CleanRoom | Approved | Finding | Matched | Diverged
     | Inconclusive | Explanation | Quarantined | Restored | Recovered | Responded | Released
     | Undelivered | RunEnded
-    | ModelSeen | Idled | StepTimes | Stalled | ClockShifted | HostCrowded
+    | Note
+    | Stalled | ClockShifted | HostCrowded
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 

@@ -45,6 +45,7 @@ class CheckpointLoaded(Noun, tag="checkpoint_loaded"):
     path: str
     digest: str
     known_step: int = -1
+    sealed: bool = False  # the seal lists this path (a changed sealed file is told as `FileChanged`)
 
 
 class DataOpened(Noun, tag="data_opened"):

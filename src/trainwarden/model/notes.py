@@ -25,5 +25,27 @@ class ModelSeen(Noun, tag="model_seen"):
     frozen: int = 0  # tensors that need no gradient
 
 
-Note: TypeAlias = ModelSeen | Idled | StepTimes
+class Reported(Noun, tag="reported"):
+    """A training loss that the script handed to its tracker; `own_step` is the step it gave with it, −1 for none."""
+
+    tracker: str
+    name: str
+    value: float
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    own_step: int = -1
+
+
+class TrackerSeen(Noun, tag="tracker_seen"):
+    """The name of a metric that the script reports and that is not compared with anything."""
+
+    tracker: str
+    unchecked: str
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+
+
+Note: TypeAlias = ModelSeen | Idled | StepTimes | Reported | TrackerSeen
 """Every entry that a rank may tell."""

@@ -216,8 +216,10 @@ class FileDesk:
             self._ledger.submit(Gap(attempt=attempt, rank=rank, step=-1, reason=reason))
             return -1
         step = self._known.step(path, digest)
-        entry = CheckpointLoaded(attempt=attempt, rank=rank, path=path, digest=digest, known_step=step)
-        self._ledger.submit(entry)
+        sealed = step < 0 and self._sealed(path)
+        self._ledger.submit(
+            CheckpointLoaded(attempt=attempt, rank=rank, path=path, digest=digest, known_step=step, sealed=sealed)
+        )
         return step
 
     def _on_opened(self, attempt: int, rank: int, path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainwarden.record.observers.interface import Observer
+from trainwarden.record.observers.metrics import Metrics
 from trainwarden.record.observers.timing import Timing
 
 if TYPE_CHECKING:
@@ -15,4 +16,7 @@ __all__ = ["Observer", "all_observers"]
 
 def all_observers(recorder: Recorder) -> list[Observer]:
     """A fresh instance of every observer."""
-    return [Timing(recorder)]
+    return [
+        Timing(recorder),
+        Metrics(recorder),
+    ]
