@@ -160,7 +160,7 @@ def test_a_sleeper_a_standstill_and_a_kill_are_named_while_they_happen(job: Job)
     assert {n.rank for n in of_kind(entries, Idled)} == {1}
 
     (stalled,) = told(entries, "stall")
-    assert (stalled.ranks, stalled.step) == ((1,), 30)
+    assert (stalled.ranks, stalled.step) == ((1,), 31)
     assert f"<module> ({script}:" in stalled.seen
     (seen,) = of_kind(entries, Stalled)
     assert [(r.rank, r.answered, r.collective) for r in seen.ranks] == [(0, True, True), (1, True, False)]

@@ -16,21 +16,22 @@ Listener = Callable[[float, int, FrameType], None]
 """Called on the sleeper's own thread afterwards: seconds asked for, nanoseconds that it took, the caller's frame."""
 
 _listeners: list[Listener] = []
+unheard = time.sleep
+"""`time.sleep` as it was, for the recorder's own threads."""
 
 
 def arm() -> None:
     """Wrap `time.sleep`, once in a process."""
-    original = time.sleep
-    if hasattr(original, "__wrapped__"):
+    if time.sleep is not unheard:
         return
 
-    @functools.wraps(original)
+    @functools.wraps(unheard)
     def sleep(seconds: float, /) -> None:
         if not _listeners:
-            return original(seconds)
+            return unheard(seconds)
         begin = time.monotonic_ns()
         try:
-            return original(seconds)
+            return unheard(seconds)
         finally:
             took = time.monotonic_ns() - begin
             for listener in _listeners:

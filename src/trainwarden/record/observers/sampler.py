@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from trainwarden.model import StackFrame
+from trainwarden.record.sleeps import unheard
 from trainwarden.record.stacks import stack_of
 
 Found: TypeAlias = tuple[tuple[StackFrame, ...], int]
@@ -28,6 +29,7 @@ Looks: TypeAlias = Counter[tuple[str, tuple[StackFrame, ...]]]
 
 EVERY = 0.02  # seconds between looks
 MOST = 50  # looks at one step
+_REST = 0.05  # seconds between two times that it wakes while nothing is overdue: short steps are many
 _IDLE_SHARE = 0.2  # of a look's time that an idle thread may have been busy
 _WAITS = ("/torch/distributed/", "/torch/nn/parallel/distributed.py")
 
@@ -68,7 +70,7 @@ class Sampler:
         self._due = 0  # monotonic nanoseconds from which on the running step is overdue, 0 = nothing is usual yet
         self._looks = Looks()
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped = False
         threading.Thread(target=self._work, daemon=True, name="trainwarden-sampler").start()
 
     def step_began(self, began_ns: int, usual_ns: int) -> None:
@@ -84,14 +86,13 @@ class Sampler:
         return looks
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stopped = True
 
     def _work(self) -> None:
-        while True:
+        while not self._stopped:
             due = self._due
             wait = (due - time.monotonic_ns()) / 1e9 if due else 0.25
-            if self._stopped.wait(max(wait, EVERY)):
-                return
+            unheard(max(wait, _REST))
             if due and due == self._due and time.monotonic_ns() >= due:
                 self._watch(due)
 
@@ -100,15 +101,16 @@ class Sampler:
         busy, queued = self._scheduled.read()
         for _ in range(MOST):
             begin = time.monotonic_ns()
-            if self._stopped.wait(EVERY) or self._due != due:
+            unheard(EVERY)
+            if self._stopped or self._due != due:
                 return
             span = time.monotonic_ns() - begin
             now_busy, now_queued = self._scheduled.read()
             if busy >= 0 and (now_busy - busy) + (now_queued - queued) < _IDLE_SHARE * span:
                 self._keep(stack_of(self._thread))
             busy, queued = now_busy, now_queued
-        while self._due == due and not self._stopped.wait(0.25):
-            pass
+        while self._due == due and not self._stopped:
+            unheard(0.25)
 
     def _keep(self, frames: tuple[StackFrame, ...]) -> None:
         if frames and any(w in frames[0].file for w in _WAITS):
