@@ -13,7 +13,17 @@ from trainwarden.detect.hogs import Hogs
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.sleep import Sleeps
 from trainwarden.detect.stall import Stalls
-from trainwarden.model import ClockShifted, Foreign, HostCrowded, ProcessExited, Severity, StackFrame, Stalled, Writer
+from trainwarden.model import (
+    ClockShifted,
+    Foreign,
+    HostCrowded,
+    ProcessExited,
+    Severity,
+    StackFrame,
+    Stalled,
+    StepTimes,
+    Writer,
+)
 
 # -- sleep
 
@@ -30,6 +40,21 @@ def test_unsealed_code_that_calls_a_sealed_helper_to_sleep_is_high_too() -> None
     helper = StackFrame(file="/env/lib/python3.11/site-packages/tenacity/nap.py", line=31, function="sleep")
     (found,) = feed(Sleeps(), [slept(9, frames=(helper, PLANTED, SCRIPT), unsealed=(PLANTED.file,))])
     assert found.severity is Severity.HIGH
+
+
+def test_code_that_lies_in_no_file_and_sleeps_inside_a_step_is_medium() -> None:
+    made = StackFrame(file="<string>", line=1, function="nap")
+    (found,) = feed(Sleeps(), [slept(9, frames=(made, SCRIPT))])
+    assert found.severity is Severity.MEDIUM
+    assert feed(Sleeps(), [slept(9, part="between", frames=(made, SCRIPT))]) == []
+
+
+def test_what_cannot_be_checked_here_is_said_once() -> None:
+    times = StepTimes(attempt=0, rank=0, step=255, steps=256, queued_ns=-1, accelerator=True)
+    found = feed(Sleeps(), [times, times])
+    assert [f.severity for f in found] == [Severity.INFO, Severity.INFO]
+    assert all("not checked" in f.seen for f in found)
+    assert feed(Sleeps(), [StepTimes(attempt=0, rank=0, step=255, steps=256, queued_ns=0)]) == []
 
 
 def test_unsealed_code_that_sleeps_between_steps_is_medium() -> None:

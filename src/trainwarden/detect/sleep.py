@@ -4,6 +4,7 @@ Slow hosts and slow data are slow steadily: within a job the slowest steps of an
 its usual ones (OSDI'25 what-if study). Sabotage comes now and then. What sleeps is named by its place in the code.
 
 * `time.sleep` called through code that the seal does not hold: high inside a step, medium elsewhere.
+* Code that lies in no file and sleeps inside a step: medium.
 * Sealed code that sleeps inside a step: medium where it does so now and then, low where it does so at most steps. What
   sealed code sleeps outside of a step (a loader, a pause between steps) is in the log and raises nothing.
 * Idle time that nothing explains, again and again: low. With unsealed code in the stack: medium.
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from trainwarden.detect import frames
-from trainwarden.model import Confidence, Detail, Entry, Finding, Idled, Severity, Sleep, Stage, StepRecord
+from trainwarden.model import Confidence, Detail, Entry, Finding, Idled, Severity, Sleep, Stage, StepRecord, StepTimes
 
 INSIDE = ("forward", "backward", "reduction", "after_backward", "update")
 NOW_AND_THEN = 0.5  # share of steps below which sleeping is no habit
@@ -32,6 +33,8 @@ _BENIGN_IDLE = (
     "a hypervisor that took the CPU away",
     "code that waits on purpose by other means than `time.sleep`",
 )
+_NO_QUEUE = "the kernel does not tell how long a thread waits for a CPU"
+_ACCELERATOR = "an accelerator is in use, and a wait for it looks alike; code that is not sealed is still told of"
 _EXPECTED = "Inside a step the training thread computes, or waits for its peers."
 
 _Rank = tuple[int, int]
@@ -52,6 +55,7 @@ class Sleeps:
 
     def __init__(self) -> None:
         self._ranks: dict[_Rank, _Seen] = {}
+        self._not_checked: set[str] = set()
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
         match entry:
@@ -63,11 +67,20 @@ class Sleeps:
             case Idled():
                 seen = self._ranks.setdefault((entry.attempt, entry.rank), _Seen())
                 return [*self._slept(index, entry, seen), *self._idled(index, entry, seen)]
+            case StepTimes():
+                return self._not_checkable(index, entry)
             case _:
                 return ()
 
     def finish(self) -> Iterable[Finding]:
         return ()
+
+    def _not_checkable(self, index: int, entry: StepTimes) -> Iterable[Finding]:
+        """Said once in a run for each reason."""
+        reasons = {_NO_QUEUE: entry.queued_ns < 0, _ACCELERATOR: entry.accelerator}
+        for reason in [r for r, holds in reasons.items() if holds and r not in self._not_checked]:
+            self._not_checked.add(reason)
+            yield _no_check(index, entry, reason)
 
     def _slept(self, index: int, entry: Idled, seen: _Seen) -> Iterable[Finding]:
         for sleep in entry.sleeps:
@@ -93,10 +106,27 @@ class Sleeps:
         yield _idle_finding([i for i, _, _ in bursts], [e for _, _, e in bursts])
 
 
+def _no_check(index: int, entry: StepTimes, reason: str) -> Finding:
+    return Finding(
+        detector=Sleeps.id,
+        severity=Severity.INFO,
+        confidence=Confidence.HIGH,
+        seen=f"Idle time of training threads other than in `time.sleep` is not checked: {reason}.",
+        expected=_EXPECTED,
+        attempt=entry.attempt,
+        ranks=(entry.rank,),
+        evidence=(index,),
+        benign=("a host of this kind",),
+    )
+
+
 def _severity(entry: Idled, sleep: Sleep, seen: _Seen) -> tuple[Severity | None, str]:
     inside = sleep.part in INSIDE
     if set(entry.unsealed) & {f.file for f in sleep.frames}:
         return (Severity.HIGH if inside else Severity.MEDIUM), "through code that the seal does not hold"
+    where = frames.caller(sleep.frames)
+    if inside and (where is None or not where.file.startswith("/")):
+        return Severity.MEDIUM, "called by code that was made at run time and lies in no file"
     steps = max(entry.step - max(seen.first, 0) + 1, sleep.seen)
     if not inside or sleep.seen < FEW:
         return None, ""

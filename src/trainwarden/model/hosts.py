@@ -67,6 +67,7 @@ class StepTimes(Noun, tag="step_times"):
     process_cpu_ns: int = 0  # of all threads
     queued_ns: int = -1  # the training thread was ready and no CPU was free, −1 = not told by the system
     slept_ns: int = 0  # in `time.sleep`
+    accelerator: bool = False  # one is in use
 
 
 class RankSeen(Noun):

@@ -28,6 +28,11 @@ def frames_of(frame: FrameType | None, most: int = MOST_FRAMES) -> tuple[StackFr
     return tuple(found)
 
 
+def _file(name: str) -> str:
+    """Where a code object says that it lies; what has no file keeps its name in brackets."""
+    return (name if name.startswith(("/", "<")) else os.path.abspath(name))[:1000]
+
+
 def stack_of(thread: int) -> tuple[StackFrame, ...]:
     """Where a thread stands; () when it has ended."""
     return frames_of(sys._current_frames().get(thread))

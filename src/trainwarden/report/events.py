@@ -224,6 +224,10 @@ def _weights(entry: CheckpointSaved) -> str:
 def _exit(entry: ProcessExited) -> tuple[str, str, str] | None:
     who = f"rank {entry.rank}" if entry.rank >= 0 else "the command"
     why = f": {entry.reason}" if entry.reason else ""
+    if entry.sender is not None:
+        why = f" by process {entry.sender.pid} ({entry.sender.program or 'gone'}){why}"
+    elif entry.told_by:
+        why = f" by the kernel ({entry.told_by}){why}"
     if entry.code == 0 or entry.goodbye:
         return None if entry.rank >= 0 else ("plain", "Exit", f"{who} ended in order")
     if entry.stopping or entry.code == -15:

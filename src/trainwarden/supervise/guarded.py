@@ -41,7 +41,7 @@ from trainwarden.supervise.monitors import Host, Monitors, all_monitors
 from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
 from trainwarden.supervise.roster import Roster
-from trainwarden.supervise.senders import Senders
+from trainwarden.supervise.senders import Senders, Sent
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
 from trainwarden.supervise.weights import WeightCheck
@@ -134,6 +134,7 @@ class Guarded:
                 self._shelter.entered(child.pid, self._ledger.submit)
                 stack.callback(self._shelter.leave)
             code = child.wait()
+            sent = self._senders.of(child.pid, -code) if code < 0 and not child.stopping else None
             self._reaper.settle(_EXIT_GRACE)
             child.reap()
         self._ledger.submit(
@@ -144,8 +145,9 @@ class Guarded:
                 code=code,
                 stopping=child.stopping,
                 wall_ns=time.time_ns(),
-                sender=child.stopped_by,
-                told_by="siginfo" if child.stopped_by else "",
+                sender=child.stopped_by or (sent.sender if isinstance(sent, Sent) else None),
+                told_by="siginfo" if child.stopped_by else sent.by if isinstance(sent, Sent) else "",
+                untold=sent if isinstance(sent, str) else "",
             )
         )
         return code

@@ -95,6 +95,18 @@ def process(pid: int, name: str = "") -> Writer:
     )
 
 
+def kernels_own_ids() -> bool:
+    """Whether process ids here are those that the kernel writes into its own logs: in the first PID namespace."""
+    try:
+        return os.readlink("/proc/self/ns/pid") == _FIRST_NAMESPACE
+    except OSError:
+        return False
+
+
+NOT_OURS = "the kernel's process ids are not those of this PID namespace"
+_FIRST_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of linux/proc_ns.h
+
+
 def unsealed(frames: tuple[StackFrame, ...], is_sealed: Callable[[str], bool]) -> tuple[str, ...]:
     """The files among these frames that the seal does not hold; what was compiled from no file is not judged."""
     files = dict.fromkeys(f.file for f in frames if f.file.startswith("/"))

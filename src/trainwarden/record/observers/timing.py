@@ -307,6 +307,7 @@ class Timing(Observer):
                 process_cpu_ns=cpu - self._process_cpu,
                 queued_ns=self._queued,
                 slept_ns=self._slept,
+                accelerator=_accelerator(),
             )
         )
         self._process_cpu, self._queued = cpu, -1

@@ -13,6 +13,7 @@ from trainwarden.supervise.senders.traced import Traced
 __all__ = ["Senders", "Sent", "Source", "all_sources"]
 
 _PATIENCE = 0.5  # seconds that an answer under way is waited for
+_PATIENCE_IN_ALL = 5.0  # so that many ends, of which nobody knows, are not told late
 _STOP = 19  # SIGSTOP
 
 
@@ -28,6 +29,7 @@ class Senders:
         self._all = all_sources() if sources is None else sources
         self._sources: list[Source] = []
         self._reasons: list[str] = []
+        self._patience = _PATIENCE_IN_ALL
 
     def start(self) -> None:
         for source in self._all:
@@ -39,14 +41,15 @@ class Senders:
 
     def of(self, pid: int, signal: int) -> Sent | str:
         """Who sent this process this signal (0: one that ended it), or why nobody is known."""
-        deadline = time.monotonic() + _PATIENCE
+        begin = time.monotonic()
         while self._sources:
             for source in self._sources:
                 if (sent := source.sent(pid, signal)) is not None:
                     return sent
-            if time.monotonic() >= deadline:
+            if time.monotonic() - begin >= min(_PATIENCE, self._patience):
                 break
             time.sleep(0.02)
+        self._patience -= time.monotonic() - begin
         return "the system does not tell" + "".join(f"; {reason}" for reason in self._reasons)
 
     def stopper(self, pid: int) -> Writer | None:

@@ -12,6 +12,7 @@ import re
 import msgspec
 
 from trainwarden.model import Writer
+from trainwarden.supervise import proc
 from trainwarden.supervise.senders.interface import Sent
 
 LOG = "/var/log/audit/audit.log"
@@ -79,6 +80,8 @@ class Audited:
         self._from = 0
 
     def start(self) -> str:
+        if not proc.kernels_own_ids():
+            return f"no audit log: {proc.NOT_OURS}"
         try:
             with open(self._log, "rb") as f:
                 self._from = f.seek(0, os.SEEK_END)

@@ -55,6 +55,8 @@ class OutOfMemory:
     def start(self) -> str:
         self._group = group_file(proc.read("/proc/self/cgroup"))
         self._count = count(proc.read(self._group)) if self._group else -1
+        if not proc.kernels_own_ids():
+            return "" if self._count >= 0 else f"no kernel log: {proc.NOT_OURS}"
         try:
             self._kmsg = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._kmsg, 0, os.SEEK_END)
@@ -68,9 +70,14 @@ class OutOfMemory:
         self._read()
         if pid in self._killed:
             return Sent(by="the kernel's log: its OOM killer")
-        if self._kmsg < 0 and signal == _KILL and count(proc.read(self._group)) > self._count >= 0:
-            return Sent(by="the control group's count: its OOM killer ended some process")
-        return None
+        return self._by_count() if self._kmsg < 0 and signal == _KILL else None
+
+    def _by_count(self) -> Sent | None:
+        now = count(proc.read(self._group)) if self._group else -1
+        if now <= self._count or self._count < 0:
+            return None
+        self._count = now  # one end is one victim's
+        return Sent(by="the control group's count: its OOM killer ended some process")
 
     def _read(self) -> None:
         for _ in range(_MOST_LINES if self._kmsg >= 0 else 0):

@@ -81,6 +81,8 @@ class Traced:
         self._thread = threading.Thread(target=self._work, daemon=True, name="trainwarden-signals")
 
     def start(self) -> str:
+        if not proc.kernels_own_ids():
+            return f"no signal trace: {proc.NOT_OURS}"
         try:
             self._instances = _instances()
             self._open()
