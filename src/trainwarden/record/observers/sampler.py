@@ -91,7 +91,7 @@ class Sampler:
     def _work(self) -> None:
         while not self._stopped:
             due = self._due
-            wait = (due - time.monotonic_ns()) / 1e9 if due else 0.25
+            wait = (due - time.monotonic_ns()) / 1e9 if due else 0.1
             unheard(max(wait, _REST))
             if due and due == self._due and time.monotonic_ns() >= due:
                 self._watch(due)
@@ -110,7 +110,7 @@ class Sampler:
                 self._keep(stack_of(self._thread))
             busy, queued = now_busy, now_queued
         while self._due == due and not self._stopped:
-            unheard(0.25)
+            unheard(0.1)
 
     def _keep(self, frames: tuple[StackFrame, ...]) -> None:
         if frames and any(w in frames[0].file for w in _WAITS):

@@ -322,5 +322,5 @@ def _part(name: str, wall: int, cpu: int, longest: int) -> PartTimes:
 
 def _accelerator() -> bool:
     """Whether this process uses an accelerator; asked without importing anything."""
-    torch = sys.modules["torch"]
-    return bool(torch.cuda.is_initialized())
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
