@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import select
 import threading
 import time
@@ -169,6 +170,12 @@ def test_a_sleep_behaves_as_ever(rank: Rank) -> None:
         time.sleep(-1)
     with pytest.raises(TypeError):
         time.sleep("x")  # type: ignore[arg-type]
+
+    class Retries:
+        pause = time.sleep
+
+    Retries().pause(0)
+    assert pickle.loads(pickle.dumps(time.sleep)) is time.sleep
     sleeps.arm()
     assert time.sleep.__wrapped__ is sleeps.unheard  # type: ignore[attr-defined]
 

@@ -20,13 +20,13 @@ unheard = time.sleep
 """`time.sleep` as it was, for the recorder's own threads."""
 
 
-def arm() -> None:
-    """Wrap `time.sleep`, once in a process."""
-    if time.sleep is not unheard:
-        return
+class _Sleep:
+    """Stands for `time.sleep`. No function: as a class's attribute it must not become a method, as the original."""
 
-    @functools.wraps(unheard)
-    def sleep(seconds: float, /) -> None:
+    def __init__(self) -> None:
+        functools.update_wrapper(self, unheard)
+
+    def __call__(self, seconds: float, /) -> None:
         if not _listeners:
             return unheard(seconds)
         begin = time.monotonic_ns()
@@ -37,7 +37,17 @@ def arm() -> None:
             for listener in _listeners:
                 listener(seconds, took, sys._getframe(1))
 
-    time.sleep = sleep  # type: ignore[assignment]  # it takes what can be an index as well, as floats do
+    def __reduce__(self) -> str:
+        return "sleep"  # pickled by name, as the original
+
+    def __repr__(self) -> str:
+        return repr(unheard)
+
+
+def arm() -> None:
+    """Wrap `time.sleep`, once in a process."""
+    if time.sleep is unheard:
+        time.sleep = _Sleep()  # type: ignore[assignment]  # it takes what can be an index as well, as floats do
 
 
 def listen(listener: Listener) -> None:
