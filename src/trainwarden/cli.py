@@ -27,6 +27,7 @@ VERBS: tuple[str, ...] = (
     "doctor",
     "audit",
     "explain",
+    "contain",
     "recover",
     "alerts",
     "runs",

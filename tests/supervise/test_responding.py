@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from trainwarden.detect.causes import Causes
-from trainwarden.model import Action, Confidence, Entry, Finding, Released, Responded, Severity, Stage, Undelivered
+from trainwarden.model import Action, Confidence, Entry, Finding, Responded, Severity, Stage, Undelivered
 from trainwarden.supervise.responding import Responder, Response, Told
 
 
@@ -30,10 +30,6 @@ class Job:
 
     def hold(self) -> str:
         self.did.append("hold")
-        return self.failed
-
-    def release(self) -> str:
-        self.did.append("release")
         return self.failed
 
     def stop(self) -> str:
@@ -109,14 +105,6 @@ def test_an_act_that_fails_is_logged_with_its_reason() -> None:
 
 def test_a_finding_that_only_informs_is_left_alone() -> None:
     assert Desk(a=Action.STOP).answer(finding("a", severity=Severity.INFO)) == []
-
-
-def test_a_release_is_an_entry_only_when_something_was_held() -> None:
-    desk = Desk()
-    assert desk.responder.release("user 7") == ""
-    desk.job.failed = "the job is not held"
-    assert desk.responder.release("user 7") == "the job is not held"
-    assert [e.by for e in desk.entries if isinstance(e, Released)] == ["user 7"]
 
 
 def test_what_could_not_be_sent_is_an_entry_and_told() -> None:

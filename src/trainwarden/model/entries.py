@@ -24,7 +24,16 @@ from trainwarden.model.happenings import (
 )
 from trainwarden.model.hosts import ClockShifted, HostCrowded, Stalled
 from trainwarden.model.notes import Note
-from trainwarden.model.responses import Quarantined, Recovered, Released, Responded, Restored, Undelivered
+from trainwarden.model.responses import (
+    Contained,
+    Quarantined,
+    Recovered,
+    Released,
+    Responded,
+    Restored,
+    Undelivered,
+    Undone,
+)
 from trainwarden.model.steps import Gap, StepRecord
 from trainwarden.model.verdicts import Diverged, Explanation, Inconclusive, Matched
 
@@ -43,7 +52,7 @@ Entry: TypeAlias = (
     Sealed | ProcessStarted | StepRecord | Gap | CheckpointSaved | CheckpointLoaded | DataOpened
     | ProcessExited | FileChanged | CodeSeen | ProcessSeen | CleanRoom | Approved | Finding | Matched | Diverged
     | Inconclusive | Explanation | Quarantined | Restored | Recovered | Responded | Released
-    | Undelivered | RunEnded
+    | Undelivered | Contained | Undone | RunEnded
     | Note
     | Stalled | ClockShifted | HostCrowded
 )  # fmt: skip

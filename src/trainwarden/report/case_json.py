@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from trainwarden.casefile import CaseFile, coverage_share, indexed
+from trainwarden.descent import Frozen
 from trainwarden.detect.causes import alerts_of
 from trainwarden.lineage import last_cleared
 from trainwarden.model import Finding, StepRecord
@@ -14,7 +16,7 @@ from trainwarden.report.events import timeline
 from trainwarden.report.tables import approval_line
 
 
-def case_json(case: CaseFile) -> dict[str, Any]:
+def case_json(case: CaseFile, frozen: Sequence[Frozen] = ()) -> dict[str, Any]:
     """The case in built-in types; each entry carries its log index."""
     safe = last_cleared(case.history.checkpoints)
     told = {
@@ -25,6 +27,7 @@ def case_json(case: CaseFile) -> dict[str, Any]:
         "state": case.state,
         "key": case.key,
         "key_source": case.key_source,
+        "frozen": frozen,
         "parent": case.sealed.parent,
         "seal": case.seal,
         "approved": approval_line(case),

@@ -16,6 +16,7 @@ from trainwarden.model import (
     CheckpointSaved,
     CleanRoom,
     CodeSeen,
+    Contained,
     DataOpened,
     Diverged,
     Entry,
@@ -37,6 +38,7 @@ from trainwarden.model import (
     Sealed,
     StepRecord,
     Undelivered,
+    Undone,
 )
 from trainwarden.report.words import count, short, span, tail
 
@@ -200,6 +202,11 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
             yield "plain", "Policy", f"{_ACTS[entry.action]}{failed} (alert {entry.alert.id}: {entry.alert.title})"
         case Released():
             yield "plain", "Released", f"the held job was let go on by {entry.by}"
+        case Contained():
+            why = f": {entry.reason}" if entry.reason else ""
+            yield "plain", "Contained", f"{contained_words(entry)} by {entry.by}{why}"
+        case Undone():
+            yield "plain", "Undone", f"the act at entry {entry.of} was taken back by {entry.by}"
         case Undelivered():
             yield "alert", "Undelivered", f"{count(entry.alerts, 'alert')} over {entry.channel}: {entry.reason}"
         case Approved():
@@ -213,6 +220,19 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
             yield "plain", "End", f"the command ended with code {entry.code} after {count(entry.records, 'record')}"
         case StepRecord():
             return
+
+
+def contained_words(entry: Contained) -> str:
+    """What was done, in words."""
+    match entry.what:
+        case "hold":
+            return "the job was held"
+        case "stop":
+            return "the command was ended"
+        case "freeze":
+            return "promotion of the run and its descendants was frozen"
+        case "revoke":
+            return f"the key of {entry.subject} was revoked"
 
 
 def _weights(entry: CheckpointSaved) -> str:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from trainwarden.casefile import Answer, Broken, CaseFile, coverage_share, explanation_of, indexed
 from trainwarden.checks import Check, Failed, NotChecked, Passed
+from trainwarden.descent import Frozen
 from trainwarden.detect.causes import alerts_of
 from trainwarden.model import Diverged, Finding, Outcome, ProcessStarted, Standing, StepRecord
 from trainwarden.report import summary, tables
@@ -57,10 +58,14 @@ def print_runs(console: Console, rows: Sequence[tuple[str, CaseFile | str]]) -> 
     console.print(table)
 
 
-def print_case(console: Console, case: CaseFile) -> None:
+def print_case(console: Console, case: CaseFile, frozen: Sequence[Frozen] = ()) -> None:
     """What was sealed, how it went, findings, checkpoints and their standing, what to do next."""
     console.print(_text(summary.headline(case), STYLES[case.answer]), _text(f"  run {case.run}", "dim"))
     console.print(_text(summary.subline(case)))
+    for freeze in frozen:
+        whose = "this run" if freeze.run == case.run else f"run {freeze.run}, which this one comes from,"
+        why = f": {freeze.reason}" if freeze.reason else ""
+        console.print(_text(f"FROZEN, not to be promoted: {whose} was frozen by {freeze.by}{why}", "bold red"))
     console.print()
     for part in summary.story(case):
         console.print(_text(part.value))

@@ -22,7 +22,7 @@ import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
 from trainwarden.errors import StoreError
-from trainwarden.model import FileEntry, Gap, Idled, Note, ProcessExited, SignedSeal
+from trainwarden.model import FileEntry, Gap, Idled, Note, ProcessExited, Released, SignedSeal
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
@@ -32,9 +32,10 @@ from trainwarden.seal.writers import Writers
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise import private, proc
 from trainwarden.supervise.code import CodeDesk
+from trainwarden.supervise.control import Control
 from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
-from trainwarden.supervise.holding import Hold
+from trainwarden.supervise.holding import Hold, send
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.mappings import ProcessDesk
 from trainwarden.supervise.monitors import Host, Monitors, all_monitors
@@ -49,6 +50,7 @@ from trainwarden.supervise.weights import WeightCheck
 SOURCE_ENV = "TRAINWARDEN_SOURCE"
 REFUSED = 78  # EX_CONFIG, as a refused rank leaves with
 _EXIT_GRACE = 2.0  # seconds for ranks that outlive the launch command for a moment
+_RANKS_GRACE = 10.0  # for ranks whose launcher was ended and left them
 _DRAIN = 5.0  # seconds for messages under way
 _CODE_EVERY = 128  # steps between looks at the code in a rank's memory on average
 
@@ -72,6 +74,7 @@ class Guarded:
         self._store, self._run, self._config, self._sealed, self._ledger = store, run, config, sealed, ledger
         self._walk, self._shelter = walk, shelter
         self._child: Child | None = None
+        self._stopped = False  # by policy, or by somebody who contains the run
         self._wanted = ""  # what is to be done as soon as the command runs: "hold" or "stop"
         self._key = private.new_digest_key(run.private)
         self._reaper = Reaper()
@@ -130,12 +133,14 @@ class Guarded:
             self._child = child
             stack.callback(self._hold.end)
             self._now()
+            stack.callback(Control(self._run, self, self._ledger).close)
             if self._shelter is not None:
                 self._shelter.entered(child.pid, self._ledger.submit)
                 stack.callback(self._shelter.leave)
             code = child.wait()
             sent = self._senders.of(child.pid, -code) if code < 0 and not child.stopping else None
-            self._reaper.settle(_EXIT_GRACE)
+            if not self._reaper.settle(_EXIT_GRACE) and self._stopped:
+                self._end_ranks()
             child.reap()
         self._ledger.submit(
             ProcessExited(
@@ -181,6 +186,7 @@ class Guarded:
         if self._child is None:
             self._wanted = "stop"
             return ""
+        self._stopped = True
         self._child.stop()
         self._hold.end()
         return ""
@@ -194,14 +200,22 @@ class Guarded:
             return "the command is being ended"
         return "" if self._hold.begin() else "no process of the command runs any more"
 
-    def release(self) -> str:
-        """Let held ranks go on; why not, or ""."""
-        return "" if self._hold and self._hold.end() else "the job is not held"
+    def release(self, by: str) -> str:
+        """Let held ranks go on because `by` says so; why they do not, or ""."""
+        if not self._hold.end():
+            return "the job is not held"
+        self._ledger.submit(Released(by=by, wall_ns=time.time_ns()))
+        return ""
+
+    @property
+    def held(self) -> bool:
+        """Are the ranks paused now?"""
+        return bool(self._hold)
 
     def _signalled(self, number: int) -> None:
         """Somebody ends the command, or lets it go on: held ranks must be able to."""
         if number in STOPPING or number == signal.SIGCONT:
-            self._hold.end()
+            self.release(f"{signal.Signals(number).name} to the watcher")
 
     def _now(self) -> None:
         """Do what was wanted before the command had started."""
@@ -210,6 +224,14 @@ class Guarded:
                 self.stop()
             case "hold":
                 self.hold()
+
+    def _end_ranks(self) -> None:
+        """A launcher that ended without its ranks leaves them to train on unguarded: they are ended too."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._roster.pids():
+                send(pid, number, os.getpid())
+            if self._reaper.settle(_RANKS_GRACE):
+                return
 
     def _watch_files(self, stack: ExitStack) -> None:
         """The watch is set before the first comparison, and looks at everything once more at the end."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainwarden.errors import TrainWardenError
-from trainwarden.model import ACTIONS, Action, Alert, Entry, Finding, Released, Responded, Severity, Undelivered
+from trainwarden.model import ACTIONS, Action, Alert, Entry, Finding, Responded, Severity, Undelivered
 from trainwarden.supervise.ledger import Details, Watcher
 
 MAX_WAITING = 10_000  # findings; a run has fewer, unless somebody floods it
@@ -71,8 +71,6 @@ class Job(Protocol):
     """What can be done to the running command (`supervise.guarded.Guarded`). Each gives the reason why not, or ""."""
 
     def hold(self) -> str: ...
-
-    def release(self) -> str: ...
 
     def stop(self) -> str: ...
 
@@ -149,13 +147,6 @@ class Responder:
         self._thread.join(_SETTLE_SECONDS)
         for outlet in self._response.outlets:
             outlet.close()
-
-    def release(self, by: str) -> str:
-        """Let a held job go on because `by` says so; why it does not, or ""."""
-        failed = self._job.release()
-        if not failed:
-            self._submit(Released(by=by, wall_ns=time.time_ns()))
-        return failed
 
     # -- the thread
 
