@@ -83,6 +83,8 @@ def one(place: Range, name: str, seed: int) -> dict[str, Any]:
         row = inside(place, in_memory.ATTACKS[name], seed)
     else:
         row = from_outside(place, outside.ATTACKS[name], seed)
+    told = {f["detector"] for f in row["live"]}
+    row["silent"] = [d for d in row["evidence"] if not d.startswith("audit: ") and d not in told]
     if row["struck"] and (FULL or not row["live"]):
         row["audit"] = audited(place, row["run"])
     return row
@@ -112,7 +114,8 @@ def say_row(row: dict[str, Any]) -> None:
         found = f"{first['detector']} after {first['steps']} steps, {first['seconds']:.2f} s"
     else:
         found = f"audit: {row['audit']['verdict']}"
-    print(f"{row['attack']:>20}  {found}", file=sys.stderr, flush=True)
+    silent = f"  (silent: {', '.join(row['silent'])})" if row["silent"] else ""
+    print(f"{row['attack']:>20}  {found}{silent}", file=sys.stderr, flush=True)
 
 
 def earlier(part: str) -> list[dict[str, Any]]:
@@ -221,8 +224,9 @@ def rotated(place: Range) -> dict[str, Any]:
 
 def went_on(place: Range) -> dict[str, Any]:
     """Twin of `checkpoint-plant`: the same command again, with more steps, from the last run's checkpoint."""
-    honest_run(place, "first half", steps=60)
-    return honest_run(place, "went on", fresh=False)
+    half = honest_run(place, "first half", steps=60)
+    whole = honest_run(place, "went on", fresh=False)
+    return whole | {"steps": half["steps"] + whole["steps"], "findings": [*half["findings"], *whole["findings"]]}
 
 
 def with_dropout(place: Range) -> dict[str, Any]:

@@ -39,9 +39,10 @@ def found(row: Row) -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     """A line for each attack: how it was found, by what, after how long."""
-    lines = ["| attack | technique | found | by | steps | seconds | also told by |", "|---|---|---|---|---|---|---|"]
+    lines = ["| attack | technique | found | by | steps | seconds | also told by | silent |", "|---" * 8 + "|"]
     for row in rows_of(results):
-        lines.append("| " + " | ".join([row["attack"], row["technique"], *_cells(row)]) + " |")
+        silent = ", ".join(row.get("silent", ()))
+        lines.append("| " + " | ".join([row["attack"], row["technique"], *_cells(row), silent]) + " |")
     return "\n".join(lines)
 
 

@@ -38,10 +38,13 @@ def test_a_planted_checkpoint_beside_those_of_the_run_is_told() -> None:
     assert "/out/step-9/model" in found.seen
 
 
-def test_unknown_weights_loaded_in_the_middle_of_training_are_told_as_medium_and_at_the_start_as_low() -> None:
+def test_unknown_weights_loaded_in_the_middle_of_training_are_told() -> None:
     assert [f.severity for f in feed(Loaded(), run_of(loaded("/tmp/teacher.pt", "t")))] == [Severity.MEDIUM]
-    fed: list[Fed] = [loaded("/cache/base.safetensors", "b"), *run_of()]
-    assert [f.severity for f in feed(Loaded(), fed)] == [Severity.LOW]
+
+
+def test_a_start_from_files_outside_of_the_seal_is_a_note_and_said_once() -> None:
+    fed: list[Fed] = [loaded("/cache/base", "b"), loaded("/cache/more", "m"), loaded("/out/step-4", "s", rank=1)]
+    assert [f.severity for f in feed(Loaded(), [*fed, *run_of()])] == [Severity.INFO]
 
 
 def test_a_file_that_every_rank_loads_is_told_once_also_when_no_step_follows() -> None:

@@ -3,8 +3,9 @@
 A loaded file counts as accounted for when its bytes were recorded as a checkpoint (`known_step`), or when it is a
 sealed file. Any other may hold anything: weights of another run, edited weights. How bad that is depends on where it
 lies: named like the checkpoints of this run, but for numbers, it stands where a recorded one should (high); elsewhere
-after the first step it came from somewhere else in the middle of training (medium); before the first step it is what
-base models and caches of data outside of the seal look like (low).
+after the first step it came from somewhere else in the middle of training (medium). Before the first step it is what
+base models, caches of data and runs that go on from an earlier one look like: then the start is not vouched for, which
+is said once (info).
 
 A path that this run saved is left to `checkpoints`. The finding waits for two steps of the rank: the file may have been
 saved by another rank a moment ago, which is then still being hashed.
@@ -58,6 +59,7 @@ class Loaded:
         self._told: set[tuple[str, str]] = set()
         self._waiting: dict[tuple[str, str], _Waiting] = {}
         self._step = -1
+        self._start_told = False
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
         match entry:
@@ -73,7 +75,7 @@ class Loaded:
         return ()
 
     def finish(self) -> Iterable[Finding]:
-        return [self._finding(w) for w in self._waiting.values()]
+        return [f for w in self._waiting.values() for f in self._findings(w)]
 
     def _saved(self, entry: CheckpointSaved) -> None:
         for key in [k for k in self._waiting if k[1] == entry.digest]:
@@ -98,24 +100,35 @@ class Loaded:
             waiting.left -= 1
             if not waiting.left:
                 del self._waiting[key]
-                yield self._finding(waiting)
+                yield from self._findings(waiting)
 
-    def _finding(self, waiting: _Waiting) -> Finding:
+    def _findings(self, waiting: _Waiting) -> Iterator[Finding]:
         entry = waiting.loaded
         alike = _NUMBER.sub("#", entry.path) in self._names
-        severity = Severity.HIGH if alike else Severity.MEDIUM if waiting.step >= 0 else Severity.LOW
-        place = ", which is named like the checkpoints of this run" if alike else ""
         who = f"Rank {entry.rank}" if entry.rank >= 0 else "A process of the job"
-        return Finding(
-            detector=self.id,
-            severity=severity,
-            confidence=Confidence.HIGH if alike else Confidence.MEDIUM,
-            seen=f"{who} loaded {entry.path}{place}: no seal lists these bytes and no run recorded them.",
-            expected="State that is loaded is sealed, or was recorded when it was saved.",
-            step=waiting.step,
-            attempt=entry.attempt,
-            ranks=(entry.rank,) if entry.rank >= 0 else (),
-            stage=Stage.CHECKPOINT,
-            evidence=(waiting.index,),
-            benign=_BENIGN,
-        )
+        if waiting.step < 0 and not alike:
+            if not self._start_told:
+                self._start_told = True
+                seen = f"{who} began with {entry.path} and perhaps more that no seal lists: not checked."
+                yield _finding(waiting, Severity.INFO, seen)
+            return
+        place = ", which is named like the checkpoints of this run" if alike else ""
+        seen = f"{who} loaded {entry.path}{place}: no seal lists these bytes and no run recorded them."
+        yield _finding(waiting, Severity.HIGH if alike else Severity.MEDIUM, seen)
+
+
+def _finding(waiting: _Waiting, severity: Severity, seen: str) -> Finding:
+    entry = waiting.loaded
+    return Finding(
+        detector=Loaded.id,
+        severity=severity,
+        confidence=Confidence.HIGH if severity is Severity.HIGH else Confidence.MEDIUM,
+        seen=seen,
+        expected="State that is loaded is sealed, or was recorded when it was saved.",
+        step=waiting.step,
+        attempt=entry.attempt,
+        ranks=(entry.rank,) if entry.rank >= 0 else (),
+        stage=Stage.CHECKPOINT,
+        evidence=(waiting.index,),
+        benign=_BENIGN,
+    )
