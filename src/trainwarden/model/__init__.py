@@ -76,10 +76,18 @@ from trainwarden.model.hosts import (
     Stalled,
     StepTimes,
 )
+from trainwarden.model.inputs import (
+    DataDiffers,
+    PassSeen,
+)
 from trainwarden.model.notes import (
+    LossForm,
+    LossSeen,
     ModelSeen,
     Note,
+    RandomSeen,
     Reported,
+    Reseeded,
     TrackerSeen,
 )
 from trainwarden.model.responses import (
@@ -149,6 +157,7 @@ __all__ = [
     "Confidence",
     "Coverage",
     "DIGEST_BYTES",
+    "DataDiffers",
     "DataOpened",
     "Detail",
     "Deviation",
@@ -169,6 +178,8 @@ __all__ = [
     "Leaf",
     "Location",
     "LoggedEntry",
+    "LossForm",
+    "LossSeen",
     "Manifest",
     "ManifestRef",
     "Matched",
@@ -178,12 +189,14 @@ __all__ = [
     "Numerics",
     "Outcome",
     "PartTimes",
+    "PassSeen",
     "PolicySet",
     "ProcessExited",
     "ProcessSeen",
     "ProcessStarted",
     "Quarantined",
     "RankSeen",
+    "RandomSeen",
     "RecordBatch",
     "Recovered",
     "RegistryBegun",
@@ -191,6 +204,7 @@ __all__ = [
     "Reported",
     "Released",
     "Responded",
+    "Reseeded",
     "Restored",
     "RunEnded",
     "STAGES",

@@ -23,6 +23,7 @@ from trainwarden.model.happenings import (
     RunEnded,
 )
 from trainwarden.model.hosts import ClockShifted, HostCrowded, Stalled
+from trainwarden.model.inputs import DataDiffers, PassSeen
 from trainwarden.model.notes import Note
 from trainwarden.model.responses import Quarantined, Recovered, Released, Responded, Restored, Undelivered
 from trainwarden.model.steps import Gap, StepRecord
@@ -46,6 +47,7 @@ Entry: TypeAlias = (
     | Undelivered | RunEnded
     | Note
     | Stalled | ClockShifted | HostCrowded
+    | PassSeen | DataDiffers
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 
