@@ -39,6 +39,13 @@ class RecordConfig(_Section):
     stall_seconds: float = 60.0  # a run that does nothing for so long is asked where it stands
 
 
+class DataConfig(_Section):
+    """What the samples that reach a rank are compared with."""
+
+    samples: str = ""  # a manifest of samples (`trainwarden query RUN --samples FILE`); sealed with the data
+    every_sample: bool = False  # digest every sample of large batches too, and not a choice of them
+
+
 class ReplayConfig(_Section):
     """How a replay resumes the script: the arguments to add, e.g. `--resume {checkpoint}`; empty = same command."""
 
@@ -128,6 +135,7 @@ ChannelConfig: TypeAlias = Webhook | Email | OpenTelemetry | Prometheus
 class Config(_Section):
     seal: SealConfig = SealConfig()
     record: RecordConfig = RecordConfig()
+    data: DataConfig = DataConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
     alerts: tuple[ChannelConfig, ...] = ()

@@ -32,6 +32,7 @@ MAX_FRAME = 256 * 1024 * 1024
 NAME_SLOTS = 1024
 MAX_NAMES = 64 * 1024 * 1024  # bytes of names that one connection may have in its slots
 SOCKET_ENV = "TRAINWARDEN_SOCKET"
+SAMPLE_BYTES = 16  # of a tensor of a sample: 4 of its type and shape, 12 of its content
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -79,6 +80,7 @@ class Joined(_Message, tag="joined"):
     snapshot_every: int
     plan: bytes = b""
     code_every: int = 0  # steps between looks at the code in memory on average, 0 = never
+    every_sample: bool = False  # digest every sample of a batch, and not a choice of them
 
 
 class LiveFunction(msgspec.Struct, frozen=True, array_like=True):
@@ -167,6 +169,46 @@ class Missed(_Message, tag="missed"):
     reason: str
 
 
+class Pass(_Message, tag="pass"):
+    """A rank is about to draw the first indexes of a pass over a data loader: what decides their order."""
+
+    step: int
+    number: int  # of the pass in this process
+    loader: int  # of the loader in this process
+    data: int  # of the data set in this process
+    dataset: str  # class
+    sampler: str  # class
+    order: str = ""  # "sequential" | "random" | "distributed" | "" = not derivable
+    exact: bool = True  # the sampler's class iterates as PyTorch's own does
+    unordered: str = ""  # why the order cannot be derived
+    samples: int = -1
+    length: int = -1  # samples that the sampler hands out, −1 = all of its part
+    seed: int | None = None
+    epoch: int = 0
+    shuffle: bool = True
+    replicas: int = 1
+    part: int = 0
+    even: bool = False
+    batch: int = 0
+    drop_last: bool = False
+    state: bytes = b""  # of the generator that a random order is drawn from
+    drawn: bool = False  # the order's own seed is first drawn from it
+
+
+class Given(_Message, tag="given"):
+    """A batch of a pass was handed out: the indexes of its samples, and digests of some of them."""
+
+    step: int
+    number: int  # of the pass
+    batch: int  # which one of it; the count of them where it says that the pass has ended
+    indexes: bytes = b""  # 8 bytes each, little-endian
+    names: tuple[str, ...] = ()  # of the tensors of a sample
+    rows: bytes = b""  # places in the batch of the samples digested, 4 bytes each
+    digests: bytes = b""  # `SAMPLE_BYTES` for each of them and each tensor
+    unseen: str = ""  # why there are no digests
+    ended: bool = False  # the sampler has no more
+
+
 class Told(_Message, tag="told"):
     """An entry of the log that a rank's observer made; its `step` is the index within this process."""
 
@@ -210,7 +252,7 @@ class Stacks(_Message, tag="stacks"):
 
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
-    | Look | Stacks
+    | Look | Stacks | Pass | Given
 )  # fmt: skip
 Message: TypeAlias = Plain | Step
 

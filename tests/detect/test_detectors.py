@@ -23,12 +23,15 @@ from trainwarden.model import (
     CheckpointSaved,
     CodeDifference,
     CodeSeen,
+    DataDiffers,
     Deviation,
     FileChanged,
     Gap,
+    LossSeen,
     Numerics,
     ProcessSeen,
     ProcessStarted,
+    Reseeded,
     RunEnded,
     Severity,
     Stage,
@@ -264,6 +267,8 @@ def test_every_finding_is_whole() -> None:
         *told_of_hosts(),
         CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
         step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
+        *(DataDiffers(attempt=0, rank=0, step=0, kind=k) for k in ("order", "lost", "changed", "manifest", "copies")),
+        Reseeded(attempt=0, rank=0, step=9), LossSeen(attempt=0, rank=0, step=9, unseen="it is compiled"),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)

@@ -17,10 +17,14 @@ from trainwarden.detect.hogs import Hogs
 from trainwarden.detect.interface import Detector, Facts
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.loaded import Loaded
+from trainwarden.detect.loss_mask import LossMask
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.metrics import Metrics
+from trainwarden.detect.order import Order
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
+from trainwarden.detect.rng import Rng
+from trainwarden.detect.samples import Samples
 from trainwarden.detect.sleep import Sleeps
 from trainwarden.detect.stall import Stalls
 
@@ -37,6 +41,10 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Environment(),
         Patched(),
         Mappings(),
+        Order(facts.seeds),
+        Samples(),
+        Rng(facts.seeds),
+        LossMask(),
         Kills(),
         Sleeps(),
         Stalls(),

@@ -76,10 +76,18 @@ from trainwarden.model.hosts import (
     Stalled,
     StepTimes,
 )
+from trainwarden.model.inputs import (
+    DataDiffers,
+    PassSeen,
+)
 from trainwarden.model.notes import (
+    LossForm,
+    LossSeen,
     ModelSeen,
     Note,
+    RandomSeen,
     Reported,
+    Reseeded,
     TrackerSeen,
 )
 from trainwarden.model.responses import (
@@ -152,6 +160,7 @@ __all__ = [
     "Contained",
     "Coverage",
     "DIGEST_BYTES",
+    "DataDiffers",
     "DataOpened",
     "Detail",
     "Deviation",
@@ -172,6 +181,8 @@ __all__ = [
     "Leaf",
     "Location",
     "LoggedEntry",
+    "LossForm",
+    "LossSeen",
     "Manifest",
     "ManifestRef",
     "Matched",
@@ -181,12 +192,14 @@ __all__ = [
     "Numerics",
     "Outcome",
     "PartTimes",
+    "PassSeen",
     "PolicySet",
     "ProcessExited",
     "ProcessSeen",
     "ProcessStarted",
     "Quarantined",
     "RankSeen",
+    "RandomSeen",
     "RecordBatch",
     "Recovered",
     "RegistryBegun",
@@ -194,6 +207,7 @@ __all__ = [
     "Reported",
     "Released",
     "Responded",
+    "Reseeded",
     "Restored",
     "RunEnded",
     "STAGES",

@@ -23,6 +23,7 @@ from trainwarden.model.happenings import (
     RunEnded,
 )
 from trainwarden.model.hosts import ClockShifted, HostCrowded, Stalled
+from trainwarden.model.inputs import DataDiffers, PassSeen
 from trainwarden.model.notes import Note
 from trainwarden.model.responses import (
     Contained,
@@ -55,6 +56,7 @@ Entry: TypeAlias = (
     | Undelivered | Contained | Undone | RunEnded
     | Note
     | Stalled | ClockShifted | HostCrowded
+    | PassSeen | DataDiffers
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 

@@ -47,5 +47,51 @@ class TrackerSeen(Noun, tag="tracker_seen"):
     step: int = -1
 
 
-Note: TypeAlias = ModelSeen | Idled | StepTimes | Reported | TrackerSeen
+class RandomSeen(Noun, tag="random_seen"):
+    """The seeds that a rank's generators stand on at its first step."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    world: int = 1
+    torch: int = -1  # torch.initial_seed() of the CPU generator
+
+
+class Reseeded(Noun, tag="reseeded"):
+    """A generator was seeded after the first step, and stood on that seed when the next training forward pass began."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    generator: str = ""  # "torch" | "python" | "numpy"
+    seed: str = ""  # as text; "" where it is no number
+    file: str = ""  # of the code that called, "" = it did not go through the public function
+    line: int = 0
+    function: str = ""
+
+
+class LossForm(Noun):
+    """How a cross entropy or negative log-likelihood was computed, as the graph of the loss says."""
+
+    ignore_index: int
+    reduction: int  # as torch.nn._reduction numbers it: 0 none, 1 mean, 2 sum
+    weighted: bool = False  # classes have weights
+    smoothing: bool = False  # a second term over all classes is added
+
+
+class LossSeen(Noun, tag="loss_seen"):
+    """The forms of the losses of one step, told when a rank first has them; or a share of targets out of its band."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    forms: tuple[LossForm, ...] = ()  # distinct, sorted
+    unseen: str = ""  # why a loss shows no form
+    counted: float = -1.0  # share of the targets that the loss counts, −1 = not seen
+    low: float = -1.0  # the band that the share was in before, when it left it
+    high: float = -1.0
+    seen: int = 0  # steps of this rank that were looked at before
+
+
+Note: TypeAlias = ModelSeen | Idled | StepTimes | Reported | TrackerSeen | RandomSeen | Reseeded | LossSeen
 """Every entry that a rank may tell."""

@@ -17,11 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+from blake3 import blake3
 
 import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
-from trainwarden.errors import StoreError
+from trainwarden.errors import StoreError, UsageError
 from trainwarden.model import FileEntry, Gap, Idled, Note, ProcessExited, Released, SignedSeal
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
@@ -36,12 +37,14 @@ from trainwarden.supervise.control import Control
 from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
 from trainwarden.supervise.holding import Hold, send
+from trainwarden.supervise.inputs import InputDesk
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.mappings import ProcessDesk
 from trainwarden.supervise.monitors import Host, Monitors, all_monitors
 from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
 from trainwarden.supervise.roster import Roster
+from trainwarden.supervise.samples import Table, read_manifest
 from trainwarden.supervise.senders import Senders, Sent
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
@@ -92,6 +95,7 @@ class Guarded:
             config.seal.keep_data_mb * 1024 * 1024,
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
+        self._inputs = InputDesk(ledger, run, self._manifest())
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
@@ -111,6 +115,7 @@ class Guarded:
         with ExitStack() as stack:
             stack.callback(self._files.close)
             stack.callback(self._code.close)
+            stack.callback(self._inputs.close)
             stack.callback(self._processes.close)
             stack.callback(self._senders.close)
             stack.callback(self._reaper.close)
@@ -263,6 +268,7 @@ class Guarded:
             stopping=lambda: self._child.stopping if self._child else 0,
             supervisor_pid=os.getpid(),
             code=self._code.seen,
+            inputs=self._inputs.seen,
             process=self._processes.joined,
             presence=self._presence,
             sent=self._senders.of,
@@ -270,6 +276,7 @@ class Guarded:
         )
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:
+        self._inputs.joined()
         return wire.Joined(
             attempt=attempt,
             key=self._key,
@@ -277,7 +284,23 @@ class Guarded:
             activations_every=self._config.record.activations_every,
             snapshot_every=self._config.record.snapshot_every,
             code_every=_CODE_EVERY if self._sealed.seal.environment.files else 0,
+            every_sample=self._config.data.every_sample,
         )
+
+    def _manifest(self) -> Table | None:
+        """The manifest of samples that the configuration names. Raises UsageError when it is not what was sealed."""
+        named = self._config.data.samples
+        if not named:
+            return None
+        path = os.path.normpath(os.path.join(self._sealed.seal.cwd, os.path.expanduser(named)))
+        table, data = read_manifest(Path(path))
+        files = expected(self._store, self._sealed, "data").files | expected(self._store, self._sealed, "code").files
+        entry = files.get(path)
+        if entry is None or entry.digest != blake3(data).hexdigest():
+            raise UsageError(
+                f"the manifest of samples {path} is not what was sealed", hint="do not edit it; start again"
+            )
+        return table
 
     def _keep_env(self, env: dict[str, str]) -> str:
         try:

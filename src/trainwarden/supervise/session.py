@@ -44,6 +44,7 @@ from trainwarden.supervise.senders import Sent
 MAX_WORLD = 1_000_000
 MAX_STEP = 1 << 53
 MAX_TEXT = 4_096
+MAX_PARTS = 64  # tensors in a sample
 _PEER_GONE = ("ConnectionResetError", "BrokenPipeError")
 _KEPT_WEIGHTS = 4  # records whose weights' digests a saved file can still be compared with
 
@@ -68,6 +69,7 @@ class Shared:
     stopping: Callable[[], int]
     supervisor_pid: int
     code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
+    inputs: Callable[[int, int, int, wire.Pass | wire.Given], None] = lambda attempt, rank, step, message: None
     process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
     presence: Presence = field(default_factory=Presence)
     sent: Callable[[int, int], Sent | str] = lambda pid, signal: ""  # who sent a process a signal, or why not known
@@ -174,6 +176,9 @@ class Session:
                 rank = self._joined_rank(message)
                 rank.looked = max(rank.looked, _count(message.step, "step"))
                 self._shared.code(rank.attempt, rank.rank, self._base(rank) + message.step, message)
+            case wire.Pass() | wire.Given():
+                rank = self._joined_rank(message)
+                self._shared.inputs(rank.attempt, rank.rank, self._base(rank) + _input(message), message)
             case wire.Saved():
                 self._saved(self._joined_rank(message), message)
             case wire.Missed():
@@ -385,6 +390,18 @@ def _count(value: int, what: str) -> int:
     if not 0 <= value <= MAX_STEP:
         raise ValueError(f"{what} {value}")
     return value
+
+
+def _input(message: wire.Pass | wire.Given) -> int:
+    """The step that a message about data names, once its numbers are in bounds."""
+    _count(message.number, "pass")
+    if isinstance(message, wire.Given):
+        _count(message.batch, "batch")
+        if len(message.names) > MAX_PARTS or any(len(name) > MAX_TEXT for name in message.names):
+            raise ValueError(f"{len(message.names)} tensors in a sample")
+    elif not -1 <= message.samples <= MAX_STEP or not 0 < message.replicas <= MAX_WORLD:
+        raise ValueError(f"{message.samples} samples in {message.replicas} parts")
+    return _count(message.step, "step")
 
 
 def _path(text: str) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trainwarden.record.observers.data import DataObserver
 from trainwarden.record.observers.interface import Observer
+from trainwarden.record.observers.losses import LossObserver
 from trainwarden.record.observers.metrics import Metrics
+from trainwarden.record.observers.randomness import RandomObserver
 from trainwarden.record.observers.timing import Timing
 
 if TYPE_CHECKING:
@@ -19,4 +22,7 @@ def all_observers(recorder: Recorder) -> list[Observer]:
     return [
         Timing(recorder),
         Metrics(recorder),
+        DataObserver(recorder),
+        RandomObserver(recorder),
+        LossObserver(recorder),
     ]

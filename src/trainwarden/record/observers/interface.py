@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class Observer:
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
+
+    def aside(self, action: Callable[[], None]) -> None:
+        """Do work at a moment of the observer's own (a wrapper); when it fails, the observer is asked no more."""
+        if self in self.recorder.observers:
+            self.recorder.guarded(self.name, lambda: self.recorder.look_on(lambda o: action() if o is self else None))
 
     def joined(self) -> None:
         """The process is a rank from now on: `recorder.rank`, `world` and `key` are set."""
