@@ -7,15 +7,20 @@ To add one: a file here with a class that has `id`, `observe` and `finish` (see 
 from __future__ import annotations
 
 from trainwarden.detect.checkpoints import Checkpoints
+from trainwarden.detect.cleared import Cleared
 from trainwarden.detect.continuity import Continuity
 from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
+from trainwarden.detect.frozen import Frozen
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.interface import Detector, Facts
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
+from trainwarden.detect.schedule import ScheduleDetector
+from trainwarden.detect.skipped import Skipped
+from trainwarden.detect.update_rule import UpdateRule
 
 __all__ = ["Detector", "Engine", "Facts", "all_detectors"]
 
@@ -25,6 +30,11 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
     return (
         Replicas(),
         Continuity(),
+        UpdateRule(),
+        Cleared(),
+        Frozen(),
+        Skipped(),
+        ScheduleDetector(facts),
         Checkpoints(),
         Environment(),
         Patched(),

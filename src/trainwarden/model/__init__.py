@@ -67,6 +67,8 @@ from trainwarden.model.happenings import (
 from trainwarden.model.notes import (
     ModelSeen,
     Note,
+    ScheduleSeen,
+    StateChanged,
 )
 from trainwarden.model.responses import (
     Quarantined,
@@ -93,6 +95,10 @@ from trainwarden.model.steps import (
     StageDigest,
     StepRecord,
     cut_digests,
+)
+from trainwarden.model.updates import (
+    Misfit,
+    UpdateSeen,
 )
 from trainwarden.model.verdicts import (
     Coverage,
@@ -145,6 +151,7 @@ __all__ = [
     "Manifest",
     "ManifestRef",
     "Matched",
+    "Misfit",
     "ModelSeen",
     "Note",
     "Noun",
@@ -162,6 +169,7 @@ __all__ = [
     "Restored",
     "RunEnded",
     "STAGES",
+    "ScheduleSeen",
     "Seal",
     "Sealed",
     "Segment",
@@ -171,9 +179,11 @@ __all__ = [
     "Stage",
     "StageDigest",
     "Standing",
+    "StateChanged",
     "StepRecord",
     "TreeHead",
     "UNREADABLE",
+    "UpdateSeen",
     "Verdict",
     "Writer",
     "canonical",

@@ -38,6 +38,7 @@ from trainwarden.supervise.process import Child, Reaper, become_subreaper
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
+from trainwarden.supervise.updates import UpdateDesk
 from trainwarden.supervise.weights import WeightCheck
 
 SOURCE_ENV = "TRAINWARDEN_SOURCE"
@@ -82,6 +83,7 @@ class Guarded:
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
+        self._updates = UpdateDesk(ledger)
         self._writers = Writers()
         self._guard = EnvironmentGuard(
             store,
@@ -99,6 +101,7 @@ class Guarded:
             stack.callback(self._files.close)
             stack.callback(self._code.close)
             stack.callback(self._processes.close)
+            stack.callback(self._updates.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
             # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
@@ -171,6 +174,8 @@ class Guarded:
             supervisor_pid=os.getpid(),
             code=self._code.seen,
             process=self._processes.joined,
+            updated=self._updates.seen,
+            left=self._updates.left,
         )
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:

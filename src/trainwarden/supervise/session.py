@@ -66,6 +66,8 @@ class Shared:
     supervisor_pid: int
     code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
     process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
+    updated: Callable[[int, int, int, wire.Updated], None] = lambda attempt, rank, step, message: None
+    left: Callable[[int, int], None] = lambda attempt, rank: None  # a rank has said goodbye
 
 
 @dataclass
@@ -155,6 +157,10 @@ class Session:
                 rank = self._joined_rank(message)
                 rank.looked = max(rank.looked, _count(message.step, "step"))
                 self._shared.code(rank.attempt, rank.rank, self._base(rank) + message.step, message)
+            case wire.Updated():
+                rank = self._joined_rank(message)
+                _count(message.optimizer, "optimizer")
+                self._shared.updated(rank.attempt, rank.rank, self._base(rank) + _count(message.step, "step"), message)
             case wire.Saved():
                 self._saved(self._joined_rank(message), message)
             case wire.Missed():
@@ -279,6 +285,7 @@ class Session:
             reason = f"the rank says that it sent {message.records} records, {rank.records} arrived"
             self._gap(rank, rank.records, reason)
         rank.goodbye = True
+        self._shared.left(rank.attempt, rank.rank)
         if not self._shared.ledger.flush():
             raise ValueError("the log cannot be written: the goodbye cannot be acknowledged")
         return wire.Acked(seq=rank.seq)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainwarden.record.observers.interface import Observer
+from trainwarden.record.observers.slices import UpdateSlices
+from trainwarden.record.observers.trained import WhatIsTrained
 
 if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
@@ -14,4 +16,7 @@ __all__ = ["Observer", "all_observers"]
 
 def all_observers(recorder: Recorder) -> list[Observer]:
     """A fresh instance of every observer."""
-    return []
+    return [
+        UpdateSlices(recorder),
+        WhatIsTrained(recorder),
+    ]
