@@ -22,7 +22,7 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -114,6 +114,44 @@ class Code(_Message, tag="code"):
     gone: tuple[str, ...] = ()
     classes: dict[str, tuple[str, ...]] = {}  # class → its bases in order
     modules: dict[str, str] = {}  # module → its file
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """Elements of tensors of one dtype (torch's name of it), little-endian, end to end; `shape` of whole tensors."""
+
+    dtype: str
+    data: bytes
+    shape: tuple[int, ...] = ()
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """The same elements of tensors that one rule moves alike: `counts[i]` of tensor `names[i]` from `starts[i]` on.
+
+    `values`: `weight`, `gradient` and `before/KEY` (state) as the update found them, `left` and `after/KEY` as it left
+    them, `gradient_left` where it is another. `numbers`: state that is one number for each tensor, under such names.
+    Without a `gradient` the tensors have none. `whole`: one tensor with all of its state, each with its shape.
+    """
+
+    group: int
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    values: dict[str, Cut]
+    numbers: dict[str, Cut]
+    whole: bool = False
+
+
+class Updated(_Message, tag="updated"):
+    """What an optimizer's update did to a few slices of its tensors."""
+
+    step: int
+    optimizer: int
+    kind: str  # module and name of its class
+    bases: tuple[str, ...] = ()  # the names of the classes below it
+    settings: tuple[dict[str, Any], ...] = ()  # of each parameter group, as the update found them
+    scale: float = 1.0  # the gradients were this many times those that the update used
+    unseen: str = ""  # why no slice could be taken
+    batches: tuple[Batch, ...] = ()
 
 
 class Step(_Message, tag="step"):
@@ -252,7 +290,7 @@ class Stacks(_Message, tag="stacks"):
 
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
-    | Look | Stacks | Pass | Given
+    | Look | Stacks | Pass | Given | Updated
 )  # fmt: skip
 Message: TypeAlias = Plain | Step
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hosts import told_of_hosts
 from records import exited, feed, step
+from updates import changing_settings, standing_still
 
 import trainwarden.detect
 from trainwarden.detect import all_detectors
@@ -28,6 +29,8 @@ from trainwarden.model import (
     FileChanged,
     Gap,
     LossSeen,
+    Misfit,
+    ModelSeen,
     Numerics,
     ProcessSeen,
     ProcessStarted,
@@ -35,7 +38,9 @@ from trainwarden.model import (
     RunEnded,
     Severity,
     Stage,
+    StateChanged,
     TrackerSeen,
+    UpdateSeen,
 )
 
 
@@ -269,6 +274,10 @@ def test_every_finding_is_whole() -> None:
         step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
         *(DataDiffers(attempt=0, rank=0, step=0, kind=k) for k in ("order", "lost", "changed", "manifest", "copies")),
         Reseeded(attempt=0, rank=0, step=9), LossSeen(attempt=0, rank=0, step=9, unseen="it is compiled"),
+        UpdateSeen(attempt=0, rank=0, step=1, optimizer=0, kind="k.K", misfits=(Misfit(tensor="a", part="weights"),)),
+        StateChanged(attempt=0, rank=0, step=1, emptied=("a/exp_avg",)),
+        ModelSeen(attempt=0, rank=0, step=0, idle=("a",), idle_count=1),
+        *changing_settings(), *standing_still(),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)

@@ -7,11 +7,13 @@ To add one: a file here with a class that has `id`, `observe` and `finish` (see 
 from __future__ import annotations
 
 from trainwarden.detect.checkpoints import Checkpoints
+from trainwarden.detect.cleared import Cleared
 from trainwarden.detect.clock import Clocks
 from trainwarden.detect.continuity import Continuity
 from trainwarden.detect.dynamics import Dynamics
 from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
+from trainwarden.detect.frozen import Frozen
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.hogs import Hogs
 from trainwarden.detect.interface import Detector, Facts
@@ -25,8 +27,11 @@ from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
 from trainwarden.detect.rng import Rng
 from trainwarden.detect.samples import Samples
+from trainwarden.detect.schedule import ScheduleDetector
+from trainwarden.detect.skipped import Skipped
 from trainwarden.detect.sleep import Sleeps
 from trainwarden.detect.stall import Stalls
+from trainwarden.detect.update_rule import UpdateRule
 
 __all__ = ["Detector", "Engine", "Facts", "all_detectors"]
 
@@ -36,6 +41,11 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
     return (
         Replicas(),
         Continuity(),
+        UpdateRule(),
+        Cleared(),
+        Frozen(),
+        Skipped(),
+        ScheduleDetector(facts),
         Checkpoints(),
         Loaded(),
         Environment(),

@@ -88,6 +88,8 @@ from trainwarden.model.notes import (
     RandomSeen,
     Reported,
     Reseeded,
+    ScheduleSeen,
+    StateChanged,
     TrackerSeen,
 )
 from trainwarden.model.responses import (
@@ -123,6 +125,10 @@ from trainwarden.model.steps import (
     StageDigest,
     StepRecord,
     cut_digests,
+)
+from trainwarden.model.updates import (
+    Misfit,
+    UpdateSeen,
 )
 from trainwarden.model.verdicts import (
     Coverage,
@@ -186,6 +192,7 @@ __all__ = [
     "Manifest",
     "ManifestRef",
     "Matched",
+    "Misfit",
     "ModelSeen",
     "Note",
     "Noun",
@@ -211,6 +218,7 @@ __all__ = [
     "Restored",
     "RunEnded",
     "STAGES",
+    "ScheduleSeen",
     "Seal",
     "Sealed",
     "Segment",
@@ -223,6 +231,7 @@ __all__ = [
     "StageDigest",
     "Stalled",
     "Standing",
+    "StateChanged",
     "StepRecord",
     "StepTimes",
     "TrackerSeen",
@@ -230,6 +239,7 @@ __all__ = [
     "UNREADABLE",
     "Undelivered",
     "Undone",
+    "UpdateSeen",
     "Verdict",
     "Writer",
     "canonical",

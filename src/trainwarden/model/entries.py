@@ -36,6 +36,7 @@ from trainwarden.model.responses import (
     Undone,
 )
 from trainwarden.model.steps import Gap, StepRecord
+from trainwarden.model.updates import UpdateSeen
 from trainwarden.model.verdicts import Diverged, Explanation, Inconclusive, Matched
 
 
@@ -57,6 +58,7 @@ Entry: TypeAlias = (
     | Note
     | Stalled | ClockShifted | HostCrowded
     | PassSeen | DataDiffers
+    | UpdateSeen
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 

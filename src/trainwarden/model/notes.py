@@ -6,7 +6,7 @@ when it is told and over the whole job once it is logged.
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from trainwarden.model.base import Noun
 from trainwarden.model.hosts import Idled, StepTimes
@@ -93,5 +93,41 @@ class LossSeen(Noun, tag="loss_seen"):
     seen: int = 0  # steps of this rank that were looked at before
 
 
-Note: TypeAlias = ModelSeen | Idled | StepTimes | Reported | TrackerSeen | RandomSeen | Reseeded | LossSeen
+class StateChanged(Noun, tag="state_changed"):
+    """Slices of weights or optimizer state that an update found otherwise than the update before had left them."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    optimizer: int = 0
+    weights: tuple[str, ...] = ()  # tensors, the first of them
+    state: tuple[str, ...] = ()  # TENSOR/KEY of state with other values, the first of them
+    emptied: tuple[str, ...] = ()  # TENSOR/KEY of state that is gone or all 0, the first of them
+    lowered: tuple[str, ...] = ()  # TENSOR/step of step counters that went back, the first of them
+    looked: int = 0  # tensors compared
+
+
+class ScheduleSeen(Noun, tag="schedule_seen"):
+    """A learning-rate scheduler of torch that moves an optimizer's settings: told once for each that is found."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    optimizer: int = 0
+    kind: str = ""  # module and name of its class
+    state: dict[str, Any] = {}  # its numbers and lists of numbers, as its `state_dict` has them
+
+
+Note: TypeAlias = (
+    ModelSeen
+    | Idled
+    | StepTimes
+    | Reported
+    | TrackerSeen
+    | RandomSeen
+    | Reseeded
+    | LossSeen
+    | StateChanged
+    | ScheduleSeen
+)
 """Every entry that a rank may tell."""

@@ -48,6 +48,7 @@ from trainwarden.supervise.samples import Table, read_manifest
 from trainwarden.supervise.senders import Senders, Sent
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
+from trainwarden.supervise.updates import UpdateDesk
 from trainwarden.supervise.weights import WeightCheck
 
 SOURCE_ENV = "TRAINWARDEN_SOURCE"
@@ -99,6 +100,7 @@ class Guarded:
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
+        self._updates = UpdateDesk(ledger)
         self._writers = Writers()
         self._guard = EnvironmentGuard(
             store,
@@ -118,6 +120,7 @@ class Guarded:
             stack.callback(self._inputs.close)
             stack.callback(self._processes.close)
             stack.callback(self._senders.close)
+            stack.callback(self._updates.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
             # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
@@ -273,6 +276,8 @@ class Guarded:
             presence=self._presence,
             sent=self._senders.of,
             marked=self._marked,
+            updated=self._updates.seen,
+            left=self._updates.left,
         )
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:

@@ -74,6 +74,8 @@ class Shared:
     presence: Presence = field(default_factory=Presence)
     sent: Callable[[int, int], Sent | str] = lambda pid, signal: ""  # who sent a process a signal, or why not known
     marked: Callable[[Note], Note] = lambda note: note  # fills in what the watcher alone knows
+    updated: Callable[[int, int, int, wire.Updated], None] = lambda attempt, rank, step, message: None
+    left: Callable[[int, int], None] = lambda attempt, rank: None  # a rank has said goodbye
 
 
 @dataclass
@@ -179,6 +181,10 @@ class Session:
             case wire.Pass() | wire.Given():
                 rank = self._joined_rank(message)
                 self._shared.inputs(rank.attempt, rank.rank, self._base(rank) + _input(message), message)
+            case wire.Updated():
+                rank = self._joined_rank(message)
+                _count(message.optimizer, "optimizer")
+                self._shared.updated(rank.attempt, rank.rank, self._base(rank) + _count(message.step, "step"), message)
             case wire.Saved():
                 self._saved(self._joined_rank(message), message)
             case wire.Missed():
@@ -310,6 +316,7 @@ class Session:
             self._gap(rank, rank.records, reason)
         rank.goodbye = True
         self._shared.presence.left(rank.attempt, rank.rank, rank.pid)
+        self._shared.left(rank.attempt, rank.rank)
         if not self._shared.ledger.flush():
             raise ValueError("the log cannot be written: the goodbye cannot be acknowledged")
         return wire.Acked(seq=rank.seq)

@@ -9,7 +9,9 @@ from trainwarden.record.observers.interface import Observer
 from trainwarden.record.observers.losses import LossObserver
 from trainwarden.record.observers.metrics import Metrics
 from trainwarden.record.observers.randomness import RandomObserver
+from trainwarden.record.observers.slices import UpdateSlices
 from trainwarden.record.observers.timing import Timing
+from trainwarden.record.observers.trained import WhatIsTrained
 
 if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
@@ -25,4 +27,6 @@ def all_observers(recorder: Recorder) -> list[Observer]:
         DataObserver(recorder),
         RandomObserver(recorder),
         LossObserver(recorder),
+        UpdateSlices(recorder),
+        WhatIsTrained(recorder),
     ]
