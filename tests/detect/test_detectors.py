@@ -26,6 +26,7 @@ from trainwarden.model import (
     Deviation,
     FileChanged,
     Gap,
+    Location,
     Numerics,
     ProcessSeen,
     ProcessStarted,
@@ -33,6 +34,9 @@ from trainwarden.model import (
     Severity,
     Stage,
     TrackerSeen,
+    UnitAudited,
+    UnitKind,
+    UnitResult,
 )
 
 
@@ -264,6 +268,8 @@ def test_every_finding_is_whole() -> None:
         *told_of_hosts(),
         CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
         step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
+        UnitAudited(attempt=0, step=3, rank=1, kind=UnitKind.NEAR, result=UnitResult.DIVERGED,
+                    at=Location(step=3, rank=1, stage=Stage.LOCAL_GRADIENTS)),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)

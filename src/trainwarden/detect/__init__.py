@@ -21,6 +21,7 @@ from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.metrics import Metrics
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
+from trainwarden.detect.sampled import SampledUnits
 from trainwarden.detect.sleep import Sleeps
 from trainwarden.detect.stall import Stalls
 
@@ -44,5 +45,6 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Hogs(),
         Metrics(),
         Dynamics(),
+        SampledUnits(),
         Gaps(),
     )

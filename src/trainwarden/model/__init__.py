@@ -21,6 +21,14 @@ from trainwarden.model.actors import (
     RegistryBegun,
     RegistryEntry,
 )
+from trainwarden.model.audits import (
+    SampledAudit,
+    Unit,
+    UnitAudited,
+    UnitKind,
+    UnitResult,
+    UnitsDrawn,
+)
 from trainwarden.model.base import (
     STAGES,
     Noun,
@@ -194,6 +202,7 @@ __all__ = [
     "Restored",
     "RunEnded",
     "STAGES",
+    "SampledAudit",
     "Seal",
     "Sealed",
     "Segment",
@@ -212,6 +221,11 @@ __all__ = [
     "TreeHead",
     "UNREADABLE",
     "Undelivered",
+    "Unit",
+    "UnitAudited",
+    "UnitKind",
+    "UnitResult",
+    "UnitsDrawn",
     "Verdict",
     "Writer",
     "canonical",

@@ -31,6 +31,7 @@ from trainwarden.seal.watch import FileWatch
 from trainwarden.seal.writers import Writers
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise import private, proc
+from trainwarden.supervise.auditing import Auditing
 from trainwarden.supervise.code import CodeDesk
 from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
@@ -92,6 +93,7 @@ class Guarded:
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
+        self._auditing: Auditing | None = None
         self._writers = Writers()
         self._guard = EnvironmentGuard(
             store,
@@ -110,6 +112,8 @@ class Guarded:
             stack.callback(self._code.close)
             stack.callback(self._processes.close)
             stack.callback(self._senders.close)
+            self._auditing = self._audited()
+            stack.callback(self._auditing.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
             # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
@@ -239,11 +243,22 @@ class Guarded:
             stopping=lambda: self._child.stopping if self._child else 0,
             supervisor_pid=os.getpid(),
             code=self._code.seen,
-            process=self._processes.joined,
+            process=self._process,
             presence=self._presence,
             sent=self._senders.of,
             marked=self._marked,
         )
+
+    def _audited(self) -> Auditing:
+        audit = self._config.audit
+        return Auditing(
+            self._store, self._run, audit.share, self._ledger.submit, beacon=audit.beacon, finish=audit.finish
+        )
+
+    def _process(self, attempt: int, rank: int, pid: int) -> None:
+        self._processes.joined(attempt, rank, pid)
+        if self._auditing is not None:
+            self._auditing.joined(pid)
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:
         return wire.Joined(
@@ -252,6 +267,8 @@ class Guarded:
             run_dir=str(self._run.path),
             activations_every=self._config.record.activations_every,
             snapshot_every=self._config.record.snapshot_every,
+            snapshot_share=self._config.record.snapshot_share,
+            snapshot_mib=self._config.record.snapshot_mib,
             code_every=_CODE_EVERY if self._sealed.seal.environment.files else 0,
         )
 
