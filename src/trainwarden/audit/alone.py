@@ -6,7 +6,6 @@ What went wrong in it is told with the unit that it happened in, and ends it.
 
 from __future__ import annotations
 
-import os
 import queue
 import tempfile
 import threading
@@ -22,6 +21,7 @@ from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import place_file
 from trainwarden.errors import CannotDecide
 from trainwarden.seal.room import Room, Workspace
+from trainwarden.supervise.auditing import process_cpu_ns
 
 RECORDER = "trainwarden.audit.alonerank:AloneReplayer"
 STALL_SECONDS = 300.0
@@ -68,11 +68,7 @@ class Alone:
     @property
     def cpu_ns(self) -> int:
         """CPU time that the process has used, while it lives; after that it is among our children's."""
-        try:
-            fields = Path(f"/proc/{self._processes[0][1].pid}/stat").read_text().rpartition(")")[2].split()
-        except (OSError, IndexError):
-            return 0
-        return sum(int(fields[i]) for i in (11, 12, 13, 14)) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+        return process_cpu_ns(self._processes[0][1].pid)
 
     def run(self, plan: Plan, stop: Callable[[], bool]) -> list[Seen]:
         """What the unit's steps recorded, those on the way included.

@@ -20,7 +20,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
@@ -37,6 +36,7 @@ from trainwarden.model import (
     UnitsDrawn,
 )
 from trainwarden.store import RunDir, Store
+from trainwarden.supervise import proc
 
 DETECTOR = "sampled-audit"
 START_SECONDS = 2.0  # CPU that the auditor's own start takes, about
@@ -83,11 +83,11 @@ class Ranks:
 
 
 def process_cpu_ns(pid: int) -> int:
-    """User and system time of a process and of its children that ended, 0 when it is gone (proc(5))."""
+    """User and system time of a process and of its children that ended, 0 when it is gone (proc_pid_stat(5))."""
+    fields = proc.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        return sum(int(fields[i]) for i in (11, 12, 13, 14)) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-    except (OSError, IndexError, ValueError):
+        return sum(int(fields[i]) for i in (11, 12, 13, 14)) * 1_000_000_000 // proc.TICKS
+    except (IndexError, ValueError):
         return 0
 
 
