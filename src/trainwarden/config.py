@@ -35,7 +35,9 @@ class RecordConfig(_Section):
     """How much the recorder looks at. All stages of every step are always recorded."""
 
     activations_every: int = 16
-    snapshot_every: int = 50
+    snapshot_every: int = 50  # steps between states kept for replays, at least; 0 = none is kept
+    snapshot_share: float = 0.001  # of training time that keeping states may take; they are kept less often then
+    snapshot_mib: int = 4096  # of kept states on disk, over all ranks of a host
     stall_seconds: float = 60.0  # a run that does nothing for so long is asked where it stands
 
 
@@ -57,6 +59,19 @@ class PolicyConfig(_Section):
 
     environment_changed: Literal["refuse", "alert"] = "refuse"
     detectors: dict[str, Action] = msgspec.field(default_factory=dict)  # by detector; "default": all others
+
+
+class AuditConfig(_Section):
+    """The sampled audit that runs beside training: single (step, rank) units, drawn after they are recorded."""
+
+    budget: str = "1%"  # of the ranks' CPU time; "0" = none
+    beacon: str = ""  # a file or an http(s) address to draw from where there is no log server
+    finish: bool = False  # after the run's end, go on until every drawn unit that the budget pays for was run
+
+    @property
+    def share(self) -> float:
+        """The budget as a share, 0 … 1. Raises UsageError when it is none."""
+        return share_of(self.budget, "[audit] budget")
 
 
 class LogConfig(_Section):
@@ -139,8 +154,24 @@ class Config(_Section):
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
     alerts: tuple[ChannelConfig, ...] = ()
+    audit: AuditConfig = AuditConfig()
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
+
+
+def share_of(text: str, what: str) -> float:
+    """A share written as "1%" or "0.01".
+
+    Raises:
+        UsageError: it is not a number from 0 to 1 (0 % to 100 %).
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"{what} = {text[:40]!r} is not a share", hint='a share is written "1%" or "0.01"')
+    return share
 
 
 def load_config(path: Path | None, folder: Path) -> Config:

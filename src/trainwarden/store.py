@@ -75,6 +75,11 @@ class RunDir(msgspec.Struct, frozen=True):
         return self.path / "snapshots"
 
     @property
+    def pinned(self) -> Path:
+        """Snapshots that audits under way need, whatever becomes of the originals."""
+        return self.path / "snapshots" / "pinned"
+
+    @property
     def quarantine(self) -> Path:
         return self.path / "quarantine"
 

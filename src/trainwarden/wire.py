@@ -79,6 +79,8 @@ class Joined(_Message, tag="joined"):
     activations_every: int
     snapshot_every: int
     plan: bytes = b""
+    snapshot_share: float = 0.0  # of training time that full snapshots may take, 0 = whatever they take
+    snapshot_mib: int = 0  # of full snapshots on disk, all ranks of a host together
     code_every: int = 0  # steps between looks at the code in memory on average, 0 = never
     every_sample: bool = False  # digest every sample of a batch, and not a choice of them
 
@@ -259,6 +261,16 @@ class Bye(_Message, tag="bye"):
     records: int
 
 
+class NextUnit(_Message, tag="next_unit"):
+    """A replaying rank has run its unit and asks for another; answered with `NewUnit`."""
+
+
+class NewUnit(_Message, tag="new_unit"):
+    """What a replaying rank does next: a plan (JSON), empty when there is nothing more."""
+
+    plan: bytes = b""
+
+
 class Acked(_Message, tag="acked"):
     """Everything up to record `seq` is durable."""
 
@@ -291,6 +303,7 @@ class Stacks(_Message, tag="stacks"):
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
     | Look | Stacks | Pass | Given | Updated
+    | NextUnit | NewUnit
 )  # fmt: skip
 Message: TypeAlias = Plain | Step
 

@@ -28,6 +28,7 @@ from trainwarden.model import (
     Deviation,
     FileChanged,
     Gap,
+    Location,
     LossSeen,
     Misfit,
     ModelSeen,
@@ -40,6 +41,9 @@ from trainwarden.model import (
     Stage,
     StateChanged,
     TrackerSeen,
+    UnitAudited,
+    UnitKind,
+    UnitResult,
     UpdateSeen,
 )
 
@@ -278,6 +282,8 @@ def test_every_finding_is_whole() -> None:
         StateChanged(attempt=0, rank=0, step=1, emptied=("a/exp_avg",)),
         ModelSeen(attempt=0, rank=0, step=0, idle=("a",), idle_count=1),
         *changing_settings(), *standing_still(),
+        UnitAudited(attempt=0, step=3, rank=1, kind=UnitKind.NEAR, result=UnitResult.DIVERGED,
+                    at=Location(step=3, rank=1, stage=Stage.LOCAL_GRADIENTS)),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)

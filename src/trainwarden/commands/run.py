@@ -72,6 +72,11 @@ def add(subparsers: Subparsers[Any]) -> None:
         help="run in the sealed environment rebuilt from the store, out of reach of changes to the shared one",
     )
     add_show_findings(parser)
+    parser.add_argument(
+        "--audit-budget",
+        metavar="SHARE",
+        help="replay single steps beside training, for this share of its CPU time (default: 1%%; 0: none)",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="the launch command")
 
 
@@ -90,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     argv = command_words(args.command)
     cwd = Path.cwd()
     config = with_policy(load_config(args.config, cwd), args.on_environment_change)
+    config = with_budget(config, args.audit_budget)
     response, details = response_to(config), shows_details(config, args.show_findings)
     command = parse_command(argv, str(cwd), without_secrets(job_environ(), config))
     console = Console(file=_Stderr(), highlight=False, soft_wrap=True)
@@ -135,6 +141,18 @@ def with_policy(config: Config, on_environment_change: str | None) -> Config:
         return config
     policy = msgspec.structs.replace(config.policy, environment_changed=on_environment_change)
     return msgspec.structs.replace(config, policy=policy)
+
+
+def with_budget(config: Config, budget: str | None) -> Config:
+    """The configuration with the audit's budget that the command line names, if it names one.
+
+    Raises:
+        UsageError: it is no share.
+    """
+    if budget is not None:
+        config = msgspec.structs.replace(config, audit=msgspec.structs.replace(config.audit, budget=budget))
+    _ = config.audit.share
+    return config
 
 
 @contextmanager

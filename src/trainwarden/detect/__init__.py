@@ -26,6 +26,7 @@ from trainwarden.detect.order import Order
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.replicas import Replicas
 from trainwarden.detect.rng import Rng
+from trainwarden.detect.sampled import SampledUnits
 from trainwarden.detect.samples import Samples
 from trainwarden.detect.schedule import ScheduleDetector
 from trainwarden.detect.skipped import Skipped
@@ -62,5 +63,6 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Hogs(),
         Metrics(),
         Dynamics(),
+        SampledUnits(),
         Gaps(),
     )

@@ -21,6 +21,14 @@ from trainwarden.model.actors import (
     RegistryBegun,
     RegistryEntry,
 )
+from trainwarden.model.audits import (
+    SampledAudit,
+    Unit,
+    UnitAudited,
+    UnitKind,
+    UnitResult,
+    UnitsDrawn,
+)
 from trainwarden.model.base import (
     STAGES,
     Noun,
@@ -219,6 +227,7 @@ __all__ = [
     "RunEnded",
     "STAGES",
     "ScheduleSeen",
+    "SampledAudit",
     "Seal",
     "Sealed",
     "Segment",
@@ -240,6 +249,11 @@ __all__ = [
     "Undelivered",
     "Undone",
     "UpdateSeen",
+    "Unit",
+    "UnitAudited",
+    "UnitKind",
+    "UnitResult",
+    "UnitsDrawn",
     "Verdict",
     "Writer",
     "canonical",

@@ -7,6 +7,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from trainwarden.model.actors import RegistryEntry
+from trainwarden.model.audits import SampledAudit, UnitAudited, UnitsDrawn
 from trainwarden.model.base import Noun
 from trainwarden.model.findings import Finding
 from trainwarden.model.happenings import (
@@ -59,6 +60,7 @@ Entry: TypeAlias = (
     | Stalled | ClockShifted | HostCrowded
     | PassSeen | DataDiffers
     | UpdateSeen
+    | UnitsDrawn | UnitAudited | SampledAudit
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 

@@ -14,6 +14,7 @@ from trainwarden.lineage import last_cleared
 from trainwarden.model import Finding, StepRecord
 from trainwarden.report.events import timeline
 from trainwarden.report.tables import approval_line
+from trainwarden.sampling import sampled
 
 
 def case_json(case: CaseFile, frozen: Sequence[Frozen] = ()) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def case_json(case: CaseFile, frozen: Sequence[Frozen] = ()) -> dict[str, Any]:
         "approved": approval_line(case),
         "audited": case.audited,
         "coverage": coverage_share(case.audited),
+        "sampled": _sampled(case),
         "attempts": case.history.attempts,
         "segments": case.history.segments,
         "checkpoints": case.history.checkpoints,
@@ -47,3 +49,15 @@ def case_json(case: CaseFile, frozen: Sequence[Frozen] = ()) -> dict[str, Any]:
     }
     built: dict[str, Any] = msgspec.to_builtins(told)
     return built
+
+
+def _sampled(case: CaseFile) -> dict[str, Any] | None:
+    """The sampled audit with its shares worked out."""
+    told = sampled(case.entries)
+    if told is None:
+        return None
+    built: dict[str, Any] = msgspec.to_builtins(told, str_keys=True)
+    parts = [(built["all"], told.all), *((built["kinds"][kind.value], part) for kind, part in told.kinds.items())]
+    for part, bought in parts:
+        part["share"] = bought.share
+    return built | {"waiting": told.waiting}

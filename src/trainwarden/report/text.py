@@ -18,6 +18,7 @@ from trainwarden.model import Diverged, Finding, Outcome, ProcessStarted, Standi
 from trainwarden.report import summary, tables
 from trainwarden.report.events import bounded, timeline
 from trainwarden.report.lineage_chart import chosen
+from trainwarden.report.sampled import sampled_facts
 from trainwarden.report.words import clean, clock, count, percent, short, tail, when
 
 STYLES: Mapping[Answer, str] = {
@@ -76,6 +77,8 @@ def print_case(console: Console, case: CaseFile, frozen: Sequence[Frozen] = ()) 
     _section(console, "Alerts (findings of one cause)", _alerts(case))
     _section(console, "Findings (suspicion, not evidence)", _findings(case))
     _section(console, "Checkpoints", _checkpoints(case))
+    if told := sampled_facts(case):
+        _section(console, "Sampled audit", _told(told))
     _section(console, "Not checked", _missing(case))
     console.print()
     console.print(Text("Next", "bold underline"))
@@ -187,6 +190,13 @@ def _checkpoints(case: CaseFile) -> RenderableType:
         path = tail(c.files[0].path, 2) if c.files else ""
         standing = _text(c.standing.value, _STANDINGS[c.standing])
         table.add_row(str(c.step), str(c.attempt), standing, _text(clean(c.reason, 160)), _text(path))
+    return table
+
+
+def _told(facts: Sequence[summary.Fact]) -> RenderableType:
+    table = _pairs(3)
+    for f in facts:
+        table.add_row(_text(f.name), _text(f.value), _text(f.note, "dim"))
     return table
 
 

@@ -32,6 +32,7 @@ from trainwarden.seal.watch import FileWatch
 from trainwarden.seal.writers import Writers
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise import private, proc
+from trainwarden.supervise.auditing import Auditing
 from trainwarden.supervise.code import CodeDesk
 from trainwarden.supervise.control import Control
 from trainwarden.supervise.environment import EnvironmentGuard
@@ -101,6 +102,7 @@ class Guarded:
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
         self._updates = UpdateDesk(ledger)
+        self._auditing: Auditing | None = None
         self._writers = Writers()
         self._guard = EnvironmentGuard(
             store,
@@ -121,6 +123,8 @@ class Guarded:
             stack.callback(self._processes.close)
             stack.callback(self._senders.close)
             stack.callback(self._updates.close)
+            self._auditing = self._audited()
+            stack.callback(self._auditing.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
             # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
@@ -272,13 +276,24 @@ class Guarded:
             supervisor_pid=os.getpid(),
             code=self._code.seen,
             inputs=self._inputs.seen,
-            process=self._processes.joined,
+            process=self._process,
             presence=self._presence,
             sent=self._senders.of,
             marked=self._marked,
             updated=self._updates.seen,
             left=self._updates.left,
         )
+
+    def _audited(self) -> Auditing:
+        audit = self._config.audit
+        return Auditing(
+            self._store, self._run, audit.share, self._ledger.submit, beacon=audit.beacon, finish=audit.finish
+        )
+
+    def _process(self, attempt: int, rank: int, pid: int) -> None:
+        self._processes.joined(attempt, rank, pid)
+        if self._auditing is not None:
+            self._auditing.joined(pid)
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:
         self._inputs.joined()
@@ -288,6 +303,8 @@ class Guarded:
             run_dir=str(self._run.path),
             activations_every=self._config.record.activations_every,
             snapshot_every=self._config.record.snapshot_every,
+            snapshot_share=self._config.record.snapshot_share,
+            snapshot_mib=self._config.record.snapshot_mib,
             code_every=_CODE_EVERY if self._sealed.seal.environment.files else 0,
             every_sample=self._config.data.every_sample,
         )
