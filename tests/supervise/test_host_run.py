@@ -119,7 +119,7 @@ def run(job: Job, mode: str, on_event: Callable[[Event], None] = lambda event: N
     os.chdir(job.folder)
     try:
         result = supervisor.supervise(
-            command, job.store, config, key, watcher=Engine(all_detectors()), on_event=on_event
+            command, job.store, config, key, watcher=lambda sealed: Engine(all_detectors()), on_event=on_event
         )
     finally:
         os.chdir(old)
