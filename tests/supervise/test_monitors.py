@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -88,6 +89,22 @@ def test_a_standstill_is_told_once_with_every_ranks_place(scene: Scene) -> None:
         (0, True, True, ()),
         (1, True, False, ("/planted.py",)),
     ]
+
+
+def test_the_time_for_which_a_job_is_held_is_no_standstill_and_no_silence(scene: Scene) -> None:
+    scene.join(0, stacks())
+    scene.join(1, stacks())
+    held = [False]
+    monitor = Stalls(dataclasses.replace(scene.host, held=lambda: held[0]))
+    run_steps(scene, monitor, 10)
+    held[0] = True
+    scene.now += 600
+    monitor.look(scene.now)
+    held[0] = False
+    run_steps(scene, monitor, 20, ranks=(0,), first=11)
+    assert scene.entries == []
+    monitor.look(scene.now + 61)
+    assert [e.kind for e in of_kind(scene.entries, Stalled)] == ["stall", "silent"]
 
 
 def test_a_run_with_long_steps_and_a_pause_as_long_as_one_before_is_no_standstill(scene: Scene) -> None:

@@ -33,7 +33,7 @@ _BENIGN = 8
 _FILE = re.compile(r"(?<![\w/])/[^\s,;:()'\"]*[^\s,;:()'\".]")
 _WRITER = ", by process "
 _NUMBERS = re.compile(r"\d+")
-_PROCESSES = {"kills", "gaps", "stalls", "recorder"}
+_PROCESSES = {"kills", "gaps", "stall", "recorder"}
 _SEVERITIES = tuple(Severity)
 _CONFIDENCES = tuple(Confidence)
 

@@ -176,6 +176,7 @@ class Guarded:
             supervisor_pid=os.getpid(),
             is_sealed=self._is_sealed,
             stall_seconds=self._config.record.stall_seconds,
+            held=lambda: self.held,
             stopped_by=self._senders.stopper,
         )
 

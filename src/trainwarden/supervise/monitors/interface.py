@@ -29,6 +29,7 @@ class Host:
     supervisor_pid: int
     is_sealed: Callable[[str], bool]
     stall_seconds: float
+    held: Callable[[], bool] = lambda: False  # are the ranks paused because policy or somebody says so?
     stopped_by: Callable[[int], Writer | None] = lambda pid: None  # who sent a process the signal that stopped it
 
 

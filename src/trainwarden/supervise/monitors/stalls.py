@@ -6,6 +6,7 @@ Rules
   for half as long again as any pause that ended by itself. Before the first step it is ten times `stall_seconds`.
 * A silent rank: its peers have gone on by `AHEAD` steps and it has told nothing for `stall_seconds` and for `MULTIPLE`
   usual steps.
+* Time for which the job is held does not count.
 * Each standstill is one entry. Ranks are asked for their stacks; whoever does not answer within `PATIENCE` seconds is
   described by /proc alone. What the rank says of itself is a claim, what /proc says is the kernel's.
 """
@@ -40,6 +41,7 @@ class Stalls:
         self._attempt = -1
         self._steps = 0
         self._since = 0.0  # when the newest step was completed
+        self._went_on = 0.0  # when the job was last seen to be held
         self._times: deque[float] = deque(maxlen=64)  # seconds a step, as seen at each look
         self._longest = 0.0
         self._told = False
@@ -51,6 +53,9 @@ class Stalls:
         if not ranks:
             return
         self._follow(ranks, now)
+        if self._host.held():
+            self._since = self._went_on = now
+            return
         if not self._told and now - self._since > self._patience():
             self._told = True
             self._tell("stall", ranks, now - self._since)
@@ -83,10 +88,10 @@ class Stalls:
     def _look_for_silence(self, ranks: list[Live], now: float) -> None:
         patience = max(self._host.stall_seconds, MULTIPLE * self._usual())
         for live in ranks:
-            silent = self._steps - live.reached >= AHEAD and now - live.moved > patience
-            if silent and live.rank not in self._silent:
+            quiet = now - max(live.moved, self._went_on)
+            if self._steps - live.reached >= AHEAD and quiet > patience and live.rank not in self._silent:
                 self._silent.add(live.rank)
-                self._tell("silent", [live], now - live.moved)
+                self._tell("silent", [live], quiet)
 
     def _tell(self, kind: str, ranks: list[Live], seconds: float) -> None:
         ranks = sorted(ranks, key=lambda r: r.reached)[:_MOST_ASKED]
