@@ -4,6 +4,7 @@ A socket in the run's private folder takes one question a connection, one line o
 
 Rules
 -----
+* A process that is not answered is told so before it has said anything: it cannot keep others waiting.
 * Only the user who trains, or root, is answered, and no process below the supervisor: the supervisor is a subreaper, so
   what the job starts stays below it, also when it is orphaned. A job that has another service start a process gets
   around that; it could as well signal its own processes.
@@ -163,7 +164,8 @@ def ask_supervisor(run: RunDir, ask: Ask) -> Answer | None:
         except OSError as e:
             raise CannotDecide(f"the watcher of run {run.id} cannot be reached: {e.strerror or e}") from e
         try:
-            connection.sendall(msgspec.json.encode(ask) + b"\n")
+            with suppress(BrokenPipeError):  # it may have refused already, without reading
+                connection.sendall(msgspec.json.encode(ask) + b"\n")
             answer = msgspec.json.decode(_line(connection), type=Answer)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as e:
             raise CannotDecide(

@@ -134,6 +134,7 @@ class Guarded:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tw-", dir="/tmp")))
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
+            stack.callback(Control(self._run, self, self._ledger).close)
             self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
             self._senders.start()
             monitors = Monitors(all_monitors(self._host()), self._ledger.submit)
@@ -145,7 +146,6 @@ class Guarded:
             self._child = child
             stack.callback(self._hold.end)
             self._now()
-            stack.callback(Control(self._run, self, self._ledger).close)
             if self._shelter is not None:
                 self._shelter.entered(child.pid, self._ledger.submit)
                 stack.callback(self._shelter.leave)
