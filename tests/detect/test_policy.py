@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from trainwarden.config import Config, load_config
+from trainwarden.config import Config, PolicyConfig, load_config
+from trainwarden.detect import all_detectors
 from trainwarden.detect.policy import action_by
 from trainwarden.errors import UsageError
+from trainwarden.log.client.shipper import SHIPPING, SPLIT_VIEW
 from trainwarden.model import Action, Confidence, Finding, Severity
-from trainwarden.respond.answer import response_to
+from trainwarden.respond.answer import OTHERS, response_to
 
 
 def finding(detector: str, severity: Severity = Severity.LOW) -> Finding:
@@ -50,3 +53,11 @@ def test_an_action_that_nobody_knows_is_an_error_that_names_the_nearest(tmp_path
     with pytest.raises(UsageError, match=f"Invalid enum value '{word}'") as caught:
         config(tmp_path, f'[policy.detectors]\ngaps = "{word}"\n')
     assert hint in caught.value.hint
+
+
+def test_whatever_raises_findings_can_be_named_in_a_policy() -> None:
+    raised: set[str] = {SHIPPING, SPLIT_VIEW}
+    for path in (Path(__file__).parents[2] / "src").rglob("*.py"):
+        raised |= set(re.findall(r'detector="([a-z_-]+)"', path.read_text(encoding="utf-8")))
+    assert raised <= {*OTHERS, *(d.id for d in all_detectors())}
+    response_to(Config(policy=PolicyConfig(detectors=dict.fromkeys(raised, Action.STOP))))

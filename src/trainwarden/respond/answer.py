@@ -6,10 +6,12 @@ from trainwarden.config import Config
 from trainwarden.detect import all_detectors
 from trainwarden.detect.causes import Causes
 from trainwarden.detect.policy import action_by
+from trainwarden.log.client.shipper import SHIPPING, SPLIT_VIEW
 from trainwarden.respond.alerts import Meter, outlets_of
 from trainwarden.supervise.responding import Response
 
-_OTHERS = ("engine", "recorder")  # what raises findings and is no detector
+OTHERS = ("engine", "recorder", SHIPPING, SPLIT_VIEW)
+"""What raises findings and is no detector: the recorder's end, what runs detectors, what sends the log away."""
 
 
 def response_to(config: Config) -> Response:
@@ -19,7 +21,7 @@ def response_to(config: Config) -> Response:
         UsageError: the policy names a detector that there is not, or an alert channel's settings cannot be used.
         MissingExtra: an alert channel needs a package that is not installed.
     """
-    known = (*(d.id for d in all_detectors()), *_OTHERS)
+    known = (*(d.id for d in all_detectors()), *OTHERS)
     action_of = action_by(config.policy.detectors, known)
     if not config.alerts:
         return Response(causes=Causes(), action_of=action_of)
