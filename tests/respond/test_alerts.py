@@ -13,7 +13,20 @@ from receivers import HttpReceiver, SmtpReceiver, dead_port, running
 
 from trainwarden.config import Config, Email, OpenTelemetry, Prometheus, Webhook, load_config
 from trainwarden.errors import MissingExtra, UsageError
-from trainwarden.model import Action, Alert, Confidence, Finding, Gap, Severity, Stage, StepRecord, Undelivered
+from trainwarden.model import (
+    Action,
+    Alert,
+    Confidence,
+    Finding,
+    Gap,
+    Severity,
+    Stage,
+    StepRecord,
+    Undelivered,
+    UnitAudited,
+    UnitKind,
+    UnitResult,
+)
 from trainwarden.respond.alerts import Meter, outlets_of, posts_of
 from trainwarden.respond.alerts.mail import MailCarrier
 from trainwarden.respond.alerts.post import MAX_WAITING, Post
@@ -211,6 +224,7 @@ def counted(meter: Meter) -> None:
     meter.seen(0, StepRecord(attempt=0, rank=0, world=1, step=7, optimizer=0, seq=0, stages={}, wall_ns=5_000_000_000))
     meter.seen(1, FINDING)
     meter.seen(2, Gap(attempt=0, rank=0, step=8, reason="x"))
+    meter.seen(3, UnitAudited(attempt=0, step=7, rank=0, kind=UnitKind.NEAR, result=UnitResult.MATCHED))
     meter.told(TOLD)
 
 
@@ -226,7 +240,7 @@ def test_prometheus_fetches_numbers_without_the_detector() -> None:
     assert f'trainwarden_alerts_total{{action="stop",run="{RUN}",severity="high"}} 1.0' in text
     assert f'trainwarden_last_step{{run="{RUN}"}} 7.0' in text
     assert f'trainwarden_gaps_total{{run="{RUN}"}} 1.0' in text
-    assert f'trainwarden_audit_coverage{{run="{RUN}"}} 0.0' in text
+    assert f'trainwarden_audit_coverage{{run="{RUN}"}} 1.0' in text
     assert "replicas" not in text
 
 

@@ -107,11 +107,12 @@ def test_a_finding_that_only_informs_is_left_alone() -> None:
     assert Desk(a=Action.STOP).answer(finding("a", severity=Severity.INFO)) == []
 
 
-def test_what_could_not_be_sent_is_an_entry_and_told() -> None:
+def test_what_could_not_be_sent_is_logged_each_time_and_told_once() -> None:
     desk = Desk()
     lost = Undelivered(channel="hook", reason="gone")
     desk.outlet.undelivered(lost)
-    assert (desk.entries, desk.events) == ([lost], [lost])
+    desk.outlet.undelivered(lost)
+    assert (desk.entries, desk.events) == ([lost, lost], [lost])
 
 
 def test_the_log_never_waits_for_an_act() -> None:

@@ -38,6 +38,16 @@ _SEVERITIES = tuple(Severity)
 _CONFIDENCES = tuple(Confidence)
 
 
+@dataclass(frozen=True)
+class _Clue:
+    """A finding, and what joins it to others."""
+
+    finding: Finding
+    files: frozenset[str]
+    sentence: tuple[object, ...]
+    of_state: bool  # about a stage or a tensor of a step
+
+
 @dataclass
 class _Cause:
     number: int
@@ -55,15 +65,16 @@ class _Cause:
     last_step: int = -1
     last_ns: int = 0
 
-    def add(self, index: int, finding: Finding) -> None:
+    def add(self, index: int, clue: _Clue) -> None:
+        finding = clue.finding
         self.count += 1
         if len(self.findings) < KEPT:
             self.findings.append(finding)
             self.indexes.append(index)
-        _keep(self.files, _files(finding))
+        _keep(self.files, clue.files)
         _keep(self.ranks, finding.ranks)
-        if len(self.sentences) < KEPT or _sentence(finding) in self.sentences:
-            self.sentences[_sentence(finding)] = max(finding.step, self.sentences.get(_sentence(finding), -1))
+        if len(self.sentences) < KEPT or clue.sentence in self.sentences:
+            self.sentences[clue.sentence] = max(finding.step, self.sentences.get(clue.sentence, -1))
         self.detectors += [finding.detector] if finding.detector not in self.detectors else []
         self.benign += [b for b in finding.benign if b not in self.benign]
         del self.benign[_BENIGN:]
@@ -74,23 +85,26 @@ class _Cause:
             self.last_step = max(self.last_step, finding.step)
         self.last_ns = max(self.last_ns, finding.wall_ns)
 
-    def takes(self, finding: Finding) -> bool:
-        """Is this the cause of `finding` too?"""
-        if not self.files.isdisjoint(_files(finding)):
+    def takes(self, clue: _Clue) -> bool:
+        """Is this the cause of that finding too?"""
+        finding = clue.finding
+        if not self.files.isdisjoint(clue.files):
             return True
-        if (last := self.sentences.get(_sentence(finding))) is not None and finding.step - last <= GOES_ON:
+        if (last := self.sentences.get(clue.sentence)) is not None and finding.step - last <= GOES_ON:
             return finding.step >= 0 or self._at_once(finding)
-        return self._same_step(finding) or self._same_burst(finding) or self._same_end(finding)
+        return self._same_step(clue) or self._same_burst(clue) or self._same_end(finding)
 
-    def _same_step(self, finding: Finding) -> bool:
-        if finding.step < 0 or not _is_of_state(finding):
+    def _same_step(self, clue: _Clue) -> bool:
+        finding = clue.finding
+        if finding.step < 0 or not clue.of_state:
             return False
         begun = next((f for f in self.findings if f.step >= 0 and _is_of_state(f)), None)
         return begun is not None and begun.attempt == finding.attempt and abs(finding.step - self.first_step) <= 1
 
-    def _same_burst(self, finding: Finding) -> bool:
-        placed = bool(_files(finding)) if finding.step < 0 else False
-        return finding.detector in self.detectors and placed and bool(self.files) and self._at_once(finding)
+    def _same_burst(self, clue: _Clue) -> bool:
+        finding = clue.finding
+        placed = finding.step < 0 and bool(clue.files) and bool(self.files)
+        return placed and finding.detector in self.detectors and self._at_once(finding)
 
     def _same_end(self, finding: Finding) -> bool:
         same = _PROCESSES & set(self.detectors) and finding.detector in _PROCESSES
@@ -135,14 +149,15 @@ class Causes:
 
     def add(self, index: int, finding: Finding) -> Alert:
         """The alert that the finding at log `index` belongs to, as it is now."""
-        cause = next((c for c in reversed(self._open.values()) if c.takes(finding)), None)
+        clue = _Clue(finding, _files(finding), _sentence(finding), _is_of_state(finding))
+        cause = next((c for c in reversed(self._open.values()) if c.takes(clue)), None)
         if cause is None:
             self._begun += 1
             cause = self._open[self._begun] = _Cause(self._begun)
             if len(self._open) > OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(cause.number)
-        cause.add(index, finding)
+        cause.add(index, clue)
         return cause.alert()
 
 
@@ -156,9 +171,9 @@ def alerts_of(findings: Iterable[tuple[int, Finding]]) -> list[Alert]:
     return list(found.values())
 
 
-def _files(finding: Finding) -> set[str]:
+def _files(finding: Finding) -> frozenset[str]:
     """The files that it is about: what stands after the writer is the writer's own program."""
-    return set(_FILE.findall(finding.seen.partition(_WRITER)[0]))
+    return frozenset(_FILE.findall(finding.seen.partition(_WRITER)[0]))
 
 
 def _sentence(finding: Finding) -> tuple[object, ...]:

@@ -208,7 +208,8 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
         case Undone():
             yield "plain", "Undone", f"the act at entry {entry.of} was taken back by {entry.by}"
         case Undelivered():
-            yield "alert", "Undelivered", f"{count(entry.alerts, 'alert')} over {entry.channel}: {entry.reason}"
+            lost = f"{count(entry.alerts, 'alert')} over " if entry.alerts else ""
+            yield "alert", "Undelivered", f"{lost}{entry.channel}: {entry.reason}"
         case Approved():
             names = ", ".join(a.actor for a in entry.approvals)
             yield "plain", "Approved", f"the seal was approved by {names}"

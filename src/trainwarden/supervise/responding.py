@@ -120,6 +120,7 @@ class Responder:
         self._run, self._response, self._job, self._submit, self._on_told = run, response, job, submit, on_told
         self.asked: tuple[Action, Alert] | None = None
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._failing: set[str] = set()  # channels that were told not to work
         self._waiting: deque[tuple[int, Finding]] = deque()
         self._closing = False
         self._changed = threading.Condition()
@@ -145,8 +146,12 @@ class Responder:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(_SETTLE_SECONDS)
-        for outlet in self._response.outlets:
-            outlet.close()
+        outlets = self._response.outlets
+        closing = [threading.Thread(target=outlet.close, daemon=True) for outlet in outlets]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join(_SETTLE_SECONDS)
 
     # -- the thread
 
@@ -200,4 +205,6 @@ class Responder:
 
     def _undelivered(self, entry: Undelivered) -> None:
         self._submit(entry)
-        self._on_told(entry)
+        if entry.channel not in self._failing:
+            self._failing.add(entry.channel)
+            self._on_told(entry)

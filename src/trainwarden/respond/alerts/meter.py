@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from trainwarden.model import Diverged, Entry, Finding, Gap, Matched, StepRecord
+from trainwarden.model import Entry, Finding, Gap, StepRecord, UnitAudited, UnitResult
 from trainwarden.respond.alerts.words import Audience
 from trainwarden.supervise.responding import Told
 
@@ -35,11 +35,11 @@ class Meter:
 
     def __init__(self) -> None:
         self._run = ""
-        self._records = self._gaps = self._matched = self._diverged = 0
+        self._records = self._gaps = 0
         self._last_step, self._last_ns = -1, 0
         self._findings: Counter[tuple[str, str]] = Counter()
         self._alerts: Counter[tuple[str, str]] = Counter()
-        self._told: set[str] = set()
+        self._units: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def open(self, run: str) -> None:
@@ -57,10 +57,8 @@ class Meter:
                     self._findings[entry.detector, entry.severity.value] += 1
             case Gap():
                 self._gaps += 1
-            case Matched():
-                self._matched += entry.coverage.records
-            case Diverged():
-                self._diverged += 1
+            case UnitAudited(result=result):
+                self._units[result.value] += 1
             case _:
                 pass
 
@@ -91,6 +89,11 @@ class Meter:
         yield Metric("trainwarden_last_step", "gauge", "Highest step in the log, -1 for none.", run, self._last_step)
         seconds = self._last_ns / 1e9
         yield Metric("trainwarden_last_step_seconds", "gauge", "When it ended, Unix time; 0 for none.", run, seconds)
-        share = self._matched / self._records if self._records else 0.0
-        text = "Share of step records that replays have reproduced so far."
+        units = dict(self._units)
+        if audience == "security":
+            for result, count in units.items():
+                text = "Units that the sampled audit has replayed."
+                yield Metric("trainwarden_audited_units", "counter", text, run | {"result": result}, count)
+        share = units.get(UnitResult.MATCHED.value, 0) / self._records if self._records else 0.0
+        text = "Share of step records that the sampled audit has reproduced so far."
         yield Metric("trainwarden_audit_coverage", "gauge", text, run, min(1.0, share))

@@ -108,7 +108,7 @@ class OtelOutlet:
         reader = PeriodicExportingMetricReader(exporter, self._every * 1000.0, _SECONDS * 1000.0)
         provider = MeterProvider([reader], Resource({"service.name": "trainwarden"}), shutdown_on_exit=False)
         instruments = provider.get_meter("trainwarden")
-        for name, kind, text in _names(self._meter.metrics("security")):
+        for name, kind, text in sorted(_names(self._meter.metrics("security"))):
             make = instruments.create_observable_counter if kind == "counter" else instruments.create_observable_gauge
             make(name, callbacks=[self._observed(name)], description=text)
         self._close = lambda: provider.shutdown(timeout_millis=_SECONDS * 1000.0)
@@ -128,8 +128,11 @@ class OtelOutlet:
         ]
 
 
-def _names(metrics: Iterable[Metric]) -> Iterable[tuple[str, str, str]]:
+def _names(metrics: Iterable[Metric]) -> set[tuple[str, str, str]]:
     """Every metric's name, kind and meaning; those that count by label have no number yet."""
-    yield "trainwarden_findings", "counter", "Findings."
-    yield "trainwarden_alerts", "counter", "Alerts: findings of one cause."
-    yield from ((m.name, m.kind, m.help) for m in metrics)
+    return {
+        ("trainwarden_findings", "counter", "Findings."),
+        ("trainwarden_alerts", "counter", "Alerts: findings of one cause."),
+        ("trainwarden_audited_units", "counter", "Units that the sampled audit has replayed."),
+        *((m.name, m.kind, m.help) for m in metrics),
+    }
