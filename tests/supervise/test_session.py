@@ -75,6 +75,7 @@ def test_a_refused_process_is_told_why(bench: Bench) -> None:
     [
         (("garbage",), "DecodeError"),
         (("huge",), "above the limit"),
+        (("boast:100000",), "a note above the limit"),
         (("step_as:1",), "record for"),
         (("join:0/2",), "joined twice"),
         (("open:relative/path",), "not an absolute path"),
