@@ -153,13 +153,15 @@ class Session:
         self._connection = connection
         self._shared = shared
         self._peer = connection.peer_pid()
+        # Asked once, while it lives: what a rank said before it was killed may be read when it is gone.
+        self._belongs = descends_from(self._peer, shared.supervisor_pid)
         self._rank: _Rank | None = None
         self._acks: _Outbox | None = None
         self._weights: OrderedDict[int, Detail] = OrderedDict()
 
     def message(self, message: wire.Message) -> wire.Message | None:
         """Handle one message; a ValueError closes the connection."""
-        if not descends_from(self._peer, self._shared.supervisor_pid):
+        if not self._belongs:
             raise ValueError(f"process {self._peer} does not belong to this run")
         match message:
             case wire.Start():
