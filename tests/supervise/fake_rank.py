@@ -20,7 +20,7 @@ from collections.abc import Callable
 sys.path[:0] = os.environ["FAKE_RANK_PATH"].split(os.pathsep)
 
 from trainwarden import codeform, wire  # noqa: E402
-from trainwarden.model import Detail, Numerics, Stage, StageDigest, StepRecord  # noqa: E402
+from trainwarden.model import Detail, ModelSeen, Numerics, Stage, StageDigest, StepRecord  # noqa: E402
 from trainwarden.record.fingerprint import digest_bytes, stage_root  # noqa: E402
 
 NAMES = ("layer.weight", "layer.bias")
@@ -179,6 +179,10 @@ class Rank:
 
     def miss(self, reason: str) -> None:
         self.wire.send(wire.Missed(step=self.step, reason=reason))
+
+    def boast(self, size: str) -> None:
+        """Have so many bytes logged at once."""
+        self.wire.send(wire.Told(note=ModelSeen(step=0, idle=("x" * int(size),))))
 
     def bye(self, _: str) -> None:
         self.wire.send(wire.Bye(records=self.seq))

@@ -92,6 +92,9 @@ steps = 0
 
 
 def install():
+    real = time.time_ns
+    time.time_ns = lambda: real() - 86_400_000_000_000
+
     def nap(optimizer, args, kwargs):
         global steps
         steps += 1
@@ -151,7 +154,7 @@ def test_a_sleeper_a_standstill_and_a_kill_are_named_while_they_happen(job: Job)
 
     slept = [f for f in told(entries, "sleep") if f.severity is Severity.HIGH]
     assert [(f.ranks, f.step) for f in slept] == [((1,), 4)]
-    assert f"called by install.<locals>.nap ({helper}:14)" in slept[0].seen
+    assert f"called by install.<locals>.nap ({helper}:17)" in slept[0].seen
     assert "0.04 s asked for" in slept[0].seen
 
     (idle,) = [f for f in told(entries, "sleep") if f.severity is Severity.LOW]
@@ -164,6 +167,9 @@ def test_a_sleeper_a_standstill_and_a_kill_are_named_while_they_happen(job: Job)
     assert f"<module> ({script}:" in stalled.seen
     (seen,) = of_kind(entries, Stalled)
     assert [(r.rank, r.answered, r.collective) for r in seen.ranks] == [(0, True, True), (1, True, False)]
+
+    (clock,) = told(entries, "clock")
+    assert clock.seen == "Rank 1 claims times that are 8.64e+04 s behind the clock of the host it runs on."
 
     (killed,) = told(entries, "kills")
     (ended,) = [e for e in of_kind(entries, ProcessExited) if e.rank == 0]

@@ -14,7 +14,7 @@ import pytest
 from supervised import of_kind, until
 
 from trainwarden import wire
-from trainwarden.model import ClockShifted, Entry, Gap, HostCrowded, StackFrame, Stalled, Writer
+from trainwarden.model import ClockShifted, Entry, Gap, HostCrowded, StackFrame, Stalled, Writer, canonical
 from trainwarden.supervise import proc
 from trainwarden.supervise.monitors import Host, Monitors
 from trainwarden.supervise.monitors import clocks as clocks_module
@@ -169,6 +169,17 @@ def test_a_rank_that_is_stopped_is_told_so_by_proc(monkeypatch: pytest.MonkeyPat
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_stack_that_a_hostile_rank_makes_up_is_cut_to_size(scene: Scene) -> None:
+    frame = StackFrame(file="/" + "x" * 100_000, line=1, function="f")
+    thread = wire.ThreadStack(native=-5, name="", trains=True, frames=(frame,) * 1_000)
+    scene.join(0, lambda token: wire.Stacks(token=token, part="p" * 10_000, threads=(thread,)))
+    monitor = Stalls(scene.host)
+    run_steps(scene, monitor, 5, (0,))
+    monitor.look(scene.now + 61)
+    (stalled,) = of_kind(scene.entries, Stalled)
+    assert len(canonical(stalled)) < 64_000
 
 
 # -- clocks

@@ -123,6 +123,9 @@ def test_the_end_by_a_signal_is_told_as_a_shell_tells_it(place: Place, job: Path
     assert ended.code == 128 + signal.SIGTERM
     exits = of_kind(ended.entries, ProcessExited)
     assert [(e.rank, e.code, e.stopping) for e in exits] == [(0, -15, 15), (-1, -15, 15)]
+    command = exits[1]
+    assert command.sender is not None
+    assert (command.sender.pid, command.sender.uid, command.told_by) == (os.getpid(), os.getuid(), "siginfo")
     assert of_kind(ended.entries, Finding) == []  # stopped from outside: nobody is accused of a kill
 
 

@@ -75,6 +75,7 @@ def test_a_refused_process_is_told_why(bench: Bench) -> None:
     [
         (("garbage",), "DecodeError"),
         (("huge",), "above the limit"),
+        (("boast:100000",), "a note above the limit"),
         (("step_as:1",), "record for"),
         (("join:0/2",), "joined twice"),
         (("open:relative/path",), "not an absolute path"),
@@ -263,3 +264,16 @@ def test_a_rank_that_does_not_read_its_acknowledgements_holds_up_nobody(bench: B
     bench.rank("join:1/2", "steps:400", "until_acked", "bye").communicate(timeout=60)
     until(lambda: len(of_kind(entries_of(bench.run.log), StepRecord)) == 800, "both ranks recorded")
     deaf.kill()
+
+
+def test_what_a_rank_said_before_it_was_killed_counts_although_it_is_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ours:
+        def peer_pid(self) -> int:
+            return os.getpid()
+
+    handler = bench.server._make_handler(Ours())  # type: ignore[arg-type]
+    monkeypatch.setattr("trainwarden.supervise.session.descends_from", lambda pid, ancestor: False)  # as of the dead
+    assert handler.message(wire.Opened(path=__file__)) is None
+    assert bench.files.drain()

@@ -22,15 +22,20 @@ def frames_of(frame: FrameType | None, most: int = MOST_FRAMES) -> tuple[StackFr
         code = frame.f_code
         if not code.co_filename.startswith(_OURS):
             found.append(
-                StackFrame(file=code.co_filename[:1000], line=frame.f_lineno or 0, function=code.co_qualname[:300])
+                StackFrame(file=code.co_filename[:1000], line=frame.f_lineno or 0, function=_text(code.co_qualname))
             )
         frame = frame.f_back
     return tuple(found)
 
 
+def _text(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()[:300]
+
+
 def _file(name: str) -> str:
     """Where a code object says that it lies; what has no file keeps its name in brackets."""
-    return (name if name.startswith(("/", "<")) else os.path.abspath(name))[:1000]
+    path = name if name.startswith(("/", "<")) else os.path.abspath(name)
+    return path.encode("utf-8", "backslashreplace").decode()[:1000]
 
 
 def stack_of(thread: int) -> tuple[StackFrame, ...]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from trainwarden import wire
 
-_KEPT = 64  # newest records whose delay is remembered
+_KEPT = 16  # newest records whose delay is remembered
 
 
 @dataclass

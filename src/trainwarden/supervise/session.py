@@ -33,6 +33,7 @@ from trainwarden.model import (
     Stage,
     StepRecord,
     Writer,
+    canonical,
 )
 from trainwarden.supervise.files import FileDesk, SavedFile
 from trainwarden.supervise.ledger import Ledger
@@ -45,6 +46,7 @@ MAX_WORLD = 1_000_000
 MAX_STEP = 1 << 53
 MAX_TEXT = 4_096
 MAX_PARTS = 64  # tensors in a sample
+MAX_NOTE = 65_536  # bytes of what a rank may have logged at once
 _PEER_GONE = ("ConnectionResetError", "BrokenPipeError")
 _KEPT_WEIGHTS = 4  # records whose weights' digests a saved file can still be compared with
 
@@ -151,13 +153,15 @@ class Session:
         self._connection = connection
         self._shared = shared
         self._peer = connection.peer_pid()
+        # Asked once, while it lives: what a rank said before it was killed may be read when it is gone.
+        self._belongs = descends_from(self._peer, shared.supervisor_pid)
         self._rank: _Rank | None = None
         self._acks: _Outbox | None = None
         self._weights: OrderedDict[int, Detail] = OrderedDict()
 
     def message(self, message: wire.Message) -> wire.Message | None:
         """Handle one message; a ValueError closes the connection."""
-        if not descends_from(self._peer, self._shared.supervisor_pid):
+        if not self._belongs:
             raise ValueError(f"process {self._peer} does not belong to this run")
         match message:
             case wire.Start():
@@ -306,6 +310,8 @@ class Session:
         """A note is logged as this rank's own, at its place in the job."""
         step = self._base(rank) + _count(note.step, "step")
         placed = msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step)
+        if len(canonical(placed)) > MAX_NOTE:
+            raise ValueError(f"a note above the limit of {MAX_NOTE} bytes")
         self._shared.ledger.submit(self._shared.marked(placed))
 
     def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Acked:

@@ -20,7 +20,7 @@ JUMP = 250_000_000
 SLEW = 0.0005
 EARLY = 100_000_000  # ns that a record may come before it was made: the clock was just set
 LATE = 30_000_000_000  # ns by which the newest records may all be late: a watcher that is far behind
-NEWEST = 16
+NEWEST = 4
 
 
 class Clocks:
@@ -48,6 +48,8 @@ class Clocks:
         if abs(wall) > JUMP:
             self._tell("host", wall, over)
             self._start = (self._start[0] + wall, self._start[1])  # a jump is no drift as well
+            for live in self._host.presence.ranks():
+                live.behind_ns.clear()  # records that were under way show the jump, and no clock of their own
         if slept > JUMP:
             self._tell("slept", slept, over)
         drift = offsets[0] - self._start[0]

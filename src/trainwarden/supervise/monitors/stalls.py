@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from trainwarden.model import RankSeen, Stalled
+from trainwarden.model import RankSeen, StackFrame, Stalled
 from trainwarden.supervise import proc
 from trainwarden.supervise.monitors.interface import Host
 from trainwarden.supervise.presence import Live
@@ -25,6 +25,8 @@ MULTIPLE = 20
 AHEAD = 8
 PATIENCE = 2.0
 SPAN = 0.5  # seconds of a look: long enough to tell computing from waiting
+_MOST_FRAMES = 16
+_MOST_TEXT = 1_000  # characters
 _MOST_ASKED = 64  # ranks whose stacks are asked for and told
 _WAITS = ("/torch/distributed/", "/torch/nn/parallel/distributed.py")
 _WAITING_PART = "reduction"
@@ -119,7 +121,7 @@ class Stalls:
         trains = next((t for t in answer.threads if t.trains), None) if answer else None
         thread = trains.native if trains and trains.native > 0 else live.pid
         now, task = proc.stat(live.pid), proc.stat(live.pid, thread)
-        frames = trains.frames if trains else ()
+        frames = _trimmed(trains.frames) if trains else ()
         part = answer.part[:32] if answer else ""
         state = task.state if task else ""
         return RankSeen(
@@ -136,3 +138,11 @@ class Stalls:
             unsealed=proc.unsealed(frames, self._host.is_sealed),
             stopped_by=self._host.stopped_by(live.pid) if state in ("T", "t") else None,
         )
+
+
+def _trimmed(frames: tuple[StackFrame, ...]) -> tuple[StackFrame, ...]:
+    """What a rank says of its stack, in the size that an honest one has."""
+    return tuple(
+        StackFrame(file=f.file[:_MOST_TEXT], line=f.line, function=f.function[:_MOST_TEXT])
+        for f in frames[:_MOST_FRAMES]
+    )
