@@ -309,6 +309,8 @@ class InputDesk:
         if found is not None:
             self._data.move_to_end(key)
             found.newest = one
+            if found.table.varying:
+                one.uncompared = _varying(found.table)
         return found
 
     def _against_manifest(self, one: _Pass, message: wire.Given, index: int, digest: bytes) -> Iterator[Entry]:
@@ -353,7 +355,7 @@ class InputDesk:
                 held, part.held = part.held, []
                 for changed in held:
                     _hold(data, changed)
-                one.uncompared = f"{name} of the samples differs from pass to pass, as random augmentation makes it"
+                one.uncompared = _varying(data.table)
                 yield one.entry()
                 return
             for differs in part.held:
@@ -384,9 +386,9 @@ class InputDesk:
     # -- the end
 
     def _last(self) -> Iterator[Entry]:
-        """The newest pass of every loader that was not told whole, copies, and the samples kept."""
+        """The newest passes that were not told whole, copies, and the samples kept."""
         for passes in self._passes.values():
-            newest = {one.told.loader: one for one in passes.values()}
+            newest = {_settings(one.told): one for one in passes.values()}
             yield from (one.entry() for one in newest.values() if not one.ended)
         largest = max(self._data.values(), key=lambda data: sum(data.table.seen), default=None)
         if largest is None:
@@ -399,6 +401,11 @@ class InputDesk:
             samples.keep(largest.table, self._run.private)
         except StoreError as e:
             yield Gap(attempt=-1, rank=-1, step=-1, reason=f"the digests of samples were not kept: {e}")
+
+
+def _varying(table: Table) -> str:
+    names = ", ".join(sorted(table.varying))
+    return f"{names} of the samples differs from pass to pass, as random augmentation makes it"
 
 
 def _hold(data: _Data, changed: DataDiffers) -> None:
