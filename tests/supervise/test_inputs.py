@@ -159,6 +159,14 @@ def test_a_class_that_leaves_the_order_it_was_found_in_is_told_as_such(room: Roo
     assert (found.kind, found.exact) == ("order", False)
 
 
+def test_a_class_that_draws_another_ranks_part_than_before_is_found(room: Room) -> None:
+    facts = {"order": "distributed", "seed": 7, "replicas": 2, "samples": 96, "part": 1, "exact": False}
+    room.epoch(shuffled(96, 7)[1::2], epoch=0, **facts)
+    room.epoch(shuffled(96, 8)[0::2], epoch=1, **facts)
+    (found,) = room.wrong()
+    assert (found.kind, found.exact, found.expected) == ("order", False, shuffled(96, 8)[1])
+
+
 def test_a_relabelled_sample_is_told_with_the_part_that_differs(room: Room) -> None:
     order = list(range(96))
     room.epoch(order)

@@ -110,6 +110,7 @@ class InputDesk:
         self._permutations = Permutations()
         self._passes: dict[tuple[int, int], OrderedDict[int, _Pass]] = {}
         self._logged: dict[tuple[int, int, object], int] = {}  # rank and settings → passes
+        self._located: set[tuple[int, int, object]] = set()  # classes that handed out a known order before
         self._listed = 0  # samples compared with the manifest
         self._expected = False
         self._data: OrderedDict[tuple[object, ...], _Data] = OrderedDict()
@@ -238,12 +239,16 @@ class InputDesk:
             one.place = _located(indexes, at, one.length)
             if one.place < 0:
                 one.unordered = f"{one.told.sampler[:100]} hands out an order of its own"
+                if (one.attempt, one.rank, _settings(one.told)) in self._located:  # and it did not before
+                    yield self._differs(one, "order", batch, expected=at(0), found=indexes[0], exact=False)
                 return
         wrong = self._first_wrong(one, indexes, at)
         if wrong is None:
             one.place += len(indexes)
             one.short = len(indexes) != one.told.batch
             one.ordered += 1
+            if not one.told.exact and one.ordered * one.told.batch >= LOCATED and len(self._located) < MOST_LOGGED:
+                self._located.add((one.attempt, one.rank, _settings(one.told)))
             return
         if not one.told.exact and one.ordered * one.told.batch < LOCATED:
             one.unordered = f"{one.told.sampler[:100]} hands out an order of its own"
