@@ -248,6 +248,26 @@ def test_a_data_set_half_of_which_is_copies_is_told(room: Room) -> None:
     assert (found.kind, found.expected, found.found) == ("copies", 96, 48)
 
 
+def test_copies_after_a_stretch_without_any_are_told_with_the_step(room: Room) -> None:
+    order = shuffled(1024, 7)
+    later = set(order[300:])
+    room.epoch(
+        order,
+        lambda i, part: (f"{i // 2 if i % 4 == 3 and i in later else i} {part}", "shape"),
+        order="distributed",
+        seed=7,
+    )
+    (found,) = [e for e in room.wrong() if e.batch >= 0]
+    assert (found.kind, found.expected) == ("copies", 64)
+    assert found.batch < 80
+
+
+def test_a_data_set_with_some_copies_of_its_own_is_silent(room: Room) -> None:
+    room.epoch(shuffled(2048, 7), lambda i, part: (f"{i - i % 10 if i % 10 == 3 else i} {part}", "shape"),
+               order="distributed", seed=7)  # fmt: skip
+    assert room.wrong() == []
+
+
 def test_a_toy_of_one_constant_sample_is_not_told(room: Room) -> None:
     room.epoch(list(range(96)), lambda i, part: ("1", "shape"))
     assert room.wrong() == []

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,6 +38,8 @@ MOST_TOLD = 8  # samples that differ, told one by one for each rank and kind
 ENOUGH = 64  # samples that must have been compared before a difference means something
 AUGMENTED = 0.05  # share of samples that differ above which it is random augmentation
 LOCATED = 32  # samples in a row that show that a class hands out a part of an order that is known
+FRESH_COPIES = 6  # among the newest `ENOUGH` samples, where no copy came before them, that are told
+MOST_CONTENTS = 1 << 18  # samples of a data set among which copies are looked for
 COPIES = 0.3  # share of copies among the samples of a data set that is told
 _TEXT = 300
 
@@ -92,6 +94,25 @@ class _Data:
     table: Table
     parts: dict[str, _Part]
     newest: _Pass
+    contents: set[bytes] = field(default_factory=set)
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=ENOUGH))  # of the newest: is it a copy
+    older: int = 0  # samples before these
+    copied: bool = False  # some of them were copies, or it was told
+
+    def copies(self, digest: bytes) -> int:
+        """Take in a sample that was not seen before: how many of the newest are copies, where none was before them."""
+        if self.copied or self.older > MOST_CONTENTS:
+            return 0
+        if len(self.recent) == ENOUGH:
+            self.older += 1
+            self.copied = self.recent[0]
+        self.recent.append(digest in self.contents)
+        self.contents.add(digest)
+        found = sum(self.recent)
+        if self.copied or self.older < 2 * ENOUGH or found < FRESH_COPIES:
+            return 0
+        self.copied = True
+        return found
 
 
 @dataclass(frozen=True)
@@ -296,6 +317,8 @@ class InputDesk:
                 one.uncompared = "the data set does not say how large it is"
             elif known is None:
                 data.table.put(index, digest)
+                if copies := data.copies(digest):
+                    yield self._differs(one, "copies", message.batch, expected=len(data.recent), found=copies)
             else:
                 one.compared += 1
                 yield from self._against_earlier(one, message, data, index, known, digest)
