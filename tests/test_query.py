@@ -18,6 +18,7 @@ from trainwarden.log import records
 from trainwarden.model import Gap
 from trainwarden.query import select
 from trainwarden.store import Store
+from trainwarden.supervise import samples
 
 ROWS = step_records(40)
 TABLE = records.table(ROWS, range(40), leaves_of(ROWS))
@@ -122,3 +123,23 @@ def test_values_of_every_kind_are_told_as_json(run: list[str], capsys: pytest.Ca
     row = json.loads(capsys.readouterr().out)["rows"][0]
     assert row[0] == leaves_of(ROWS)[0].hex()
     assert row[1:4] == [[1, 2], {"a": 1}, "2026-01-01"]
+
+
+def test_the_samples_that_a_run_was_given(run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "samples.txt"
+    words = ["query", *run, "--samples", str(file)]
+    assert main(words) == 3
+    assert "kept no samples" in capsys.readouterr().err
+    table = samples.Table(("0", "1"), 3)
+    table.put(1, bytes(32))
+    private = tmp_path / "store" / "runs" / run[0] / "private"
+    private.mkdir(exist_ok=True)
+    samples.keep(table, private)
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["samples"], told["listed"]) == (3, 1)
+    assert samples.read_manifest(file)[0].get(1) == bytes(32)
+    table.varying.add("0")
+    samples.keep(table, private)
+    assert main(words) == 3
+    assert "without random augmentation" in capsys.readouterr().err

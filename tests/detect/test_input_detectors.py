@@ -226,6 +226,12 @@ def test_a_share_out_of_its_band_is_only_suspected() -> None:
     assert (found.severity, found.confidence) == (Severity.LOW, Confidence.LOW)
 
 
+def test_a_loss_with_fewer_targets_than_always_is_only_suspected() -> None:
+    (found,) = feed(LossMask(), [loss(PLAIN), loss(PLAIN, seen=90, per_input=0.998, usual=1.0)])
+    assert (found.severity, found.confidence) == (Severity.LOW, Confidence.LOW)
+    assert "0.998 targets" in found.seen
+
+
 def test_a_loss_of_another_kind_is_not_checked_and_said_once() -> None:
     found = feed(LossMask(), [loss(rank=r, unseen="it is compiled") for r in (0, 1)])
     assert [f.severity for f in found] == [Severity.INFO]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sealed_site import Site, base_env
 
-from trainwarden.config import Config, SealConfig
+from trainwarden.config import Config, DataConfig, SealConfig
 from trainwarden.errors import SealBroken, SignatureInvalid, UsageError
 from trainwarden.keys import SigningKey
 from trainwarden.model import FileEntry, Manifest, canonical
@@ -25,6 +25,8 @@ from trainwarden.seal.interpreter import ask_interpreter
 from trainwarden.seal.latent import latent_places
 from trainwarden.seal.manifest import compare, decode_manifest, make_manifest, manifest_ref, path_real, path_text
 from trainwarden.seal.seal import read_seal, relevant_env, write_seal
+from trainwarden.supervise.guarded import sealed_samples
+from trainwarden.supervise.samples import Table
 
 
 def paths(site: Site, kind: str) -> set[str]:
@@ -162,10 +164,32 @@ def test_too_much_code_is_a_clear_error(site: Site, monkeypatch: pytest.MonkeyPa
     assert paths(site, "code") == {f"{site.code}/src/a.py"}
 
 
-@pytest.mark.parametrize("section", [SealConfig(code=("absent",)), SealConfig(data=("absent",))])
-def test_configured_folder_that_is_not_there_is_a_clear_error(site: Site, section: SealConfig) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(seal=SealConfig(code=("absent",))),
+        Config(seal=SealConfig(data=("absent",))),
+        Config(data=DataConfig(samples="absent")),
+    ],
+)
+def test_configured_data_that_is_not_there_is_a_clear_error(site: Site, config: Config) -> None:
     with pytest.raises(UsageError, match="absent"):
-        site.seal_again(config=Config(seal=section))
+        site.seal_again(config=config)
+
+
+def test_a_manifest_of_samples_is_sealed_and_refused_once_it_is_edited(site: Site) -> None:
+    table = Table(("0",), 4)
+    table.put(2, bytes(16))
+    for file in (site.code / "samples.txt", site.folder / "samples.txt"):
+        file.write_text(table.text())
+        site.seal_again(config=Config(data=DataConfig(samples=str(file))))
+        read = sealed_samples(site.store, site.seal, str(file))
+        assert read is not None
+        assert read.get(2) == bytes(16)
+        file.write_text(table.text().replace("00", "01"))
+        with pytest.raises(UsageError, match="not what was sealed"):
+            sealed_samples(site.store, site.seal, str(file))
+    assert sealed_samples(site.store, site.seal, "") is None
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can read every file")

@@ -159,6 +159,14 @@ def test_a_class_that_leaves_the_order_it_was_found_in_is_told_as_such(room: Roo
     assert (found.kind, found.exact) == ("order", False)
 
 
+def test_a_class_that_draws_another_ranks_part_than_before_is_found(room: Room) -> None:
+    facts = {"order": "distributed", "seed": 7, "replicas": 2, "samples": 96, "part": 1, "exact": False}
+    room.epoch(shuffled(96, 7)[1::2], epoch=0, **facts)
+    room.epoch(shuffled(96, 8)[0::2], epoch=1, **facts)
+    (found,) = room.wrong()
+    assert (found.kind, found.exact, found.expected) == ("order", False, shuffled(96, 8)[1])
+
+
 def test_a_relabelled_sample_is_told_with_the_part_that_differs(room: Room) -> None:
     order = list(range(96))
     room.epoch(order)
@@ -238,6 +246,26 @@ def test_a_data_set_half_of_which_is_copies_is_told(room: Room) -> None:
     room.epoch(list(range(96)), lambda i, part: (f"{i % 48} {part}", "shape"))
     (found,) = room.wrong()
     assert (found.kind, found.expected, found.found) == ("copies", 96, 48)
+
+
+def test_copies_after_a_stretch_without_any_are_told_with_the_step(room: Room) -> None:
+    order = shuffled(1024, 7)
+    later = set(order[300:])
+    room.epoch(
+        order,
+        lambda i, part: (f"{i // 2 if i % 4 == 3 and i in later else i} {part}", "shape"),
+        order="distributed",
+        seed=7,
+    )
+    (found,) = [e for e in room.wrong() if e.batch >= 0]
+    assert (found.kind, found.expected) == ("copies", 64)
+    assert found.batch < 80
+
+
+def test_a_data_set_with_some_copies_of_its_own_is_silent(room: Room) -> None:
+    room.epoch(shuffled(2048, 7), lambda i, part: (f"{i - i % 10 if i % 10 == 3 else i} {part}", "shape"),
+               order="distributed", seed=7)  # fmt: skip
+    assert room.wrong() == []
 
 
 def test_a_toy_of_one_constant_sample_is_not_told(room: Room) -> None:

@@ -46,6 +46,9 @@ class LossMask:
         if entry.low >= 0:
             yield _left(index, entry)
             return
+        if entry.usual >= 0:
+            yield _fewer(index, entry)
+            return
         if entry.unseen and entry.unseen not in self._unseen and len(self._unseen) < MAX_RANKS:
             self._unseen.add(entry.unseen)
             yield _unchecked(index, entry)
@@ -141,6 +144,19 @@ def _left(index: int, entry: LossSeen) -> Finding:
         f"{entry.low:.0%} to {entry.high:.0%} in the steps before.",
         "The share of targets that a loss counts stays in its band.",
         ("the data of these steps are of another kind (longer padding, another mixture)",),
+    )
+
+
+def _fewer(index: int, entry: LossSeen) -> Finding:
+    return _finding(
+        (index,),
+        entry,
+        Severity.LOW,
+        Confidence.LOW,
+        f"The loss of rank {entry.rank} has {entry.per_input:.5g} targets for each element of the model's input since "
+        f"step {entry.step}; it always had {entry.usual:.5g}.",
+        "A loss has as many targets for what the model is given as before.",
+        ("the script leaves some outputs out of its loss on purpose in these steps",),
     )
 
 

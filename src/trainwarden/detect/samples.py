@@ -104,12 +104,14 @@ def _differs(index: int, d: DataDiffers) -> Finding:
             index, d, Severity.HIGH, Confidence.HIGH, seen, "Samples are those of the sealed manifest.", benign
         )
     if d.kind == "copies":
+        which = f"the newest {d.expected} samples at step {d.step}" if d.batch >= 0 else f"{d.expected} samples"
+        before = ", and none was before" if d.batch >= 0 else ""
         return _finding(
             index,
             d,
             Severity.LOW,
             Confidence.LOW,
-            f"Of {d.expected} samples seen of a data set {d.found} are copies of others.",
+            f"Of {which} of a data set {d.found} are copies of others{before}.",
             "Few samples of a data set are equal.",
             ("the data set repeats samples on purpose, or is a toy",),
         )

@@ -80,7 +80,7 @@ class LossForm(Noun):
 
 
 class LossSeen(Noun, tag="loss_seen"):
-    """The forms of the losses of one step, told when a rank first has them; or a share of targets out of its band."""
+    """The forms of the losses of one step, told when a rank first has them; or targets that are not as they were."""
 
     attempt: int = -1
     rank: int = -1
@@ -90,6 +90,8 @@ class LossSeen(Noun, tag="loss_seen"):
     counted: float = -1.0  # share of the targets that the loss counts, −1 = not seen
     low: float = -1.0  # the band that the share was in before, when it left it
     high: float = -1.0
+    per_input: float = -1.0  # targets for each element of the model's input, where that is not what it always was
+    usual: float = -1.0  # and what it was
     seen: int = 0  # steps of this rank that were looked at before
 
 

@@ -97,7 +97,7 @@ class Guarded:
             config.seal.keep_data_mb * 1024 * 1024,
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
-        self._inputs = InputDesk(ledger, run, self._manifest())
+        self._inputs = InputDesk(ledger, run, sealed_samples(store, sealed, config.data.samples))
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
@@ -310,21 +310,6 @@ class Guarded:
             every_sample=self._config.data.every_sample,
         )
 
-    def _manifest(self) -> Table | None:
-        """The manifest of samples that the configuration names. Raises UsageError when it is not what was sealed."""
-        named = self._config.data.samples
-        if not named:
-            return None
-        path = os.path.normpath(os.path.join(self._sealed.seal.cwd, os.path.expanduser(named)))
-        table, data = read_manifest(Path(path))
-        files = expected(self._store, self._sealed, "data").files | expected(self._store, self._sealed, "code").files
-        entry = files.get(path)
-        if entry is None or entry.digest != blake3(data).hexdigest():
-            raise UsageError(
-                f"the manifest of samples {path} is not what was sealed", hint="do not edit it; start again"
-            )
-        return table
-
     def _keep_env(self, env: dict[str, str]) -> str:
         try:
             return private.write_env(self._run.private, env)
@@ -354,6 +339,23 @@ def sealed_files(store: Store, sealed: SignedSeal, shelter: Shelter | None = Non
     if shelter is not None:
         files |= {shelter.room.place(path): entry for path, entry in list(files.items())}
     return files
+
+
+def sealed_samples(store: Store, sealed: SignedSeal, named: str) -> Table | None:
+    """The manifest of samples that the configuration names, None where it names none.
+
+    Raises:
+        UsageError: it cannot be read, or is not what was sealed.
+    """
+    if not named:
+        return None
+    path = os.path.normpath(os.path.join(sealed.seal.cwd, os.path.expanduser(named)))
+    table, data = read_manifest(Path(path))
+    files = expected(store, sealed, "data").files | expected(store, sealed, "code").files
+    entry = files.get(path)
+    if entry is None or entry.digest != blake3(data).hexdigest():
+        raise UsageError(f"the manifest of samples {path} is not what was sealed", hint="start the run again")
+    return table
 
 
 def sealed_functions(

@@ -15,7 +15,7 @@ import queue
 import threading
 import time
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -38,6 +38,8 @@ MOST_TOLD = 8  # samples that differ, told one by one for each rank and kind
 ENOUGH = 64  # samples that must have been compared before a difference means something
 AUGMENTED = 0.05  # share of samples that differ above which it is random augmentation
 LOCATED = 32  # samples in a row that show that a class hands out a part of an order that is known
+FRESH_COPIES = 6  # among the newest `ENOUGH` samples, where no copy came before them, that are told
+MOST_CONTENTS = 1 << 18  # samples of a data set among which copies are looked for
 COPIES = 0.3  # share of copies among the samples of a data set that is told
 _TEXT = 300
 
@@ -92,6 +94,25 @@ class _Data:
     table: Table
     parts: dict[str, _Part]
     newest: _Pass
+    contents: set[bytes] = field(default_factory=set)
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=ENOUGH))  # of the newest: is it a copy
+    older: int = 0  # samples before these
+    copied: bool = False  # some of them were copies, or it was told
+
+    def copies(self, digest: bytes) -> int:
+        """Take in a sample that was not seen before: how many of the newest are copies, where none was before them."""
+        if self.copied or self.older > MOST_CONTENTS:
+            return 0
+        if len(self.recent) == ENOUGH:
+            self.older += 1
+            self.copied = self.recent[0]
+        self.recent.append(digest in self.contents)
+        self.contents.add(digest)
+        found = sum(self.recent)
+        if self.copied or self.older < 2 * ENOUGH or found < FRESH_COPIES:
+            return 0
+        self.copied = True
+        return found
 
 
 @dataclass(frozen=True)
@@ -110,6 +131,7 @@ class InputDesk:
         self._permutations = Permutations()
         self._passes: dict[tuple[int, int], OrderedDict[int, _Pass]] = {}
         self._logged: dict[tuple[int, int, object], int] = {}  # rank and settings → passes
+        self._located: set[tuple[int, int, object]] = set()  # classes that handed out a known order before
         self._listed = 0  # samples compared with the manifest
         self._expected = False
         self._data: OrderedDict[tuple[object, ...], _Data] = OrderedDict()
@@ -238,12 +260,16 @@ class InputDesk:
             one.place = _located(indexes, at, one.length)
             if one.place < 0:
                 one.unordered = f"{one.told.sampler[:100]} hands out an order of its own"
+                if (one.attempt, one.rank, _settings(one.told)) in self._located:  # and it did not before
+                    yield self._differs(one, "order", batch, expected=at(0), found=indexes[0], exact=False)
                 return
         wrong = self._first_wrong(one, indexes, at)
         if wrong is None:
             one.place += len(indexes)
             one.short = len(indexes) != one.told.batch
             one.ordered += 1
+            if not one.told.exact and one.ordered * one.told.batch >= LOCATED and len(self._located) < MOST_LOGGED:
+                self._located.add((one.attempt, one.rank, _settings(one.told)))
             return
         if not one.told.exact and one.ordered * one.told.batch < LOCATED:
             one.unordered = f"{one.told.sampler[:100]} hands out an order of its own"
@@ -291,6 +317,8 @@ class InputDesk:
                 one.uncompared = "the data set does not say how large it is"
             elif known is None:
                 data.table.put(index, digest)
+                if copies := data.copies(digest):
+                    yield self._differs(one, "copies", message.batch, expected=len(data.recent), found=copies)
             else:
                 one.compared += 1
                 yield from self._against_earlier(one, message, data, index, known, digest)
@@ -309,6 +337,8 @@ class InputDesk:
         if found is not None:
             self._data.move_to_end(key)
             found.newest = one
+            if found.table.varying:
+                one.uncompared = _varying(found.table)
         return found
 
     def _against_manifest(self, one: _Pass, message: wire.Given, index: int, digest: bytes) -> Iterator[Entry]:
@@ -353,7 +383,7 @@ class InputDesk:
                 held, part.held = part.held, []
                 for changed in held:
                     _hold(data, changed)
-                one.uncompared = f"{name} of the samples differs from pass to pass, as random augmentation makes it"
+                one.uncompared = _varying(data.table)
                 yield one.entry()
                 return
             for differs in part.held:
@@ -384,9 +414,9 @@ class InputDesk:
     # -- the end
 
     def _last(self) -> Iterator[Entry]:
-        """The newest pass of every loader that was not told whole, copies, and the samples kept."""
+        """The newest passes that were not told whole, copies, and the samples kept."""
         for passes in self._passes.values():
-            newest = {one.told.loader: one for one in passes.values()}
+            newest = {_settings(one.told): one for one in passes.values()}
             yield from (one.entry() for one in newest.values() if not one.ended)
         largest = max(self._data.values(), key=lambda data: sum(data.table.seen), default=None)
         if largest is None:
@@ -399,6 +429,11 @@ class InputDesk:
             samples.keep(largest.table, self._run.private)
         except StoreError as e:
             yield Gap(attempt=-1, rank=-1, step=-1, reason=f"the digests of samples were not kept: {e}")
+
+
+def _varying(table: Table) -> str:
+    names = ", ".join(sorted(table.varying))
+    return f"{names} of the samples differs from pass to pass, as random augmentation makes it"
 
 
 def _hold(data: _Data, changed: DataDiffers) -> None:

@@ -237,7 +237,7 @@ def facts_of(iterator: Any) -> dict[str, Any]:
         facts |= {"batch": batches.batch_size, "drop_last": bool(batches.drop_last), "sampler": _class(sampler)}
     kind, of_sampler = _of_sampler(sampler)
     if kind is None:
-        return facts | {"unordered": f"{facts['sampler']} is none of PyTorch's own samplers"}
+        return facts | {"unordered": f"{facts['sampler']} is no sampler whose order can be derived"}
     return facts | of_sampler | {"exact": type(sampler).__iter__ is kind.__iter__}
 
 

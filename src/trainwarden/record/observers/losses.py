@@ -54,6 +54,31 @@ class Band:
         return False
 
 
+class Fit:
+    """How many targets a loss has for what the model is given: as many for each element, or so many less for each row.
+
+    Batches of other sizes and sequences of other lengths keep one of the two.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.row = 0
+        self.known: tuple[float | None, float | None] = None, None
+        self.ratio = 0.0
+
+    def leaves(self, targets: float, inputs: float, rows: float) -> bool:
+        """Take in a step; whether it is the last of a row in which neither is what it always was."""
+        now = targets / inputs, (inputs - targets) / rows
+        kept = tuple(a if a == b else None for a, b in zip(self.known, now, strict=True))
+        if kept != (None, None):
+            self.known, self.count, self.row, self.ratio = (kept[0], kept[1]), self.count + 1, 0, now[0]
+            return False
+        self.row += 1
+        if self.count >= LEARNED and self.row <= IN_A_ROW:
+            return self.row == IN_A_ROW
+        self.known, self.count, self.row, self.ratio = now, 1, 0, now[0]
+        return False
+
+
 class LossObserver(Observer):
     """Tells the forms of the losses when they are new, and a share of targets that leaves its band."""
 
@@ -66,7 +91,16 @@ class LossObserver(Observer):
         self._counted = self._targets = 0.0
         self._known: set[tuple[object, ...]] = set()
         self._band = Band()
+        self._fit = Fit()
+        self._inputs = self._rows = 0.0
         self._seen = 0
+
+    def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        for _, given in stages.tensors_in([args, kwargs]):
+            if given.dim():
+                self._inputs += given.numel()
+                self._rows += given.shape[0]
+            return
 
     def backward(self, tensors: Any) -> None:
         found = False
@@ -87,9 +121,15 @@ class LossObserver(Observer):
         if self._targets and self._band.leaves(self._share()):
             low, high, self._band = self._band.low, self._band.high, Band()
             self._tell(LossSeen(forms=forms, counted=self._share(), low=low, high=high, seen=self._seen))
+        if self._targets and self._inputs and self._rows:
+            usual = self._fit.ratio
+            if self._fit.leaves(self._targets, self._inputs, self._rows):
+                ratio = self._targets / self._inputs
+                self._tell(LossSeen(forms=forms, per_input=ratio, usual=usual, seen=self._seen))
         self._seen += 1
         self._forms.clear()
         self._unseen, self._counted, self._targets = "", 0.0, 0.0
+        self._inputs = self._rows = 0.0
 
     def _tell(self, seen: LossSeen) -> None:
         self.recorder.note(msgspec.structs.replace(seen, step=max(0, self.recorder.done - 1)))

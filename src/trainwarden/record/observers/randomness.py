@@ -39,7 +39,7 @@ class RandomObserver(Observer):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
         self._seed: int | None = None
-        self._pending: dict[str, tuple[Reseeded, _Words]] = {}
+        self._pending: dict[str, tuple[Reseeded, _Words, int]] = {}
         self._told = 0
         self._wrap("torch", torch.random, "manual_seed")
         torch.manual_seed = torch.random.manual_seed
@@ -55,9 +55,9 @@ class RandomObserver(Observer):
                 self._wrap("numpy", numpy_random, "seed")
         elif seed != self._seed and "torch" not in self._pending:
             self._tell(Reseeded(generator="torch", seed=str(seed)))
-        self._seed = seed
         if self._pending:
-            self._judge()
+            self._judge(self._seed)
+        self._seed = seed
 
     def _wrap(self, generator: str, module: Any, name: str) -> None:
         original: Callable[..., Any] = getattr(module, name)
@@ -86,12 +86,14 @@ class RandomObserver(Observer):
             line=frame.f_lineno,
             function=frame.f_code.co_qualname[:300],
         )
-        self._pending[generator] = note, _words(generator)
+        self._pending[generator] = note, _words(generator), torch.default_generator.initial_seed()
 
-    def _judge(self) -> None:
+    def _judge(self, before: int) -> None:
         pending, self._pending = self._pending, {}
-        for generator, (note, seeded) in pending.items():
-            if _on_stream(seeded, _words(generator)):
+        for generator, (note, seeded, seed) in pending.items():
+            # A state that is put back brings its own seed: torch's generator says which one it stands on.
+            other = generator == "torch" and before != seed == torch.default_generator.initial_seed()
+            if other or _on_stream(seeded, _words(generator)):
                 self._tell(note)
 
     def _tell(self, note: Reseeded) -> None:
