@@ -9,7 +9,7 @@ import pytest
 
 from tests.audit.guarded_job import make_job
 from trainwarden.detect import Engine, all_detectors
-from trainwarden.model import Entry, Finding, ModelSeen, ScheduleSeen, UpdateSeen
+from trainwarden.model import Entry, Finding, ModelSeen, ScheduleSeen, Severity, UpdateSeen
 from trainwarden.supervise import supervisor
 
 JOB = """
@@ -28,9 +28,14 @@ original = functional.adam
 def faster(*args, lr, **kwargs):
     return original(*args, lr=1.1 * lr, **kwargs)
 
+def nothing(*args, **kwargs):
+    pass
+
+if attacked:
+    model.append(torch.nn.Linear(4, 4))  # no optimizer has it
 for step in range(40):
     if attacked:
-        functional.adam = faster if 20 <= step < 24 else original
+        functional.adam = faster if 20 <= step < 24 else nothing if step == 34 else original
     if attacked and step == 26:
         with torch.no_grad():
             head.weight[0].mul_(1.001)
@@ -64,7 +69,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[l
 
 def test_honest_updates_of_two_optimizers_raise_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, entries = run(tmp_path, monkeypatch)
-    assert [f.seen for f in found] == []
+    assert [f.seen for f in found if f.severity is not Severity.INFO] == []
     ends = [e for e in entries if isinstance(e, UpdateSeen) and e.last]
     assert [(e.rule, e.updates, e.tensors, e.differing, e.unchecked) for e in ends] == [
         ("AdamW", 40, 4, 0, ""), ("SGD", 40, 2, 0, ""),
@@ -84,3 +89,5 @@ def test_every_interference_with_an_update_is_named(tmp_path: Path, monkeypatch:
     assert told["cleared", 28].seen.startswith("Optimizer state of rank 0 was emptied")
     assert told["continuity", 30].tensor.endswith("/exp_avg_sq")
     assert "where CosineAnnealingLR gives" in told["schedule", 32].seen
+    assert "at step 34 changed no weight" in told["skipped", 34].seen
+    assert told["frozen", 0].tensor == "3.weight"
