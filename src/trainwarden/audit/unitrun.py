@@ -8,8 +8,9 @@ Rules
 * These ways substitute a state, and what a script keeps in variables of its own (a counter, a curriculum) is not in it.
   So a difference there is a reason to look, and no verdict. The verdict is that of the audit's engine: from the
   attempt's start, or by the script's own resume, and twice the same.
-* A script that an exact replay finds honest and a substitution does not is not substituted any more: what it costs to
-  replay from the start is then its price.
+* A script that an exact replay finds honest and a substitution does not, or that no substitution suits, is not
+  substituted any more: what it costs to replay from the start is then its price.
+* An exact replay of a difference is not held up by the budget. After one verdict that differs, no other is sought.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ WITHOUT_PEERS = (Stage.BATCH, Stage.RNG, Stage.ACTIVATIONS, Stage.LOCAL_GRADIENT
 EXACT_STEPS = 2_000  # how far a replay from the start may have to go to confirm a difference
 _MOST_WARM = 2  # processes
 _MOST_FAILURES = 2  # of ranks without peers, before none is tried any more
+_MOST_UNDECIDED = 3  # units in a row, before no state is substituted any more
 _PEERS = "needs what the other ranks send, and they were not run"
 _GIVEN = "given by the record where a replay begins by substitution, not checked"
 
@@ -76,6 +78,7 @@ class UnitRunner:
         self._warm: list[Alone] = []
         self._proved: Start | None = None  # the way of substituting that has matched in this run
         self._failures = 0
+        self._undecided = 0
         self._unfit = ""  # why nothing is substituted any more
         self._convicted = ""  # what a verdict has shown already
 
@@ -117,12 +120,16 @@ class UnitRunner:
             except TrainWardenError as e:
                 doubts.append(f"{way}: {e}")
                 continue
+            self._undecided = 0
             if looked.at is None:
                 self._proved = self._proved or (way if way in GIVEN_SETTINGS else None)
                 return _told(unit, UnitResult.MATCHED, looked, WAYS[way].mode)
             doubts.append(f"{way}: it differs at {_where(looked.at)}")
             differs = looked
         if self._stop() or differs is None:
+            self._undecided += not self._stop()
+            if self._undecided >= _MOST_UNDECIDED and not self._unfit:
+                self._unfit = "no replay from a kept state has come to its end"
             return _told(unit, UnitResult.UNDECIDED, None, "", tuple(doubts) or ("no state to start from is kept",))
         return self._confirm(everything(), unit, differs, doubts)
 
