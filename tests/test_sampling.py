@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 
+import msgspec
 import pytest
 
 from trainwarden.model import (
@@ -17,7 +18,7 @@ from trainwarden.model import (
     UnitResult,
     UnitsDrawn,
 )
-from trainwarden.sampling import Window, chances, detection, draw, drawn, drawn_again, lot, needed, sampled
+from trainwarden.sampling import Window, chances, detection, draw, drawn, drawn_again, lot, needed, sampled, wrong_draws
 
 NONE: frozenset[tuple[int, int]] = frozenset()
 
@@ -54,6 +55,17 @@ def test_a_step_of_several_optimizers_is_one_unit_and_windows_share_none() -> No
     assert after.take() == [(0, 2, 0)]
 
 
+def test_units_that_a_draw_in_the_log_has_had_are_not_drawn_again() -> None:
+    window = Window()
+    for index, r in enumerate([record(0), record(1), record(2)]):
+        window.add(index, r)
+    window.let_go(1)
+    assert (window.first, window.last) == (2, 2)
+    assert window.take() == [(0, 2, 0)]
+    window.let_go(9)
+    assert (window.first, window.last, len(window)) == (-1, -1, 0)
+
+
 def log_of(steps: int, seed: bytes, chance: float) -> list[Entry]:
     entries: list[Entry] = [record(s, rank) for s in range(steps) for rank in (0, 1)]
     window = Window()
@@ -80,9 +92,16 @@ def test_an_outsider_makes_the_same_draw_again_and_sees_one_that_was_left_out() 
     entries = log_of(50, b"\x01" * 32, 0.2)
     told = entries[-1]
     assert isinstance(told, UnitsDrawn)
-    assert drawn_again("run", entries, told) == told.units
+    assert drawn_again("run", entries) == {100: told.units}
     assert {(u.step, u.rank) for u in told.units} >= {(5, 0), (5, 1)}
-    assert drawn_again("another", entries, told) != told.units
+    assert wrong_draws("run", entries) == []
+    assert "its randomness gives" in wrong_draws("another", entries)[0]
+    fewer = msgspec.structs.replace(told, units=told.units[1:])
+    assert "its randomness gives" in wrong_draws("run", [*entries[:-1], fewer])[0]
+    later = msgspec.structs.replace(told, first=20)
+    assert "left out" in wrong_draws("run", [*entries[:-1], later])[0]
+    lied = msgspec.structs.replace(told, source="log server", proof="log\n1\nroot\n\n\u2014 log c2ln\n")
+    assert "not that of the head" in wrong_draws("run", [*entries[:-1], lied])[0]
 
 
 def test_the_expected_cost_of_a_draw_is_the_budget() -> None:
@@ -90,6 +109,9 @@ def test_the_expected_cost_of_a_draw_is_the_budget() -> None:
     odds = chances(0.01, 50_000.0, 100_000, 0.04, costs)
     expected = 100_000 * (0.04 * odds[UnitKind.NEAR] * 2.0 + 0.96 * odds[UnitKind.FAR] * 40.0)
     assert expected == pytest.approx(500.0)
+    rest = chances(0.01, 50_000.0, 100_000, 0.0001, costs)
+    assert rest[UnitKind.NEAR] == 1.0
+    assert 20.0 + 99_990 * rest[UnitKind.FAR] * 40.0 == pytest.approx(500.0), "the few near ones leave the rest"
     alone = chances(0.01, 50_000.0, 100_000, 0.0, costs)
     assert alone[UnitKind.NEAR] == 0.0
     assert 100_000 * alone[UnitKind.FAR] * 40.0 == pytest.approx(500.0), "without near units all goes to the others"

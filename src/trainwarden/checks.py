@@ -54,8 +54,10 @@ from trainwarden.model import (
     SignedSeal,
     Stage,
     StepRecord,
+    UnitsDrawn,
 )
 from trainwarden.record.fingerprint import stage_root
+from trainwarden.sampling import wrong_draws
 from trainwarden.seal.seal import read_seal
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise.details import DetailReader
@@ -129,6 +131,8 @@ def verify_run(
     checks.append(Check("seal", result))
     checks.append(Check("approvals", _approvals(store, seal, entries)))
     checks.append(Check("records", _records(entries)))
+    if any(isinstance(e, UnitsDrawn) for e in entries):
+        checks.append(Check("draws", _draws(first.run, entries)))
     tell("details")
     checks.append(Check("details", _details(folder, entries)))
     tell("checkpoints")
@@ -154,6 +158,19 @@ def check_witnesses(store: Store, run: str, public_key: str, policy: Policy | No
             return Check("witnesses", _witnessed(judge_cosigned(log, note, policy)))
     except TrainWardenError as e:
         return Check("witnesses", Failed(str(e)))
+
+
+def _draws(run: str, entries: Sequence[Entry]) -> Result:
+    """The draws of the sampled audit, made again from the log."""
+    made = [e for e in entries if isinstance(e, UnitsDrawn)]
+    try:
+        wrong = wrong_draws(run, entries)
+    except ValueError as e:
+        return Failed(f"a draw's randomness cannot be read: {e}")
+    if wrong:
+        return Failed("; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""))
+    sources = sorted({e.source for e in made})
+    return Passed(f"{len(made)} draws made again from what they name as their randomness ({', '.join(sources)})")
 
 
 def _named_key(folder: RunDir) -> str:

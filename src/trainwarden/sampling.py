@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
@@ -33,6 +33,7 @@ from trainwarden.model import (
     UnitsDrawn,
 )
 
+LOG_SERVER = "log server"
 DECIDED = (UnitResult.MATCHED, UnitResult.DIVERGED)
 CONFIDENT = 0.95
 SHOWN = (1, 10, 100)
@@ -54,7 +55,7 @@ class Window:
 
     def __init__(self) -> None:
         self._newest: dict[tuple[int, int], int] = {}  # (attempt, rank) → step
-        self._units: list[tuple[int, int, int]] = []
+        self._units: list[tuple[int, tuple[int, int, int]]] = []  # (log index, unit)
         self.first = self.last = -1
 
     def add(self, index: int, record: StepRecord) -> None:
@@ -63,7 +64,7 @@ class Window:
         if record.step == self._newest.get(place, -1):
             return
         self._newest[place] = record.step
-        self._units.append((record.attempt, record.step, record.rank))
+        self._units.append((index, (record.attempt, record.step, record.rank)))
         self.first = index if self.first < 0 else self.first
         self.last = index
 
@@ -74,10 +75,16 @@ class Window:
     def __len__(self) -> int:
         return len(self._units)
 
-    def take(self) -> list[tuple[int, int, int]]:
-        """(attempt, step, rank) of the units, and begin anew."""
-        units, self._units, self.first, self.last = self._units, [], -1, -1
-        return units
+    def take(self, last: int | None = None) -> list[tuple[int, int, int]]:
+        """(attempt, step, rank) of the units up to log index `last`, which the window then no longer holds."""
+        taken = [unit for index, unit in self._units if last is None or index <= last]
+        self.let_go(self.last if last is None else last)
+        return taken
+
+    def let_go(self, last: int) -> None:
+        """Forget the units up to log index `last`: a draw was made over them."""
+        self._units = [u for u in self._units if u[0] > last]
+        self.first, self.last = (self._units[0][0], self.last) if self._units else (-1, -1)
 
 
 def draw(
@@ -96,15 +103,44 @@ def draw(
     return tuple(found)
 
 
-def drawn_again(run: str, entries: Sequence[Entry], entry: UnitsDrawn) -> tuple[Unit, ...]:
-    """The units that follow from the log and the randomness of a draw; an honest one has just these."""
+def drawn_again(run: str, entries: Iterable[Entry]) -> dict[int, tuple[Unit, ...]]:
+    """The units that follow from the log and the randomness of each draw, by its log index."""
+    return {at: units for at, _, units, _ in _made_again(run, entries)}
+
+
+def wrong_draws(run: str, entries: Iterable[Entry]) -> list[str]:
+    """What is wrong with the draws of a log, one sentence each; empty when every one follows from its randomness.
+
+    That a signed head which is given as the source is the log server's own is for the caller to check.
+    """
+    wrong = []
+    for at, told, units, first in _made_again(run, entries):
+        if told.first != first:
+            wrong.append(
+                f"the draw at entry {at} begins with entry {told.first}; units from entry {first} on were left out"
+            )
+        elif told.units != units or sum(told.of.values()) < len(units):
+            wrong.append(f"the draw at entry {at} names {len(told.units)} units, its randomness gives {len(units)}")
+        elif told.source == LOG_SERVER and told.randomness != of_note(told.proof).hex():
+            wrong.append(f"the randomness of the draw at entry {at} is not that of the head it names")
+    return wrong
+
+
+def of_note(note: str) -> bytes:
+    """The randomness in a signed note: SHA-256 over its signature lines; of no use (empty) when it has none."""
+    lines = [line for line in note.split("\n\n", 1)[-1].splitlines() if line.startswith("\u2014 ")]
+    return hashlib.sha256("\n".join(lines).encode()).digest() if lines else b""
+
+
+def _made_again(run: str, entries: Iterable[Entry]) -> Iterator[tuple[int, UnitsDrawn, tuple[Unit, ...], int]]:
+    """(log index, draw, units that follow from it, first log index that was not drawn over before)."""
     window = Window()
-    for index, e in enumerate(entries[: entry.last + 1]):
-        if index == entry.first:
-            window.take()
+    for index, e in enumerate(entries):
         if isinstance(e, StepRecord):
             window.add(index, e)
-    return draw(run, bytes.fromhex(entry.randomness), window.take(), frozenset(entry.near), entry.chances)
+        elif isinstance(e, UnitsDrawn):
+            first, units = window.first, window.take(e.last)
+            yield index, e, draw(run, bytes.fromhex(e.randomness), units, frozenset(e.near), e.chances), first
 
 
 def chances(
@@ -113,17 +149,17 @@ def chances(
     """The chance of each kind at which the expected cost is the budget.
 
     `budget` is a share of the job's CPU seconds `job_cpu` over `units` units, of which the share `near` are near;
-    `costs` are CPU seconds a unit. A kind of which there is none leaves its half to the other.
+    `costs` are CPU seconds a unit. What one kind cannot use of its half is the other's.
     """
     shares = {UnitKind.NEAR: near, UnitKind.FAR: 1 - near}
-    kinds = [kind for kind, share in shares.items() if share > 0]
-    if not units or not kinds:
-        return dict.fromkeys(shares, 0.0)
-    per_unit = budget * job_cpu / units / len(kinds)
-    return {
-        kind: min(1.0, per_unit / (share * max(costs[kind], 1e-9))) if share > 0 else 0.0
-        for kind, share in shares.items()
-    }
+    odds = dict.fromkeys(shares, 0.0)
+    left = budget * job_cpu / units if units else 0.0  # CPU seconds a unit
+    kinds = sorted((kind for kind, share in shares.items() if share > 0), key=lambda k: shares[k] * costs[k])
+    for waiting, kind in zip(range(len(kinds), 0, -1), kinds, strict=True):  # the one that needs least comes first
+        all_of_it = shares[kind] * max(costs[kind], 1e-9)
+        odds[kind] = min(1.0, left / waiting / all_of_it)
+        left -= odds[kind] * all_of_it
+    return odds
 
 
 # --------------------------------------------------------------------------- what it buys

@@ -13,7 +13,6 @@ from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.unitrun import WITHOUT_PEERS, Outcome, UnitRunner
 from trainwarden.audit.units import UnitAudit
 from trainwarden.detect.sampled import SampledUnits
-from trainwarden.lineage import trace
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
@@ -29,7 +28,8 @@ from trainwarden.model import (
     canonical,
     decode_entry,
 )
-from trainwarden.sampling import drawn_again, sampled
+from trainwarden.sampling import sampled, wrong_draws
+from trainwarden.standing import matched_steps
 
 
 def run_one(job: Job, recorded: Recorded, runner: UnitRunner, step: int, rank: int, kind: UnitKind) -> Outcome:
@@ -118,29 +118,20 @@ def audited(job: Job, recorded: Recorded) -> list[Entry]:
         return [decode_entry(leaf) for _, leaf in reader.entries()]
 
 
-@pytest.mark.parametrize("evil", [False, True])
-def test_the_draw_is_in_the_log_before_its_units_are_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: bool
+def test_the_draw_is_in_the_log_before_its_units_are_run_and_clears_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(tmp_path, monkeypatch, scripts.TAMPERED)
-    if evil:
-        (job.folder / "evil.txt").touch()
-    recorded = job.run("--steps", "7", snapshot_every=1)
+    recorded = job.run("--steps", "6", snapshot_every=1)
     entries = audited(job, recorded)
     draws = [(i, e) for i, e in enumerate(entries) if isinstance(e, UnitsDrawn)]
     told = [(i, e) for i, e in enumerate(entries) if isinstance(e, UnitAudited)]
-    assert [u.step for u in draws[0][1].units] == list(range(7)), "a chance of one draws everything"
-    assert all(drawn_again(recorded.folder.id, entries, draw) == draw.units for _, draw in draws)
+    assert [u.step for u in draws[0][1].units] == list(range(6)), "a chance of one draws everything"
+    assert wrong_draws(recorded.folder.id, entries) == []
     assert all(e.draw == draws[0][0] < i for i, e in told)
-    verdicts = [e for e in entries if isinstance(e, Diverged)]
     bought = sampled(entries)
     assert bought is not None
-    assert bought.waiting == 0
-    if not evil:
-        assert not verdicts
-        assert bought.results == {UnitResult.MATCHED: 7}, [e.reasons for _, e in told]
-        assert bought.all.share == 1.0
-        assert not any(c.standing for c in trace(entries).checkpoints), "units clear nothing"
-    else:
-        assert [v.at.step for v in verdicts] == [3]
-        assert {e.step for _, e in told if e.result is not UnitResult.MATCHED} == {3, 4, 5}
+    assert bought.results == {UnitResult.MATCHED: 6}, [e.reasons for _, e in told]
+    assert (bought.waiting, bought.all.share) == (0, 1.0)
+    assert not any(isinstance(e, Diverged) for e in entries)
+    assert matched_steps(entries) == frozenset(), "a unit that matched clears nothing"

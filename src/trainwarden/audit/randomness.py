@@ -21,6 +21,7 @@ import msgspec
 from trainwarden.errors import LogError, UsageError
 from trainwarden.log.client.link import HttpTransport, check_url
 from trainwarden.log.client.state import read_receipts, targets
+from trainwarden.sampling import LOG_SERVER, of_note
 
 _MOST_BEACON = 64 * 1024
 _BETWEEN_LOOKS = 5.0  # seconds between questions to a beacon
@@ -62,20 +63,15 @@ class LogServer:
             # The first that covers the window: a later one could be waited for.
             covering = (r for r in receipts if r.sent and r.sent[-1].last >= last)
             if (receipt := next(covering, None)) is not None:
-                return Random(source="log server", value=of_note(receipt.head), proof=receipt.head)
+                return Random(source=LOG_SERVER, value=_of_head(receipt.head), proof=receipt.head)
         return None
 
 
-def of_note(note: str) -> bytes:
-    """The randomness in a signed note: SHA-256 over its signature lines.
-
-    Raises:
-        LogError: there is no signature.
-    """
-    lines = [line for line in note.split("\n\n", 1)[-1].splitlines() if line.startswith("— ")]
-    if not lines:
-        raise LogError("the server's head carries no signature")
-    return hashlib.sha256("\n".join(lines).encode()).digest()
+def _of_head(note: str) -> bytes:
+    value = of_note(note)
+    if not value:
+        raise LogError("the log server's head carries no signature")
+    return value
 
 
 class Beacon:

@@ -3,13 +3,15 @@
 Rules
 -----
 * A near unit runs as one process without its peers, from the state that its step began with. What can be compared is
-  what needs no peer: batch, rng, activations and this rank's own gradients; of a job of one rank everything.
+  what needs no peer: batch, rng, activations and this rank's own gradients; of a job of one rank everything. Where
+  that differs the unit is run with its peers: a batch or a weight may come from them.
 * A far unit runs from the newest earlier state with every rank (one rank: alone), and every stage is compared.
 * These ways substitute a state, and what a script keeps in variables of its own (a counter, a curriculum) is not in it.
   So a difference there is a reason to look, and no verdict. The verdict is that of the audit's engine: from the
   attempt's start, or by the script's own resume, and twice the same.
-* A script that an exact replay finds honest and a substitution does not is not substituted any more: what it costs to
-  replay from the start is then its price.
+* A script that an exact replay finds honest and a substitution does not, or that no substitution suits, is not
+  substituted any more: what it costs to replay from the start is then its price.
+* An exact replay of a difference is not held up by the budget. After one verdict that differs, no other is sought.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ WITHOUT_PEERS = (Stage.BATCH, Stage.RNG, Stage.ACTIVATIONS, Stage.LOCAL_GRADIENT
 EXACT_STEPS = 2_000  # how far a replay from the start may have to go to confirm a difference
 _MOST_WARM = 2  # processes
 _MOST_FAILURES = 2  # of ranks without peers, before none is tried any more
+_MOST_UNDECIDED = 3  # units in a row, before no state is substituted any more
 _PEERS = "needs what the other ranks send, and they were not run"
 _GIVEN = "given by the record where a replay begins by substitution, not checked"
 
@@ -76,6 +79,7 @@ class UnitRunner:
         self._warm: list[Alone] = []
         self._proved: Start | None = None  # the way of substituting that has matched in this run
         self._failures = 0
+        self._undecided = 0
         self._unfit = ""  # why nothing is substituted any more
         self._convicted = ""  # what a verdict has shown already
 
@@ -109,20 +113,23 @@ class UnitRunner:
     def run(self, recorded: Recorded, unit: Unit, everything: Callable[[], Recorded]) -> Outcome:
         """Replay and judge a unit; `everything` reads the whole run where a verdict needs it."""
         doubts: list[str] = []
-        differs: _Looked | None = None
-        base = recorded.attempt(unit.attempt).base
-        for way in self._ways(recorded, unit, base):
-            try:
-                looked = self._look(recorded, unit, way)
-            except TrainWardenError as e:
-                doubts.append(f"{way}: {e}")
-                continue
-            if looked.at is None:
-                self._proved = self._proved or (way if way in GIVEN_SETTINGS else None)
-                return _told(unit, UnitResult.MATCHED, looked, WAYS[way].mode)
-            doubts.append(f"{way}: it differs at {_where(looked.at)}")
-            differs = looked
+        attempt = recorded.attempt(unit.attempt)
+        ways = self._ways(recorded, unit, attempt.base)
+        lonely = attempt.world > 1 and any(self._alone_from(recorded, unit, way) >= 0 for way in ways)
+        matched, differs = self._tried(ways, doubts, lambda way: self._look(recorded, unit, way))
+        if matched is None and lonely and not self._stop():
+            # A rank without its peers may fail or differ for want of them: only with them does it say something.
+            matched, differs = self._tried(ways, doubts, lambda way: self._together(recorded, unit, way))
+            self._failures = _MOST_FAILURES if matched is not None else self._failures
+        if matched is not None:
+            way, looked = matched
+            self._undecided = 0
+            self._proved = self._proved or (way if way in GIVEN_SETTINGS else None)
+            return _told(unit, UnitResult.MATCHED, looked, WAYS[way].mode)
         if self._stop() or differs is None:
+            self._undecided += not self._stop()
+            if self._undecided >= _MOST_UNDECIDED and not self._unfit:
+                self._unfit = "no replay from a kept state has come to its end"
             return _told(unit, UnitResult.UNDECIDED, None, "", tuple(doubts) or ("no state to start from is kept",))
         return self._confirm(everything(), unit, differs, doubts)
 
@@ -133,6 +140,23 @@ class UnitRunner:
 
     # -- one replay
 
+    def _tried(
+        self, ways: Sequence[Start], doubts: list[str], look: Callable[[Start], _Looked]
+    ) -> tuple[tuple[Start, _Looked] | None, _Looked | None]:
+        """The first way that matches, else what the last one that ran to its end showed; `doubts` gets the reasons."""
+        differs = None
+        for way in ways:
+            try:
+                looked = look(way)
+            except TrainWardenError as e:
+                doubts.append(f"{way}: {e}")
+                continue
+            if looked.at is None:
+                return (way, looked), None
+            doubts.append(f"{way}: it differs at {_where(looked.at)}")
+            differs = looked
+        return None, differs
+
     def _ways(self, recorded: Recorded, unit: Unit, base: int) -> list[Start]:
         kept = kept_states(recorded, unit.attempt)
         if self._unfit or not kept or min(kept) > unit.step - base:
@@ -140,15 +164,20 @@ class UnitRunner:
         return [self._proved] if self._proved else [Start.SUBSTITUTE, Start.AHEAD]
 
     def _look(self, recorded: Recorded, unit: Unit, way: Start) -> _Looked:
-        attempt = recorded.attempt(unit.attempt)
-        last, ahead = unit.step - attempt.base, way is Start.AHEAD
-        kept = kept_states(recorded, unit.attempt)
-        near = unit.kind is UnitKind.NEAR and last in kept and (not ahead or last - 1 in kept)
-        if way in GIVEN_SETTINGS and self._failures < _MOST_FAILURES and (near or attempt.world == 1):
-            done = last - ahead if near else max((d for d in kept if d + ahead <= last), default=-1)
-            if done >= 0:
-                return self._alone(recorded, unit, done, ahead)
+        done = self._alone_from(recorded, unit, way)
+        if done >= 0:
+            return self._alone(recorded, unit, done, way is Start.AHEAD)
         return self._together(recorded, unit, way)
+
+    def _alone_from(self, recorded: Recorded, unit: Unit, way: Start) -> int:
+        """The state (steps done) from which one process can run the unit, −1 when that takes all ranks."""
+        attempt, ahead = recorded.attempt(unit.attempt), way is Start.AHEAD
+        last, kept = unit.step - attempt.base, kept_states(recorded, unit.attempt)
+        if way not in GIVEN_SETTINGS or self._failures >= _MOST_FAILURES:
+            return -1
+        if last in kept and (not ahead or last - 1 in kept):
+            return last - ahead if unit.kind is UnitKind.NEAR or attempt.world == 1 else -1
+        return max((d for d in kept if d + ahead <= last), default=-1) if attempt.world == 1 else -1
 
     def _alone(self, recorded: Recorded, unit: Unit, done: int, ahead: bool) -> _Looked:
         plan = plan_alone(recorded, unit.attempt, unit.rank, done, unit.step, ahead=ahead)

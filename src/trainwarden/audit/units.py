@@ -49,7 +49,7 @@ from trainwarden.store import RunDir, Store
 
 MOST_WAITING = 16
 START_SECONDS = 6.0  # CPU a process needs to start, before any was measured
-_DRAW_EVERY = 5.0  # seconds, so that a draw has several steps
+_DRAW_EVERY = 30.0  # seconds: each draw is an entry of the log, and the states of its steps must still be kept
 _READ_AT_ONCE = 4096
 _KEPT_RECORDS = 2048  # of a rank, when no state asks for more
 _PAUSE = 0.5
@@ -88,7 +88,11 @@ class _Waiting(msgspec.Struct, frozen=True):
 
 
 class UnitAudit:
-    """One run's sampled audit; `turn` does one thing, `close` once."""
+    """One run's sampled audit; `turn` does one thing, `close` once.
+
+    With `draws` off it runs what is drawn in the log and draws nothing itself. `may_start` says why so many more
+    processes may not be started now, "" when they may.
+    """
 
     def __init__(
         self,
@@ -102,11 +106,14 @@ class UnitAudit:
         emit: Callable[[Entry], None],
         *,
         earlier: Iterable[Entry] = (),
+        draws: bool = True,
+        may_start: Callable[[int], str] = lambda processes: "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._folder, self._seal = store, folder, seal
         self._runner, self._source, self._meter, self._emit = runner, source, meter, emit
         self._budget, self._clock, self._earlier = budget, clock, tuple(earlier)
+        self._draws, self._may_start = draws, may_start
         self._tail = Tail(folder.log)
         self._index = 0
         self._others: list[Entry] = []  # what replays need beside step records
@@ -120,6 +127,7 @@ class UnitAudit:
         self._waiting: list[_Waiting] = []
         self._costs: dict[UnitKind, tuple[float, int]] = {}
         self._accounted = 0.0
+        self.claimed_ns = 0  # CPU time of the ranks as their records say
         self.problem = ""
 
     @property
@@ -139,6 +147,7 @@ class UnitAudit:
         """
         if self._read():
             return 0.0
+        self.problem = ""
         if (waiting := self._affordable(hurry)) is not None:
             self._run(waiting)
             return 0.0
@@ -164,6 +173,7 @@ class UnitAudit:
         match entry:
             case StepRecord():
                 self._window.add(index, entry)
+                self.claimed_ns += entry.cpu_ns
                 records = self._records.setdefault((entry.attempt, entry.rank), [])
                 records.append(entry)
                 self._begun.setdefault(entry.attempt, entry)
@@ -171,6 +181,7 @@ class UnitAudit:
                     del records[: self._not_needed(entry.attempt, records)]
             case UnitsDrawn():
                 self._drew = False
+                self._window.let_go(entry.last)  # of another's draw, before this audit began
                 self._logged(index, entry)
             case UnitAudited():
                 self._drop(entry)
@@ -211,7 +222,7 @@ class UnitAudit:
 
     def _draw(self, hurry: bool) -> bool:
         """Draw over the units that are complete in the log; False when it is not time, or there are none."""
-        if self._drew or (not hurry and self._clock() - self._drawn_at < _DRAW_EVERY):
+        if not self._draws or self._drew or (not hurry and self._clock() - self._drawn_at < _DRAW_EVERY):
             return False
         if not len(self._closed):
             if not len(self._window):
@@ -227,7 +238,6 @@ class UnitAudit:
         if random is None:
             self.problem = "the randomness for the next draw is not there yet"
             return False
-        self.problem = ""
         first, last, units = self._closed.first, self._closed.last, self._closed.take()
         self._drawn_at, self._drew = self._clock(), True
         self._units += len(units)
@@ -287,7 +297,11 @@ class UnitAudit:
         allowance = self._budget * self._meter.job() - self._meter.spent()
         warm = self._runner.warm
         ready = [w for w in self._waiting if self._price(w, warm) <= allowance and (hurry or self._complete(w.unit))]
-        return min(ready, key=lambda w: (w.unit.attempt, w.unit.rank) not in warm, default=None)
+        found = min(ready, key=lambda w: (w.unit.attempt, w.unit.rank) not in warm, default=None)
+        if found is None or not (why := self._may_start(found.processes)):
+            return found
+        self.problem = why
+        return None
 
     def _price(self, waiting: _Waiting, warm: tuple[tuple[int, int], ...]) -> float:
         """CPU seconds that a unit will take, about."""

@@ -41,8 +41,9 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="with --units: audit a run that goes on, until stdin ends; tells entries as lines of JSON",
+        help="with --units: run what is drawn of a run that goes on, until stdin ends; tells entries as lines of JSON",
     )
+    parser.add_argument("--draw", action="store_true", help="with --follow: draw too, as the process beside a run does")
     parser.add_argument("--finish", action="store_true", help="with --follow: run what was drawn after the end too")
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="replays at once (default: CPUs / ranks)")
 

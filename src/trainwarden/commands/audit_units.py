@@ -1,19 +1,22 @@
 """`trainwarden audit RUN --units`: the sampled audit of a run, after its end or, with `--follow`, beside it.
 
-With `--follow` it is the process that `trainwarden run` keeps beside a run: it tells entries as lines of JSON, hears on
-stdin what CPU time the ranks have used, and ends when stdin does. Without anybody who tells it, it goes by the records.
+With `--follow --draw` it is the process that `trainwarden run` keeps beside a run: it tells entries as lines of JSON,
+hears on stdin what CPU time the ranks have used, and ends when stdin does. Without `--draw` it runs, perhaps on
+another host, what that process has drawn.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import resource
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, assert_never
+from pathlib import Path
+from typing import assert_never
 
 import msgspec
 
@@ -22,9 +25,11 @@ from trainwarden.commands.opening import earlier_entries, opened
 from trainwarden.config import share_of
 from trainwarden.errors import LogError, UsageError
 from trainwarden.log.reader import LogReader
-from trainwarden.model import Entry, Sealed, StepRecord, UnitAudited, UnitResult, decode_entry
+from trainwarden.model import Entry, ProcessStarted, Sealed, StepRecord, UnitAudited, UnitResult, decode_entry
+from trainwarden.supervise import proc
 
 _NICE = 19
+_LOOKED_AT = 64  # ranks whose memory is looked at
 
 
 class Clocks:
@@ -160,10 +165,14 @@ def _follow(args: argparse.Namespace) -> int:
         share_of(args.audit_budget, "--audit-budget"),
         tell,
         earlier=earlier_entries(store, first.parent),
+        draws=args.draw,
+        may_start=Beside(folder.log).why_not if args.draw else lambda processes: "",
     )
     try:
         while True:
             over = ended.is_set()
+            if not args.draw:
+                clocks.job_ns = audit.claimed_ns  # nobody tells
             pause = audit.turn(hurry=over)
             tell(Used(spent_ns=int(clocks.spent() * 1e9), waiting=audit.waiting, problem=audit.problem))
             if over and (pause or not args.finish):
@@ -182,6 +191,48 @@ def _stand_back() -> None:
     os.nice(_NICE)
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    with suppress(OSError):  # where memory runs out, this process and its replays go first
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+class Beside:
+    """Why a replay may not run beside training now: it would share an accelerator, or crowd the ranks out of memory."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._started: list[ProcessStarted] = []
+
+    def why_not(self, processes: int) -> str:
+        """The reason, "" when so many more processes of the size of the ranks may be started."""
+        if not self._started:
+            with LogReader.open(self._log) as reader:
+                entries = (decode_entry(leaf) for _, leaf in reader.entries())
+                starts = (e for e in entries if isinstance(e, ProcessStarted))
+                self._started = list(itertools.islice(starts, _LOOKED_AT))
+        if any(s.numerics.accelerator for s in self._started):
+            return "the ranks use an accelerator, which replays beside them would share: audit from another host"
+        need = processes * max((peak_memory(s.pid) for s in self._started), default=0)
+        free = free_memory()
+        if need * 1.25 > free:
+            return f"{processes} processes like the ranks need {need >> 20} MiB of memory, {free >> 20} MiB are free"
+        return ""
+
+
+def peak_memory(pid: int) -> int:
+    """The most bytes that a process held in memory, 0 when it is gone (proc_pid_status(5))."""
+    return _kib(proc.read(f"/proc/{pid}/status"), "VmHWM")
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping (proc_meminfo(5))."""
+    return _kib(proc.read("/proc/meminfo"), "MemAvailable")
+
+
+def _kib(text: str, name: str) -> int:
+    for line in text.splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _listen(clocks: Clocks, ended: threading.Event) -> None:
@@ -194,7 +245,7 @@ def _listen(clocks: Clocks, ended: threading.Event) -> None:
     ended.set()
 
 
-def _first(log: Any) -> Sealed:
+def _first(log: Path) -> Sealed:
     with LogReader.open(log) as reader:
         for _, leaf in reader.entries():
             entry = decode_entry(leaf)

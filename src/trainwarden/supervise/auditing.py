@@ -109,7 +109,7 @@ class Auditing:
     ) -> None:
         self._budget, self._submit, self._finish = budget, submit, finish
         self._start_seconds, self._look_seconds = start_seconds, look_seconds
-        words = ["audit", run.id, "--store", str(store.path), "--units", "--follow", "--json"]
+        words = ["audit", run.id, "--store", str(store.path), "--units", "--follow", "--draw", "--json"]
         words += ["--audit-budget", repr(budget), *(["--beacon", beacon] if beacon else [])]
         words += ["--finish"] if finish else []
         self._argv = argv or [*same_again(), *words]
