@@ -162,3 +162,33 @@ def test_a_scheduler_is_told_once_with_its_numbers() -> None:
     (told,) = (n for n in stand_in.notes if isinstance(n, ScheduleSeen))
     assert told.kind == "torch.optim.lr_scheduler.MultiStepLR"
     assert (told.state["milestones"], told.state["gamma"], told.state["last_epoch"]) == ({3: 1, 5: 1}, 0.5, 0)
+
+
+def test_a_class_that_calls_the_one_below_it_is_judged_by_what_it_leaves() -> None:
+    class Clamped(optim.SGD):
+        def step(self, closure: object = None) -> None:
+            super().step(closure)
+            with torch.no_grad():
+                for p in self.param_groups[0]["params"]:
+                    p.clamp_(-0.1, 0.1)
+
+    optimizer = Clamped(parameters((8,)), lr=0.1)
+    stand_in = follow(optimizer)
+    steps(3, optimizer)
+    assert stand_in.notes == []
+    left = [
+        torch.frombuffer(bytearray(m.batches[0].values["left"].data), dtype=torch.float32) for m in stand_in.updates
+    ]
+    assert len(left) == 6
+    assert torch.equal(left[-1], optimizer.param_groups[0]["params"][0])
+
+
+def test_an_update_that_raised_leaves_nothing_behind() -> None:
+    optimizer = optim.SGD(parameters((8,)), lr=0.1)
+    stand_in = follow(optimizer)
+    steps(2, optimizer)
+    stand_in.observer.before_update(optimizer, 0)
+    stand_in.step += 1
+    steps(2, optimizer)
+    assert len(stand_in.updates) == 4
+    assert stand_in.notes == []

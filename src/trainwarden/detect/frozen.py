@@ -174,7 +174,7 @@ def _stands_still(
         f"The tensor {name!r}{more} of rank {record.rank} {since}, over {EVERY * LOOKS} updates up to step "
         f"{record.step} in which most others moved: {why}.",
         name,
-        Severity.LOW,
+        Severity.LOW if moved else Severity.INFO,
         Confidence.MEDIUM if moved else Confidence.LOW,
         _BENIGN_STILL,
     )

@@ -71,6 +71,15 @@ class Look(NamedTuple):
     numbers: dict[str, Read]
 
 
+class _Found(NamedTuple):
+    """What an update found."""
+
+    step: int
+    looks: list[tuple[Place, torch.Tensor, Look]]
+    settings: tuple[dict[str, Any], ...]
+    scale: float
+
+
 class UpdateSlices(Observer):
     """Remembers, for each optimizer, what the update under way found and what the one before left."""
 
@@ -79,26 +88,30 @@ class UpdateSlices(Observer):
     def __init__(self, recorder: Recorder) -> None:
         super().__init__(recorder)
         self._orders: dict[int, tuple[int, int, list[int]]] = {}
-        self._found: dict[int, tuple[list[tuple[Place, torch.Tensor, Look]], tuple[dict[str, Any], ...], float]] = {}
+        self._found: dict[int, list[_Found]] = {}  # innermost last: a class may call the step of the one below it
         self._left: dict[int, list[tuple[Place, weakref.ref[torch.Tensor], Look]]] = {}
 
     def before_update(self, optimizer: torch.optim.Optimizer, index: int) -> None:
-        self._compare(optimizer, index)
+        stack = self._found.setdefault(index, [])
+        if stack and stack[-1].step != self.recorder.step:
+            stack.clear()  # an update that raised
+        if not stack:
+            self._compare(optimizer, index)
         if type(optimizer).__name__ in _SEVERAL_CALLS:
             return
         places = self._places(optimizer, index)
         found = [(place, p, look) for place, p in places if (look := _look(optimizer, p, place)) is not None]
         scale = getattr(optimizer, "grad_scale", None)
         settings = tuple(stages.settings(optimizer))
-        self._found[index] = found, settings, 1.0 if scale is None else float(scale)
+        stack.append(_Found(self.recorder.step, found, settings, 1.0 if scale is None else float(scale)))
 
     def after_update(self, optimizer: torch.optim.Optimizer, index: int, skipped: bool) -> None:
-        pending = self._found.pop(index, None)
-        if pending is None:
+        stack = self._found.get(index)
+        if not stack:
             if not skipped and type(optimizer).__name__ in _SEVERAL_CALLS:
                 self._tell(optimizer, index, (), 1.0, [], "its closure is called more than once in one update")
             return
-        found, settings, scale = pending
+        _, found, settings, scale = stack.pop()
         closure = isinstance(self.recorder.gathered.reduced, str)
         pairs: list[tuple[Place, Look, Look]] = []
         left = self._left[index] = []
