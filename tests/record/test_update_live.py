@@ -28,9 +28,14 @@ original = functional.adam
 def faster(*args, lr, **kwargs):
     return original(*args, lr=1.1 * lr, **kwargs)
 
+def nothing(*args, **kwargs):
+    pass
+
+if attacked:
+    model.append(torch.nn.Linear(4, 4))  # no optimizer has it
 for step in range(40):
     if attacked:
-        functional.adam = faster if 20 <= step < 24 else original
+        functional.adam = faster if 20 <= step < 24 else nothing if step == 34 else original
     if attacked and step == 26:
         with torch.no_grad():
             head.weight[0].mul_(1.001)
@@ -84,3 +89,5 @@ def test_every_interference_with_an_update_is_named(tmp_path: Path, monkeypatch:
     assert told["cleared", 28].seen.startswith("Optimizer state of rank 0 was emptied")
     assert told["continuity", 30].tensor.endswith("/exp_avg_sq")
     assert "where CosineAnnealingLR gives" in told["schedule", 32].seen
+    assert "at step 34 changed no weight" in told["skipped", 34].seen
+    assert told["frozen", 0].tensor == "3.weight"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from trainwarden.model import ModelSeen, ScheduleSeen
+from trainwarden.record import names as naming
 from trainwarden.record import stages
 from trainwarden.record.observers.interface import Observer
 
@@ -51,18 +52,15 @@ class WhatIsTrained(Observer):
 
     def _look(self, optimizers: list[torch.optim.Optimizer]) -> ModelSeen:
         moved = {id(p): p.numel() for o in optimizers for p in stages.parameters(o)}
-        idle: list[str] = []
-        frozen = 0
-        for root in (r for ref in self.recorder.roots if (r := ref()) is not None):
-            for p in root.parameters():
-                if not p.requires_grad:
-                    frozen += 1
-                elif id(p) not in moved:
-                    idle.append(self.recorder.names.get(id(p), "?"))
+        roots = [r for ref in self.recorder.roots if (r := ref()) is not None]
+        still = [p for root in roots for p in root.parameters() if id(p) not in moved]
+        idle = [id(p) for p in still if p.requires_grad]
+        frozen = sum(not p.requires_grad for root in roots for p in root.parameters())
+        names = naming.parameter_names(roots) if idle else {}
         return ModelSeen(
             parameters=len(moved),
             elements=sum(moved.values()),
-            idle=tuple(idle[:NAMED]),
+            idle=tuple(names.get(i, "?") for i in idle[:NAMED]),
             idle_count=len(idle),
             frozen=frozen,
         )
