@@ -7,7 +7,7 @@ import math
 import msgspec
 import pytest
 from hosts import told_of_hosts
-from records import exited, feed, step
+from records import detail, exited, feed, root, step
 from updates import changing_settings, standing_still
 
 import trainwarden.detect
@@ -39,6 +39,7 @@ from trainwarden.model import (
     RunEnded,
     Severity,
     Stage,
+    StageDigest,
     StateChanged,
     TrackerSeen,
     UnitAudited,
@@ -108,6 +109,19 @@ def test_shards_are_not_compared_and_that_is_said_once() -> None:
         found = feed(Replicas(), fed)
         assert [f.severity for f in found] == [Severity.INFO]
         assert "were not compared" in found[0].seen
+
+
+def test_shards_with_equal_step_counters_are_not_replicas() -> None:
+    fed = []
+    for rank in (0, 1):
+        record, details = step(0, rank, {"a": f"{rank}"})
+        counters = {"a/step": "1", "a/exp_avg": f"{rank}"}
+        stages = record.stages | {Stage.OPTIMIZER_STATE: StageDigest(root=root(counters), tensors=2)}
+        fed.append(
+            (msgspec.structs.replace(record, stages=stages), details | {Stage.OPTIMIZER_STATE: detail(counters)})
+        )
+    (found,) = feed(Replicas(), fed)
+    assert found.severity is Severity.INFO
 
 
 def test_replicas_that_once_agreed_do_not_become_shards() -> None:
