@@ -172,6 +172,31 @@ class Told(_Message, tag="told"):
     note: Note
 
 
+class SumsOf(msgspec.Struct, frozen=True, array_like=True):
+    """Keyed sums over a part of one tensor's gradients: before the reduction, after it, as the optimizer got them.
+
+    `last` is the last reduction of several in the update, empty when there was one; `used` is empty when not seen.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    local: tuple[float, ...]
+    reduced: tuple[float, ...]
+    last: tuple[float, ...]
+    used: tuple[float, ...]
+
+
+class Sums(_Message, tag="sums"):
+    """What a rank saw of the reduction in one update, over the gradients of `ranks`; or why it saw nothing."""
+
+    step: int
+    optimizer: int = 0
+    ranks: tuple[int, ...] = ()
+    rows: tuple[SumsOf, ...] = ()
+    unchecked: str = ""
+
+
 class Bye(_Message, tag="bye"):
     """The process ends in order after `records` step records; answered with `Acked`."""
 
@@ -186,6 +211,7 @@ class Acked(_Message, tag="acked"):
 
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
+    | Sums
 )  # fmt: skip
 Message: TypeAlias = Plain | Step
 

@@ -15,6 +15,7 @@ from trainwarden.detect.interface import Detector
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
+from trainwarden.detect.reduction import Reduction
 from trainwarden.detect.replicas import Replicas
 
 __all__ = ["Detector", "Engine", "all_detectors"]
@@ -24,6 +25,7 @@ def all_detectors() -> tuple[Detector, ...]:
     """A fresh instance of every detector; they remember what they saw and serve one run."""
     return (
         Replicas(),
+        Reduction(),
         Continuity(),
         Checkpoints(),
         Environment(),

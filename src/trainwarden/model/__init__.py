@@ -68,6 +68,10 @@ from trainwarden.model.notes import (
     ModelSeen,
     Note,
 )
+from trainwarden.model.reductions import (
+    ReductionFault,
+    ReductionSeen,
+)
 from trainwarden.model.responses import (
     Quarantined,
     Recovered,
@@ -157,6 +161,8 @@ __all__ = [
     "Quarantined",
     "RecordBatch",
     "Recovered",
+    "ReductionFault",
+    "ReductionSeen",
     "RegistryBegun",
     "RegistryEntry",
     "Restored",

@@ -96,6 +96,7 @@ class Recorder:
         self._last_cpu = time.process_time_ns()
         self.code = CodeWatch()
         self._looked = -1
+        self.reducing: BucketHook | None = None  # whose bucket was seen last
         self.observers: list[Observer] = self.make_observers()
 
     # ------------------------------------------------------------------ joining and leaving
@@ -255,7 +256,13 @@ class Recorder:
 
     def bucket_hook(self, ddp: Any) -> BucketHook:
         """The communication hook to give a DDP module."""
-        return BucketHook(ddp, lambda bucket: self.guarded("bucket", lambda: self.bucket(bucket)))
+
+        def observe(bucket: Any) -> None:
+            self.reducing = hook
+            self.guarded("bucket", lambda: self.bucket(bucket))
+
+        hook = BucketHook(ddp, observe, lambda: self.guarded("reduced", lambda: self.look_on(lambda o: o.reduced())))
+        return hook
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced."""

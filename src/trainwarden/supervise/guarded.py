@@ -35,6 +35,7 @@ from trainwarden.supervise.files import FileDesk, KnownFiles
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.mappings import ProcessDesk
 from trainwarden.supervise.process import Child, Reaper, become_subreaper
+from trainwarden.supervise.reduction import ReductionDesk
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
@@ -79,6 +80,7 @@ class Guarded:
             config.seal.keep_data_mb * 1024 * 1024,
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
+        self._reduction = ReductionDesk(ledger)
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
@@ -98,6 +100,7 @@ class Guarded:
         with ExitStack() as stack:
             stack.callback(self._files.close)
             stack.callback(self._code.close)
+            stack.callback(self._reduction.close)
             stack.callback(self._processes.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
@@ -170,6 +173,7 @@ class Guarded:
             stopping=lambda: self._child.stopping if self._child else 0,
             supervisor_pid=os.getpid(),
             code=self._code.seen,
+            sums=self._reduction.seen,
             process=self._processes.joined,
         )
 

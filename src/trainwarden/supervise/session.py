@@ -65,6 +65,7 @@ class Shared:
     stopping: Callable[[], int]
     supervisor_pid: int
     code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
+    sums: Callable[[int, int, int, wire.Sums], None] = lambda attempt, rank, step, message: None
     process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
 
 
@@ -162,6 +163,10 @@ class Session:
                 self._gap(rank, _count(message.step, "step"), message.reason[:MAX_TEXT])
             case wire.Told():
                 self._told(self._joined_rank(message), message.note)
+            case wire.Sums():
+                rank = self._joined_rank(message)
+                _count(message.step, "step")
+                self._shared.sums(rank.attempt, rank.rank, self._base(rank) + message.step, message)
             case wire.Bye():
                 return self._bye(self._joined_rank(message), message)
             case _:
