@@ -32,6 +32,7 @@ class RecordConfig(_Section):
 
     activations_every: int = 16
     snapshot_every: int = 50
+    reduction: Literal["default", "ordered"] = "default"
 
 
 class ReplayConfig(_Section):

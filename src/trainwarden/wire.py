@@ -31,6 +31,7 @@ MAX_FRAME = 256 * 1024 * 1024
 NAME_SLOTS = 1024
 MAX_NAMES = 64 * 1024 * 1024  # bytes of names that one connection may have in its slots
 SOCKET_ENV = "TRAINWARDEN_SOCKET"
+REDUCTION_ENV = "TRAINWARDEN_REDUCTION"  # the seal's way of adding gradients over ranks, known before a rank joins
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

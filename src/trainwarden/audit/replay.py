@@ -242,12 +242,12 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
             )
             for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
         ]
-        every = recorded.seal.seal.comparison.activations_every
+        policy = recorded.seal.seal.comparison
         ended = runner.run(
             ranks,
             space,
             recorded.key,
-            every,
+            policy,
             comparison.step,
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None,

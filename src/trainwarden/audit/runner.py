@@ -27,7 +27,7 @@ import trainwarden
 from trainwarden import wire
 from trainwarden.audit.compare import Seen
 from trainwarden.audit.plan import REPLAYER, Plan, encode
-from trainwarden.model import Numerics, ProcessStarted
+from trainwarden.model import ComparisonPolicy, Numerics, ProcessStarted
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
@@ -139,7 +139,7 @@ def run(
     ranks: Sequence[Rank],
     space: Workspace,
     key: bytes,
-    activations_every: int,
+    policy: ComparisonPolicy,
     on_step: Callable[[Seen], None],
     on_saved: Callable[[Saving], None],
     stop: Callable[[], bool],
@@ -153,9 +153,10 @@ def run(
     by_rank = {r.started.rank: r for r in ranks}
     with tempfile.TemporaryDirectory(prefix="tw-") as folder:
         server = wire.Server(
-            Path(folder) / "s", lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every)
+            Path(folder) / "s",
+            lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", policy.activations_every),
         )
-        processes = _start(to_start(ranks, space), space, str(server.path))
+        processes = _start(to_start(ranks, space), space, str(server.path), policy.reduction)
         try:
             _follow(processes, stage, stop)
         finally:
@@ -186,13 +187,16 @@ def to_start(ranks: Sequence[Rank], space: Workspace) -> Sequence[Rank]:
     return [msgspec.structs.replace(ranks[0], started=started, entropy="")]
 
 
-def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
+def _start(
+    ranks: Sequence[Rank], space: Workspace, address: str, reduction: str
+) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
     port = _free_port()
     processes = []
     for rank in ranks:
         started = rank.started
         env = space.environ(rank.env)
         env[wire.SOCKET_ENV] = address
+        env[wire.REDUCTION_ENV] = reduction
         env["TRAINWARDEN_SOURCE"] = _SOURCE
         env["TRAINWARDEN_RECORDER"] = REPLAYER
         if rank.entropy:

@@ -67,6 +67,8 @@ from trainwarden.model.happenings import (
 from trainwarden.model.notes import (
     ModelSeen,
     Note,
+    PartDiffers,
+    ReductionKey,
 )
 from trainwarden.model.reductions import (
     ReductionFault,
@@ -154,6 +156,7 @@ __all__ = [
     "Noun",
     "Numerics",
     "Outcome",
+    "PartDiffers",
     "PolicySet",
     "ProcessExited",
     "ProcessSeen",
@@ -162,6 +165,7 @@ __all__ = [
     "RecordBatch",
     "Recovered",
     "ReductionFault",
+    "ReductionKey",
     "ReductionSeen",
     "RegistryBegun",
     "RegistryEntry",

@@ -24,5 +24,34 @@ class ModelSeen(Noun, tag="model_seen"):
     frozen: int = 0  # tensors that need no gradient
 
 
-Note: TypeAlias = ModelSeen
+class ReductionKey(Noun, tag="reduction_key"):
+    """The public key with which a rank signs its parts of an ordered reduction, told when it joins; and again with the
+    root over the keys that it was given as those of `ranks` (empty: all of `world`)."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    key: str = ""  # Ed25519, hex
+    world: int = 0
+    ranks: tuple[int, ...] = ()
+    table: str = ""  # BLAKE3 over the ranks' public keys, in order
+
+
+class PartDiffers(Noun, tag="part_differs"):
+    """What this rank received in an ordered reduction is not what its sender signed for it.
+
+    `kind`: "part" (the digest differs), "signature" (the sender's signature does not hold).
+    """
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    sender: int = -1
+    kind: str = "part"
+    tensors: tuple[str, ...] = ()
+    signed: str = ""
+    arrived: str = ""
+
+
+Note: TypeAlias = ModelSeen | ReductionKey | PartDiffers
 """Every entry that a rank may tell."""

@@ -20,7 +20,7 @@ class BucketHook:
     """The one communication hook of a DDP module: observes, then calls the user's hook or the default reduction."""
 
     def __init__(self, ddp: Any, observe: Callable[[Any], None], reduced: Callable[[], None] = lambda: None) -> None:
-        self._group = ddp.process_group
+        self.group = ddp.process_group
         self.ranks = tuple(dist.get_process_group_ranks(ddp.process_group))
         self._observe = observe
         self._reduced = reduced
@@ -34,7 +34,7 @@ class BucketHook:
             _after_reduction(self._reduced)
         if self.user is not None:
             return self.user[1](self.user[0], bucket)
-        return self.reduce(self._group, bucket)
+        return self.reduce(self.group, bucket)
 
 
 def _after_reduction(act: Callable[[], None]) -> None:

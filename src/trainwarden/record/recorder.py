@@ -35,7 +35,9 @@ from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
 from trainwarden.record.observers import Observer, all_observers
+from trainwarden.record.ordered import ORDERED
 from trainwarden.record.saving import SavedFiles
+from trainwarden.record.signed import SignedReduction
 from trainwarden.record.snapshots import Snapshots
 
 T = TypeVar("T")
@@ -97,6 +99,7 @@ class Recorder:
         self.code = CodeWatch()
         self._looked = -1
         self.reducing: BucketHook | None = None  # whose bucket was seen last
+        self.signed: SignedReduction | None = None
         self.observers: list[Observer] = self.make_observers()
 
     # ------------------------------------------------------------------ joining and leaving
@@ -262,6 +265,9 @@ class Recorder:
             self.guarded("bucket", lambda: self.bucket(bucket))
 
         hook = BucketHook(ddp, observe, lambda: self.guarded("reduced", lambda: self.look_on(lambda o: o.reduced())))
+        if os.environ.get(wire.REDUCTION_ENV) == ORDERED:
+            self.signed = self.signed or SignedReduction(self)
+            self.signed.use(hook)
         return hook
 
     def bucket(self, bucket: Any) -> None:

@@ -134,9 +134,12 @@ class Guarded:
     def _start(self, command: LaunchCommand, socket: Path, mask: set[signal.Signals]) -> Child:
         shelter = self._shelter
         if shelter is None:
-            return Child(command.argv, _child_env(command.env, socket, str), mask)
-        env = _child_env(shelter.room.environ(command.env), socket, shelter.room.place)
+            return Child(command.argv, self._child_env(command.env, socket, str), mask)
+        env = self._child_env(shelter.room.environ(command.env), socket, shelter.room.place)
         return Child(shelter.room.launch(command), env, mask, shelter.binds())
+
+    def _child_env(self, env: Mapping[str, str], socket: Path, place: Callable[[str], str]) -> dict[str, str]:
+        return _child_env({**env, wire.REDUCTION_ENV: self._sealed.seal.comparison.reduction}, socket, place)
 
     def stop(self) -> None:
         """End the command because policy says so."""
