@@ -9,8 +9,9 @@ import pytest
 from guarded_job import Job, make_job
 
 from trainwarden.audit.recorded import Recorded
+from trainwarden.detect.precision import UNREAD, Precision
 from trainwarden.detect.reduction import Reduction
-from trainwarden.model import Finding, ReductionSeen, Severity
+from trainwarden.model import Finding, PrecisionSeen, ReductionSeen, Severity
 
 # `evil.txt` holds code that is run before training with the script's own names.
 OPEN = (
@@ -103,3 +104,29 @@ def test_a_communication_hook_of_the_script_is_said_not_to_be_checked(job: Job) 
     (found,) = attacked(job, hooks + "net.register_comm_hook(None, fp16_compress_hook)")
     assert found.severity is Severity.INFO
     assert "the script's own communication hook" in found.seen
+
+
+# One rank's precision and a hook on a parameter from the second step on; an evaluation with autocast of its own.
+SWITCHED = """
+def before(s):
+    if r == 1 and s == 1: torch.set_float32_matmul_precision("medium")
+    if s == 1: m[3].weight.register_hook(lambda g: g)
+    if s == 2:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad(): net(X)
+"""
+
+
+def test_flags_switched_in_mid_run_are_told_and_those_of_an_evaluation_are_not(job: Job) -> None:
+    (job.folder / "evil.txt").write_text(SWITCHED)
+    recorded = job.run("--steps", "160", world=2)
+    detector = Precision()
+    found = [f for i, e in enumerate(recorded.entries) for f in detector.observe(i, e, None)]
+    assert {f.severity for f in found} == {Severity.MEDIUM}
+    told = " ".join(f.seen for f in found)
+    assert "On rank 1 changed" in told
+    assert "matmul precision from highest to medium" in told
+    assert "hooks on parameters from 0 to 1" in told
+    assert "autocast" not in told
+    first = next(e for e in recorded.entries if isinstance(e, PrecisionSeen))
+    assert (first.step, first.flags["autocast"], first.flags["backend"]) == (0, "off", "gloo")
+    assert UNREAD not in first.flags.values()

@@ -26,6 +26,7 @@ from trainwarden.model import (
     Gap,
     Numerics,
     PartDiffers,
+    PrecisionSeen,
     ProcessSeen,
     ProcessStarted,
     ReductionFault,
@@ -262,6 +263,8 @@ def test_every_finding_is_whole() -> None:
                  differences=(CodeDifference(kind="unsealed", slots=("a:b",), places=1),)),
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
+        PrecisionSeen(attempt=0, rank=0, step=0, flags={"f": "1"}),
+        PrecisionSeen(attempt=0, rank=1, step=0, flags={"f": "2"}),
         ReductionSeen(attempt=0, step=0, faults=(ReductionFault(kind="rank", ranks=(1,), factor=0.0),)),
     ]  # fmt: skip
     for detector in all_detectors():

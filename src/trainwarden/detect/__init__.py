@@ -15,6 +15,7 @@ from trainwarden.detect.interface import Detector
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
+from trainwarden.detect.precision import Precision
 from trainwarden.detect.reduction import Reduction
 from trainwarden.detect.replicas import Replicas
 
@@ -26,6 +27,7 @@ def all_detectors() -> tuple[Detector, ...]:
     return (
         Replicas(),
         Reduction(),
+        Precision(),
         Continuity(),
         Checkpoints(),
         Environment(),

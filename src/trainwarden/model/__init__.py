@@ -68,6 +68,7 @@ from trainwarden.model.notes import (
     ModelSeen,
     Note,
     PartDiffers,
+    PrecisionSeen,
     ReductionKey,
 )
 from trainwarden.model.reductions import (
@@ -158,6 +159,7 @@ __all__ = [
     "Outcome",
     "PartDiffers",
     "PolicySet",
+    "PrecisionSeen",
     "ProcessExited",
     "ProcessSeen",
     "ProcessStarted",

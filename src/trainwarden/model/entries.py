@@ -22,7 +22,7 @@ from trainwarden.model.happenings import (
     ProcessStarted,
     RunEnded,
 )
-from trainwarden.model.notes import ModelSeen, PartDiffers, ReductionKey
+from trainwarden.model.notes import ModelSeen, PartDiffers, PrecisionSeen, ReductionKey
 from trainwarden.model.reductions import ReductionSeen
 from trainwarden.model.responses import Quarantined, Recovered, Restored
 from trainwarden.model.steps import Gap, StepRecord
@@ -43,7 +43,7 @@ Entry: TypeAlias = (
     Sealed | ProcessStarted | StepRecord | Gap | CheckpointSaved | CheckpointLoaded | DataOpened
     | ProcessExited | FileChanged | CodeSeen | ProcessSeen | CleanRoom | Approved | Finding | Matched | Diverged
     | Inconclusive | Explanation | Quarantined | Restored | Recovered | RunEnded
-    | ModelSeen | ReductionSeen | ReductionKey | PartDiffers
+    | ModelSeen | ReductionSeen | ReductionKey | PartDiffers | PrecisionSeen
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 

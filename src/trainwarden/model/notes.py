@@ -53,5 +53,17 @@ class PartDiffers(Noun, tag="part_differs"):
     arrived: str = ""
 
 
-Note: TypeAlias = ModelSeen | ReductionKey | PartDiffers
+class PrecisionSeen(Noun, tag="precision"):
+    """What decides a rank's last bits beside code and inputs: told after its first step, and when it has changed."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    flags: dict[str, str] = {}  # "?" where one could not be read
+    variables: dict[str, str] = {}  # of the environment, as they are now
+    began: dict[str, str] = {}  # the same, as they were when the process began
+    unsealed: dict[str, str] = {}  # set by the watcher: of those that began otherwise than sealed, the sealed value
+
+
+Note: TypeAlias = ModelSeen | ReductionKey | PartDiffers | PrecisionSeen
 """Every entry that a rank may tell."""

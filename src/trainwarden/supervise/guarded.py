@@ -16,11 +16,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from msgspec import structs
+
 import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
 from trainwarden.errors import StoreError
-from trainwarden.model import FileEntry, Gap, ProcessExited, SignedSeal
+from trainwarden.model import FileEntry, Gap, Note, PrecisionSeen, ProcessExited, SignedSeal
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
@@ -177,8 +179,17 @@ class Guarded:
             supervisor_pid=os.getpid(),
             code=self._code.seen,
             sums=self._reduction.seen,
+            against_seal=self._against_seal,
             process=self._processes.joined,
         )
+
+    def _against_seal(self, note: Note) -> Note:
+        if not isinstance(note, PrecisionSeen):
+            return note
+        sealed = wire.decisive(self._sealed.seal.env_vars)
+        names = sorted(note.began.keys() | sealed.keys())
+        other = {n: sealed.get(n, "") for n in names if sealed.get(n, "") != note.began.get(n, "")}
+        return structs.replace(note, unsealed=other)
 
     def _joined(self, attempt: int, rank: int) -> wire.Joined:
         return wire.Joined(

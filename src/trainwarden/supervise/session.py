@@ -66,6 +66,7 @@ class Shared:
     supervisor_pid: int
     code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
     sums: Callable[[int, int, int, wire.Sums], None] = lambda attempt, rank, step, message: None
+    against_seal: Callable[[Note], Note] = lambda note: note  # a rank's note with what only the watcher can say of it
     process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
 
 
@@ -275,6 +276,7 @@ class Session:
     def _told(self, rank: _Rank, note: Note) -> None:
         """A note is logged as this rank's own, at its place in the job."""
         step = self._base(rank) + _count(note.step, "step")
+        note = self._shared.against_seal(note)
         self._shared.ledger.submit(msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step))
 
     def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Acked:

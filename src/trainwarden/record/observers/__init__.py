@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trainwarden.record.observers.interface import Observer
+from trainwarden.record.observers.precision import Precision
 from trainwarden.record.observers.reduction import Reduction
 
 if TYPE_CHECKING:
@@ -15,4 +16,4 @@ __all__ = ["Observer", "all_observers"]
 
 def all_observers(recorder: Recorder) -> list[Observer]:
     """A fresh instance of every observer."""
-    return [Reduction(recorder)]
+    return [Reduction(recorder), Precision(recorder)]
