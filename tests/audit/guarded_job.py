@@ -18,8 +18,9 @@ from typing import Literal
 import pytest
 
 from trainwarden.audit import replay as replay_module
+from trainwarden.audit import unitrun
 from trainwarden.audit.recorded import Recorded
-from trainwarden.config import Config, RecordConfig
+from trainwarden.config import AuditConfig, Config, RecordConfig
 from trainwarden.keys import SigningKey
 from trainwarden.model import ComparisonPolicy, Entry, Seal, SignedSeal, canonical, decode_entry
 from trainwarden.seal.check import KINDS
@@ -113,11 +114,13 @@ class Job:
             interpreter=sys.executable,
             launcher="python",
         )
-        config = Config(
-            record=RecordConfig(
-                activations_every=activations_every, snapshot_every=snapshot_every, reduction=self.reduction
-            )
+        every = RecordConfig(
+            activations_every=activations_every,
+            snapshot_every=snapshot_every,
+            snapshot_share=0.0,
+            reduction=self.reduction,
         )
+        config = Config(record=every, audit=AuditConfig(budget="0"))
         old = os.getcwd()
         os.chdir(self.folder)
         try:
@@ -138,7 +141,9 @@ class Job:
     @property
     def room(self) -> PlainRoom:
         argv = (sys.executable, "job.py")
-        return PlainRoom(Path(sys.executable), self.folder, plain_seal(self.folder, argv).seal)
+        return PlainRoom(
+            Path(sys.executable), self.folder, plain_seal(self.folder, argv, reduction=self.reduction).seal
+        )
 
 
 def plain_seal(
@@ -187,6 +192,7 @@ def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Jo
     monkeypatch.setattr(guarded, "check_seal", lambda *a, **k: [])
     monkeypatch.setattr(guarded, "sealed_paths", lambda *a: lambda path: True)
     monkeypatch.setattr(replay_module, "new_workspace", PlainWorkspace)
+    monkeypatch.setattr(unitrun, "new_workspace", PlainWorkspace)
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "job.py").write_text(script)

@@ -130,7 +130,7 @@ def make_bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
             wrap(log),  # type: ignore[operator]
             run.details,
             watcher or NoWatcher(),
-            findings.append,
+            lambda index, finding: findings.append(finding),
             lambda sentence, hint: trouble.append(sentence),
             retry_seconds=0.02,
             max_waiting=int(str(kwargs.get("max_waiting", 1 << 26))),

@@ -74,7 +74,7 @@ class Room:
             self.log,
             folder,
             kwargs.get("watcher", NoWatcher()),  # type: ignore[arg-type]
-            lambda finding: None,
+            lambda index, finding: None,
             lambda sentence, hint: self.said.append(sentence),
             retry_seconds=0.01,
             max_waiting=int(str(kwargs.get("max_waiting", 1 << 26))),

@@ -88,6 +88,11 @@ class Recorded:
         left = self.seen(last).details.get(Stage.WEIGHTS) if last is not None else None
         return begun(self.key, record, left)
 
+    @property
+    def saves(self) -> tuple[tuple[int, int], ...]:
+        """(attempt, steps done) of every file that this run saved."""
+        return tuple(dict.fromkeys((s.attempt, s.step) for s in self._own_saves))
+
     def saved_by(self, attempt: int, done: int) -> dict[str, CheckpointSaved]:
         """The files that an attempt saved after `done` steps, the newest of each path."""
         return {s.path: s for s in in_place([s for s in self._own_saves if (s.attempt, s.step) == (attempt, done)])}
@@ -128,5 +133,6 @@ class Recorded:
 
     def snapshots(self, attempt: int, rank: int, kind: str) -> dict[int, Path]:
         """Steps done → snapshot file of a rank; kind "side" or "full"."""
-        folder = self.folder.snapshots / f"a{attempt}-r{rank}"
-        return {int(p.stem.partition("-")[2]): p for p in sorted(folder.glob(f"{kind}-*.safetensors"))}
+        name = f"a{attempt}-r{rank}"
+        folders = self.folder.pinned / name, self.folder.snapshots / name
+        return {int(p.stem.partition("-")[2]): p for f in folders for p in sorted(f.glob(f"{kind}-*.safetensors"))}

@@ -153,15 +153,18 @@ def replay(
     last: int,
     kind: Start,
     on_step: OnStep = lambda attempt, step: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Replay steps `first … last` of an attempt from the given start and compare every step from the start on.
+
+    `stop` ends it early from outside; what was not reached is then not decided.
 
     Raises:
         CannotDecide: this start is not open, or the clean room cannot be made.
     """
     way = prepare(recorded, attempt, first, last, kind)
     comparison = _Comparison(recorded, attempt, recorded.attempt(attempt).base, way, last, on_step)
-    ended = _run(recorded, room, attempt, way, comparison)
+    ended = _run(recorded, room, attempt, way, comparison, stop)
     problems = list(ended.problems)
     resumed = not way.files or {str(Path(p).name) for p in ended.loaded} & {Path(f.path).name for f in way.files}
     if not resumed:
@@ -225,11 +228,18 @@ def rerun(
     return comparison.details
 
 
-def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Comparison) -> runner.Ended:
+def _run(
+    recorded: Recorded,
+    room: Room,
+    attempt: int,
+    way: Way,
+    comparison: _Comparison,
+    stop: Callable[[], bool] = lambda: False,
+) -> runner.Ended:
     space = new_workspace(room)
     try:
         for file in way.files:
-            _place(recorded, space, file)
+            place_file(recorded, space, file)
         given.place(recorded, space)
         arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
         ranks = [
@@ -242,15 +252,15 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
             )
             for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
         ]
-        policy = recorded.seal.seal.comparison
+        every = recorded.seal.seal.comparison.activations_every
         ended = runner.run(
             ranks,
             space,
             recorded.key,
-            policy,
+            every,
             comparison.step,
             lambda saving: comparison.saved(saving, space),
-            lambda: comparison.divergence is not None,
+            lambda: comparison.divergence is not None or stop(),
         )
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
@@ -258,7 +268,8 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
         space.remove()
 
 
-def _place(recorded: Recorded, space: Workspace, file: Placed) -> None:
+def place_file(recorded: Recorded, space: Workspace, file: Placed) -> None:
+    """Put a file of the store at its recorded place in the workspace. Raises StoreError, StoreTampered."""
     recorded.store.check(file.digest)
     target = Path(space.map_path(file.path))
     target.parent.mkdir(parents=True, exist_ok=True)

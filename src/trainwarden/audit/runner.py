@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
@@ -27,13 +28,15 @@ import trainwarden
 from trainwarden import wire
 from trainwarden.audit.compare import Seen
 from trainwarden.audit.plan import REPLAYER, Plan, encode
-from trainwarden.model import ComparisonPolicy, Numerics, ProcessStarted
+from trainwarden.model import Numerics, ProcessStarted
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
 
 STALL_SECONDS = 300.0
 SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 _SOURCE = str(Path(trainwarden.__file__).parents[1])
 _INJECT = str(Path(trainwarden.__file__).parent / "record" / "inject")
 
@@ -46,6 +49,7 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan
     arguments: tuple[str, ...] = ()  # added to the recorded ones, with places of the workspace
     entropy: str = ""  # file of what the operating system seeded Python's and numpy's generators with
+    recorder: str = REPLAYER
 
 
 class Saving(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,7 +123,7 @@ class _Handler:
         self._rank = message.rank
         recorded, here = rank.started.numerics, message.numerics
         if recorded != here:
-            self._stage.unfit.append(_numerics_problem(message.rank, recorded, here))
+            self._stage.unfit.append(numerics_problem(message.rank, recorded, here))
         return wire.Joined(
             attempt=rank.started.attempt,
             key=self._key,
@@ -139,7 +143,7 @@ def run(
     ranks: Sequence[Rank],
     space: Workspace,
     key: bytes,
-    policy: ComparisonPolicy,
+    activations_every: int,
     on_step: Callable[[Seen], None],
     on_saved: Callable[[Saving], None],
     stop: Callable[[], bool],
@@ -153,19 +157,18 @@ def run(
     by_rank = {r.started.rank: r for r in ranks}
     with tempfile.TemporaryDirectory(prefix="tw-") as folder:
         server = wire.Server(
-            Path(folder) / "s",
-            lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", policy.activations_every),
+            Path(folder) / "s", lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every)
         )
-        processes = _start(to_start(ranks, space), space, str(server.path), policy.reduction)
+        processes = start(to_start(ranks, space), space, str(server.path))
         try:
             _follow(processes, stage, stop)
         finally:
-            _end(processes)
+            end(processes)
             server.close(drain_seconds=5)
     unfit = tuple(dict.fromkeys(stage.unfit))
     problems = [*unfit, *dict.fromkeys(stage.problems)]
     if not stop():
-        problems += _exits(processes, space)
+        problems += exits(processes, space)
     return Ended(
         problems=tuple(problems),
         unfit=unfit,
@@ -187,18 +190,17 @@ def to_start(ranks: Sequence[Rank], space: Workspace) -> Sequence[Rank]:
     return [msgspec.structs.replace(ranks[0], started=started, entropy="")]
 
 
-def _start(
-    ranks: Sequence[Rank], space: Workspace, address: str, reduction: str
-) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
+def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
+    """Start these ranks' processes; they speak to the server at `address`."""
     port = _free_port()
     processes = []
     for rank in ranks:
         started = rank.started
         env = space.environ(rank.env)
         env[wire.SOCKET_ENV] = address
-        env[wire.REDUCTION_ENV] = reduction
+        env[wire.REDUCTION_ENV] = space.room.seal.comparison.reduction
         env["TRAINWARDEN_SOURCE"] = _SOURCE
-        env["TRAINWARDEN_RECORDER"] = REPLAYER
+        env["TRAINWARDEN_RECORDER"] = rank.recorder
         if rank.entropy:
             env[ENTROPY_ENV] = rank.entropy
         env["PYTHONPATH"] = os.pathsep.join([_INJECT, *filter(None, [env.get("PYTHONPATH", "")])])
@@ -217,9 +219,15 @@ def _start(
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_us,
             )
         processes.append((rank, process))
     return processes
+
+
+def _die_with_us() -> None:
+    """In the child: it is killed when the thread that started it ends, however that comes (prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def output_file(space: Workspace, rank: int) -> Path:
@@ -244,7 +252,8 @@ def _follow(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], stage: _S
         time.sleep(0.02)
 
 
-def _end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
+def end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
+    """Kill what still runs of them, and collect all."""
     for _, process in processes:
         if process.poll() is None:
             try:
@@ -255,7 +264,7 @@ def _end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
         process.wait()
 
 
-def _exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Workspace) -> list[str]:
+def exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Workspace) -> list[str]:
     """What went wrong with processes that did not end in order."""
     problems = []
     for rank, process in processes:
@@ -268,7 +277,8 @@ def _exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Wor
     return problems
 
 
-def _numerics_problem(rank: int, recorded: Numerics, here: Numerics) -> str:
+def numerics_problem(rank: int, recorded: Numerics, here: Numerics) -> str:
+    """Why a replay under other numerics is none."""
     was, now = msgspec.to_builtins(recorded), msgspec.to_builtins(here)
     parts = [f"{k} {was.get(k)!r} recorded, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
     return f"rank {rank}: an exact replay needs the recorded numerics: {', '.join(sorted(parts))}"

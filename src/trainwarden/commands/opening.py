@@ -48,15 +48,20 @@ def opened(args: argparse.Namespace) -> Iterator[Opened]:
     if case.seal is None:
         raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
     folder = store.run(case.run)
-    earlier: list[Entry] = []
-    parent = case.sealed.parent
-    while parent:
-        entries, _ = read_entries(store.run(parent))
-        earlier = [*entries, *earlier]
-        parent = next((e.parent for e in entries if isinstance(e, Sealed)), "")
+    earlier = earlier_entries(store, case.sealed.parent)
     log = LogWriter.open(folder.log, SigningKey.load())
     try:
         recorded = Recorded(store, folder, case.seal, case.entries, earlier)
         yield Opened(store, case, recorded, lambda entry: log.append([canonical(entry)]))
     finally:
         log.close()
+
+
+def earlier_entries(store: Store, parent: str) -> list[Entry]:
+    """The entries of the run that another recovers, and of those before it, oldest first."""
+    earlier: list[Entry] = []
+    while parent:
+        entries, _ = read_entries(store.run(parent))
+        earlier = [*entries, *earlier]
+        parent = next((e.parent for e in entries if isinstance(e, Sealed)), "")
+    return earlier

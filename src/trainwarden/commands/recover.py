@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json, watcher_of
+from trainwarden.commands.run import add_show_findings
 from trainwarden.errors import LogTampered
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from trainwarden.model import SignedSeal
     from trainwarden.respond.plan import Plan
     from trainwarden.store import Store
+    from trainwarden.supervise.responding import Response
     from trainwarden.supervise.supervisor import RunResult
 
 _EXIT = (
@@ -59,6 +61,7 @@ def add(subparsers: Subparsers[Any]) -> None:
         choices=("refuse", "alert"),
         help="policy of the resumed run, as of `trainwarden run` (default: refuse)",
     )
+    add_show_findings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -68,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     from trainwarden.casefile import Intact, load_case
     from trainwarden.commands.run import with_policy
     from trainwarden.config import load_config
+    from trainwarden.respond.answer import response_to
     from trainwarden.respond.plan import make_plan
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -82,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
             )
         config = load_config(args.config, Path(case.seal.seal.cwd))
         config = with_policy(_as_sealed(config, case.seal), args.on_environment_change)
+        response = response_to(config)
         with console.status("comparing the disk with the seal"):
             plan = make_plan(store, case, config.replay.resume, from_start=args.from_start)
         if not args.apply:
             return _show(args, console, plan)
-        return _apply(args, console, store, case, config, plan)
+        return _apply(args, console, store, case, config, plan, response)
     finally:
         store.close()
 
@@ -107,16 +112,25 @@ def _show(args: argparse.Namespace, console: Console, plan: Plan) -> int:
     return CLEAN
 
 
-def _apply(args: argparse.Namespace, console: Console, store: Store, case: CaseFile, config: Config, plan: Plan) -> int:
-    from trainwarden.commands.run import progress_bar, say, shell_code, summary, tell
-    from trainwarden.detect import Engine, all_detectors
+def _apply(
+    args: argparse.Namespace,
+    console: Console,
+    store: Store,
+    case: CaseFile,
+    config: Config,
+    plan: Plan,
+    response: Response,
+) -> int:
+    from trainwarden.commands.run import progress_bar, say, shell_code, shows_details, summary, tell, told_findings
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
+    from trainwarden.respond.alerts.secrets import without_secrets
     from trainwarden.respond.recover import apply_plan, loaded_its_checkpoint, resume
 
     folder, seal, key = store.run(case.run), case.seal, SigningKey.load()
     if seal is None:
         raise LogTampered(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
+    details = shows_details(config, args.show_findings)
     say(console, _headline(plan), "bold")
     apply_plan(store, folder, seal, plan, key, lambda sentence: say(console, sentence))
     os.chdir(plan.cwd)
@@ -128,24 +142,25 @@ def _apply(args: argparse.Namespace, console: Console, store: Store, case: CaseF
             plan,
             config,
             key,
-            env=job_environ(),
-            on_event=lambda event: tell(console, bar, event),
+            env=without_secrets(job_environ(), config),
+            on_event=lambda event: tell(console, bar, event, details),
             progress=bar,
-            watcher=Engine(all_detectors()),
+            watcher=watcher_of(config),
+            response=response,
         )
     summary(console, result)
     began = loaded_its_checkpoint(store, plan, result.run_id)
     if not began:
         say(console, f"the script did not load {plan.checkpoint}: it began anew ({_RESUME_HINT})", "yellow")
     if args.json:
-        print_json(_as_json(plan, result, began))
+        print_json(_as_json(plan, result, began, told_findings(result, details)))
     return shell_code(result.exit_code)
 
 
 _RESUME_HINT = 'say how it resumes: [replay] resume = "--resume {checkpoint}" in trainwarden.toml'
 
 
-def _as_json(plan: Plan, result: RunResult, began: bool) -> dict[str, object]:
+def _as_json(plan: Plan, result: RunResult, began: bool, findings: list[object]) -> dict[str, object]:
     return {
         "run": plan.run,
         "applied": True,
@@ -154,7 +169,7 @@ def _as_json(plan: Plan, result: RunResult, began: bool) -> dict[str, object]:
         "loaded_checkpoint": began,
         "exit_code": result.exit_code,
         "records": result.records,
-        "findings": list(result.findings),
+        "findings": findings,
         "log_whole": result.log_whole,
     }
 

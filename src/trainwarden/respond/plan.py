@@ -93,7 +93,7 @@ def make_plan(store: Store, case: CaseFile, resume: str, *, from_start: bool = F
     wanted = {f.path: f for f in point.files} if point else {}
     saves = _saves(case, point)
     changes = [c for c in check_seal(store, case.seal) if path_real(c.path) not in saves and c.path not in wanted]
-    moved = [*_checkpoint_moves(case, saves, wanted, point), *_sealed_moves(changes)]
+    moved = [*_checkpoint_moves(case, saves, wanted, point), *sealed_moves(changes)]
     back = [*_checkpoint_restores(wanted), *_sealed_restores(store, case, changes)]
     place = resume_place(list(wanted.values()))
     return Plan(
@@ -237,7 +237,8 @@ def _checkpoint_restores(wanted: Mapping[str, CheckpointSaved]) -> Iterator[Rest
 # --------------------------------------------------------------------------- sealed files
 
 
-def _sealed_moves(changes: Iterable[FileChanged]) -> Iterator[Move]:
+def sealed_moves(changes: Iterable[FileChanged]) -> Iterator[Move]:
+    """Moves of what is at sealed places and is not what was sealed."""
     for change in changes:
         if change.found:
             reason = f"sealed {change.kind} file, changed" if change.sealed else f"new {change.kind} file, not sealed"

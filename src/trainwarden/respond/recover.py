@@ -47,7 +47,8 @@ from trainwarden.seal.pyc import is_cache_of, source_of
 from trainwarden.seal.scan import importable, loadable
 from trainwarden.seal.seal import relevant_env
 from trainwarden.store import RunDir, Store
-from trainwarden.supervise.ledger import Watcher
+from trainwarden.supervise.ledger import NoWatcher, Watcher
+from trainwarden.supervise.responding import Response
 from trainwarden.supervise.supervisor import Event, RunResult, Started, supervise
 
 OnAct = Callable[[str], None]
@@ -113,7 +114,8 @@ def resume(
     env: Mapping[str, str],
     on_event: Callable[[Event], None] = lambda _: None,
     progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callable[[SignedSeal], Watcher] = lambda _: NoWatcher(),
+    response: Response | None = None,
 ) -> RunResult:
     """Run the plan's command as a new run, the child of the recovered one; from the main thread, in the sealed folder.
 
@@ -145,6 +147,7 @@ def resume(
         on_event=told,
         progress=progress,
         watcher=watcher,
+        response=response,
         parent=run.id,
         start_checkpoint=plan.start_checkpoint,
         approve=lambda new: same_inputs(store, seal.seal, new.seal),

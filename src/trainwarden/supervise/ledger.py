@@ -93,8 +93,8 @@ class _Counts:
 class Ledger:
     """Holds the log open for one run; `submit` from any thread, `close` once.
 
-    `on_finding` is called for every finding once it is durable; `on_trouble(sentence, hint)` when the log
-    stops or starts being writable. Both, and every `done`, are called from the writer's thread and may not
+    `on_finding(index, finding)` is called for every finding once it is durable; `on_trouble(sentence, hint)` when
+    the log stops or starts being writable. Both, and every `done`, are called from the writer's thread and may not
     submit.
     """
 
@@ -103,7 +103,7 @@ class Ledger:
         log: Log,
         details: Path,
         watcher: Watcher,
-        on_finding: Callable[[Finding], None],
+        on_finding: Callable[[int, Finding], None],
         on_trouble: Callable[[str, str], None],
         retry_seconds: float = RETRY_SECONDS,
         max_waiting: int = MAX_WAITING,
@@ -165,13 +165,18 @@ class Ledger:
             self._changed.wait_for(lambda: self._settled() or self._failures > failures, timeout)
             return self._settled()
 
-    def close(self, last: Callable[[int], Entry]) -> bool:
-        """Write what waits, `last(records)` and the watcher's last findings; False when the log refused."""
+    def close(self, last: Callable[[int], Entry], settle: Callable[[], None] = lambda: None) -> bool:
+        """Write what waits, `last(records)` and the watcher's last findings; False when the log refused.
+
+        `settle` is called then, and may submit what was done about these findings.
+        """
         self.flush()
         self.submit(last(self.records))
         whole = self.flush()
         for finding in self._watcher.finish() if whole else ():
             self.submit(finding)
+        whole = self.flush() and whole
+        settle()
         whole = self.flush() and whole
         self.stop()
         return whole
@@ -269,7 +274,7 @@ class Ledger:
                 self._counts.records += 1
             elif isinstance(item.entry, Finding):
                 self._counts.findings.append(item.entry)
-                self._on_finding(item.entry)
+                self._on_finding(index, item.entry)
             for finding in self._watcher.observe(index, item.entry, item.details):
                 self._add(finding)
 

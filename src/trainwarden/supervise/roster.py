@@ -51,6 +51,11 @@ class Roster:
             if self._alive.get(rank) == (pid, attempt):
                 del self._alive[rank]
 
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of the ranks that run now."""
+        with self._lock:
+            return tuple(pid for pid, _ in self._alive.values())
+
     def loaded_before_join(self, pid: int, known_step: int) -> None:
         """A process that has not joined yet read a state file."""
         with self._lock:

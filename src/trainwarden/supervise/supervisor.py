@@ -20,7 +20,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,8 @@ from trainwarden.log.client.shipper import Shipped
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
+    Action,
+    Alert,
     Approved,
     CheckpointSaved,
     Entry,
@@ -41,6 +43,7 @@ from trainwarden.model import (
     RunEnded,
     Sealed,
     SignedSeal,
+    Undelivered,
     canonical,
     decode_entry,
 )
@@ -55,10 +58,10 @@ from trainwarden.supervise.guarded import Guarded
 from trainwarden.supervise.ledger import Ledger, NoWatcher, Watcher
 from trainwarden.supervise.needs import require_recorder
 from trainwarden.supervise.process import block_signals
+from trainwarden.supervise.responding import Gauged, Responder, Response, Told
 from trainwarden.supervise.shelter import Shelter
 from trainwarden.supervise.shipping import Shipping
 
-GAP_DETECTOR = "gaps"  # whose findings stop the run under the policy `gap = "stop"`
 _NOT_STARTED = 127  # what a shell says of a command that it cannot start
 
 T = TypeVar("T")
@@ -80,7 +83,7 @@ class Notice:
     hint: str = ""
 
 
-Event: TypeAlias = Started | Notice | Finding
+Event: TypeAlias = Started | Notice | Finding | Told | Undelivered
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class RunResult:
     log_whole: bool = True  # False: the log could not be written to its end
     shipped: Shipped | None = None  # how much of the log is on the log server, None: there is none
     room: str = ""  # the kind of clean room that it ran in, "" for none
+    asked: Action | None = None  # STOP or RECOVER when policy demanded it, also of a command that had ended already
+    alert: Alert | None = None  # that it was demanded for
 
 
 def supervise(
@@ -104,19 +109,22 @@ def supervise(
     *,
     on_event: Callable[[Event], None] = lambda _: None,
     progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callable[[SignedSeal], Watcher] = lambda _: NoWatcher(),
     parent: str = "",
     start_checkpoint: str = "",
     approve: Callable[[SignedSeal], None] = lambda _: None,
     config_file: str = "",
     clean_room: bool = False,
+    response: Response | None = None,
 ) -> RunResult:
     """Seal the command, run it guarded, and return how it ended; to be called from the main thread.
 
     `parent` names the run that this one recovers: state files recorded there, or in its own parents, are known.
+    `watcher` makes what sees every entry of the log, from the seal.
     `approve` sees the seal before anything is started; what it raises ends the call, and there is no run.
     `config_file` is where `config` was read from; the process that ships the log reads it again.
-    With `clean_room` the command runs in the sealed environment rebuilt from the store.
+    With `clean_room` the command runs in the sealed environment rebuilt from the store. `response` says how findings
+    are answered; without it they are logged and told alone.
 
     Raises:
         UsageError: the command cannot be sealed or started, or the log server's settings are not usable.
@@ -143,12 +151,17 @@ def supervise(
             log = LogWriter.create(run.log, f"trainwarden/{run.id}", key)
             stack.callback(log.close)
 
-            def on_finding(finding: Finding) -> None:
-                on_event(finding)
-                if finding.detector == GAP_DETECTOR and config.policy.gap == "stop":
-                    guarded.stop()
+            responders: list[Responder] = []
 
-            ledger = Ledger(log, run.details, watcher or NoWatcher(), on_finding, _notices(on_event))
+            def on_finding(index: int, finding: Finding) -> None:
+                on_event(finding)
+                for responder in responders:
+                    responder.found(index, finding)
+
+            watching = watcher(sealed)
+            if response is not None and response.gauge is not None:
+                watching = Gauged(watching, response.gauge)
+            ledger = Ledger(log, run.details, watching, on_finding, _notices(on_event))
             shipping: Shipping | None = None
             try:
                 first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())
@@ -167,6 +180,8 @@ def supervise(
                     lambda why: refused(f"not started: {why}", ""),
                     shelter,
                 )
+                if response is not None:
+                    responders.append(Responder(run.id, response, guarded, ledger.submit, on_event))
                 on_event(Started(run.id, sealed))
                 if shelter is not None:
                     ledger.submit(shelter.entry())
@@ -177,11 +192,11 @@ def supervise(
                     )
                 code = guarded.run(command, mask)
             except BaseException:
-                _end(ledger, _NOT_STARTED)
+                _end(ledger, _NOT_STARTED, responders)
                 if shipping is not None:
                     shipping.close(lambda entry: None)
                 raise
-            whole = _end(ledger, code)
+            whole = _end(ledger, code, responders)
             late: list[Finding] = []
             shipped = shipping.close(_appender(log, late)) if shipping is not None else None
             if shipped is not None:
@@ -189,7 +204,9 @@ def supervise(
             for finding in late:
                 on_event(finding)
             room = str(shelter.room.kind) if shelter else ""
-            return RunResult(run.id, code, (*ledger.findings, *late), ledger.records, whole, shipped, room)
+            action, alert = next((r.asked for r in responders if r.asked), (None, None))
+            findings = (*ledger.findings, *late)
+            return RunResult(run.id, code, findings, ledger.records, whole, shipped, room, action, alert)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -224,8 +241,12 @@ def _admitted(
     return admitted
 
 
-def _end(ledger: Ledger, code: int) -> bool:
-    return ledger.close(lambda records: RunEnded(code=code, records=records, wall_ns=time.time_ns()))
+def _end(ledger: Ledger, code: int, responders: Sequence[Responder]) -> bool:
+    def settle() -> None:
+        for responder in responders:
+            responder.settle()
+
+    return ledger.close(lambda records: RunEnded(code=code, records=records, wall_ns=time.time_ns()), settle)
 
 
 def _saved_in(store: Store, run_id: str) -> Iterator[CheckpointSaved]:
