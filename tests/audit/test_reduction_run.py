@@ -106,12 +106,12 @@ def test_a_communication_hook_of_the_script_is_said_not_to_be_checked(job: Job) 
     assert "the script's own communication hook" in found.seen
 
 
-# One rank's precision and a hook on a parameter from the second step on; an evaluation with autocast of its own.
+# One rank's precision and a hook on a parameter from the third step on; an evaluation with autocast of its own.
 SWITCHED = """
 def before(s):
-    if r == 1 and s == 1: torch.set_float32_matmul_precision("medium")
-    if s == 1: m[3].weight.register_hook(lambda g: g)
-    if s == 2:
+    if r == 1 and s == 2: torch.set_float32_matmul_precision("medium")
+    if s == 2: m[3].weight.register_hook(lambda g: g)
+    if s == 3:
         with torch.autocast("cpu", torch.bfloat16), torch.no_grad(): net(X)
 """
 
@@ -128,5 +128,5 @@ def test_flags_switched_in_mid_run_are_told_and_those_of_an_evaluation_are_not(j
     assert "hooks on parameters from 0 to 1" in told
     assert "autocast" not in told
     first = next(e for e in recorded.entries if isinstance(e, PrecisionSeen))
-    assert (first.step, first.flags["autocast"], first.flags["backend"]) == (0, "off", "gloo")
+    assert (first.step, first.flags["autocast"], first.flags["backend"]) == (1, "off", "gloo")
     assert UNREAD not in first.flags.values()

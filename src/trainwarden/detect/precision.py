@@ -70,7 +70,7 @@ class _Attempt:
         if new:
             what = "; ".join(f"{name} from {known[name]} to {flags[name]}" for name in new)
             seen = f"On rank {entry.rank} changed, seen after step {entry.step}: {what}."
-            expected = "Precision, determinism and communication stay as they were in the first step."
+            expected = "Precision, determinism and communication stay as they were in the first steps."
             yield _finding(index, entry, seen, expected, _severity(new, _SLIGHT), _SWITCHES, (before[0], index))
 
     def _differs(

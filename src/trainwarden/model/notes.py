@@ -148,7 +148,7 @@ class PartDiffers(Noun, tag="part_differs"):
 
 
 class PrecisionSeen(Noun, tag="precision"):
-    """What decides a rank's last bits beside code and inputs: told after its first step, and when it has changed."""
+    """What decides a rank's last bits beside code and inputs: told after its second step, and when it has changed."""
 
     attempt: int = -1
     rank: int = -1

@@ -7,6 +7,7 @@ multiplication is done here: the result is the same bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -41,10 +42,12 @@ def _after_reduction(act: Callable[[], None]) -> None:
     """Have `act` called at the end of this backward pass, when DDP's own final callback has waited for all buckets.
 
     DDP queues that callback after this hook returns; one that is queued by a callback runs after it (engine.cpp,
-    `GraphTask::exec_post_processing`).
+    `GraphTask::exec_post_processing`). A rank without inputs of its own (`DDP.join`) reduces outside of any backward
+    pass: there is no end to act at, and nothing that it could tell.
     """
     queue = torch.autograd.Variable._execution_engine.queue_callback
-    queue(lambda: queue(act))
+    with contextlib.suppress(RuntimeError):
+        queue(lambda: queue(act))
 
 
 def default_reduction(group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:

@@ -2,8 +2,9 @@
 
 Rules
 -----
-* Told after a rank's first step, and again when something has changed. Torch's flags are read after one step in
-  `FLAGS_EVERY` by a keyed draw; DDP's settings, environment variables and hooks on parameters after one in `EVERY`.
+* Told after a rank's second step, when each of several optimizers has had its turn, and when something has changed.
+  Torch's flags are read after one step in `FLAGS_EVERY` by a keyed draw; DDP's settings, environment variables and hooks
+  on parameters after one in `EVERY`.
 * Autocast is read where a training forward pass begins, so that an evaluation may have its own. A state counts as
   new when no earlier step had it: a generator and its critic may differ.
 * What cannot be read is told as "?", and is no difference.
@@ -87,6 +88,7 @@ class Precision(Observer):
         self._states: set[tuple[Any, ...]] = set()
         self._known = 0  # states when last told
         self._hooks = UNREAD
+        self._steps = 0
 
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         state: tuple[Any, ...] = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
@@ -102,8 +104,9 @@ class Precision(Observer):
             self._hooks = str(sum(len(h) for h in lists if h))
 
     def boundary(self) -> None:
+        self._steps += 1
         draw = self._draw(self.recorder.done - 1)
-        if draw % FLAGS_EVERY and len(self._states) == self._known:
+        if self._steps < 2 or (self._fast and draw % FLAGS_EVERY and len(self._states) == self._known):
             return
         fast = (*(_read(get) for get in _FAST.values()), len(self.recorder.scalers))
         new = fast != self._fast or len(self._states) != self._known

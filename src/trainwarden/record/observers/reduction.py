@@ -132,7 +132,7 @@ class Reduction(Observer):
             self._unchecked("gradients that are sparse or no real numbers")
             return
         parameters = bucket.parameters()
-        starts = self._starts_in(bucket.index(), parameters)
+        starts = self._starts_in(bucket.index(), parameters, buffer.numel())
         draws = blake3(f"reduction {step} {bucket.index()}".encode(), key=self.recorder.key).digest(8 * (TENSORS + 1))
         first = int.from_bytes(draws[:8], "big")
         for i in range(min(TENSORS, len(parameters))):
@@ -148,11 +148,11 @@ class Reduction(Observer):
         draw = blake3(f"reduction step {step}".encode(), key=key).digest(1)[0] if step >= ALWAYS else 0
         return Weights(key, step) if draw % EVERY == 0 else None
 
-    def _starts_in(self, index: int, parameters: list[torch.Tensor]) -> list[int]:
+    def _starts_in(self, index: int, parameters: list[torch.Tensor], size: int) -> list[int]:
         """Where each tensor starts in the bucket's buffer, and where the last one ends."""
         key = index, id(parameters[0]), len(parameters)
         starts = self._starts.get(key)
-        if starts is None:
+        if starts is None or starts[-1] != size:
             if len(self._starts) > 4096:
                 self._starts.clear()
             starts = self._starts[key] = [0]
@@ -186,8 +186,9 @@ class Reduction(Observer):
         return self._own[index][1]
 
     def after_update(self, optimizer: torch.optim.Optimizer, index: int, skipped: bool) -> None:
-        rows = list(self._rows.values())
-        self._rows.clear()
+        waiting = self._of_others(index)
+        rows = [row for number, row in self._rows.items() if number not in waiting]
+        self._rows = {number: row for number, row in self._rows.items() if number in waiting}
         self._open.clear()
         if self.recorder.world > 1 and not self._seen:
             self._seen = True
@@ -195,6 +196,12 @@ class Reduction(Observer):
         for ranks in dict.fromkeys(row.opened.ranks for row in rows):
             told = _told([row for row in rows if row.opened.ranks == ranks], self.recorder.names)
             self.recorder.tell(wire.Sums(step=self.recorder.step, optimizer=index, ranks=ranks, rows=told))
+
+    def _of_others(self, index: int) -> set[int]:
+        """Parameters that another optimizer will move in this step: their rows wait for it."""
+        recorder = self.recorder
+        others = [(o, i) for o, i in recorder.optimizers.items() if i != index and i not in recorder.stepped]
+        return {n for o, i in others for n in self._parameters(o, i) if n in self._rows}
 
     def _unchecked(self, reason: str) -> None:
         if reason not in self._told:
