@@ -3,8 +3,8 @@
 Rules
 -----
 * Told after a rank's second step, when each of several optimizers has had its turn, and when something has changed.
-  Torch's flags are read after one step in `FLAGS_EVERY` by a keyed draw; DDP's settings, environment variables and hooks
-  on parameters after one in `EVERY`.
+  Torch's flags are read after one step in `FLAGS_EVERY` by a keyed draw; DDP's settings, environment variables and
+  hooks on parameters after one in `EVERY`.
 * Autocast is read where a training forward pass begins, so that an evaluation may have its own. A state counts as
   new when no earlier step had it: a generator and its critic may differ.
 * What cannot be read is told as "?", and is no difference.
