@@ -38,6 +38,7 @@ class RecordConfig(_Section):
     snapshot_every: int = 50  # steps between states kept for replays, at least; 0 = none is kept
     snapshot_share: float = 0.001  # of training time that keeping states may take; they are kept less often then
     snapshot_mib: int = 4096  # of kept states on disk, over all ranks of a host
+    reduction: Literal["default", "ordered"] = "default"
     stall_seconds: float = 60.0  # a run that does nothing for so long is asked where it stands
 
 

@@ -17,10 +17,11 @@ Rules
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -32,6 +33,7 @@ MAX_FRAME = 256 * 1024 * 1024
 NAME_SLOTS = 1024
 MAX_NAMES = 64 * 1024 * 1024  # bytes of names that one connection may have in its slots
 SOCKET_ENV = "TRAINWARDEN_SOCKET"
+REDUCTION_ENV = "TRAINWARDEN_REDUCTION"  # the seal's way of adding gradients over ranks, known before a rank joins
 SAMPLE_BYTES = 16  # of a tensor of a sample: 4 of its type and shape, 12 of its content
 
 
@@ -255,6 +257,31 @@ class Told(_Message, tag="told"):
     note: Note
 
 
+class SumsOf(msgspec.Struct, frozen=True, array_like=True):
+    """Keyed sums over a part of one tensor's gradients: before the reduction, after it, as the optimizer got them.
+
+    `last` is the last reduction of several in the update, empty when there was one; `used` is empty when not seen.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    local: tuple[float, ...]
+    reduced: tuple[float, ...]
+    last: tuple[float, ...]
+    used: tuple[float, ...]
+
+
+class Sums(_Message, tag="sums"):
+    """What a rank saw of the reduction in one update, over the gradients of `ranks`; or why it saw nothing."""
+
+    step: int
+    optimizer: int = 0
+    ranks: tuple[int, ...] = ()
+    rows: tuple[SumsOf, ...] = ()
+    unchecked: str = ""
+
+
 class Bye(_Message, tag="bye"):
     """The process ends in order after `records` step records; answered with `Acked`."""
 
@@ -302,6 +329,7 @@ class Stacks(_Message, tag="stacks"):
 
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
+    | Sums
     | Look | Stacks | Pass | Given | Updated
     | NextUnit | NewUnit
 )  # fmt: skip
@@ -525,3 +553,16 @@ class Server:
 def keep_env(env: dict[str, str]) -> dict[str, str]:
     """The environment without our own variables, as the command's user set it."""
     return {k: v for k, v in env.items() if not k.startswith("TRAINWARDEN_")}
+
+
+_DECISIVE = re.compile(
+    r"(NCCL|GLOO|TORCH|PYTORCH|CUBLAS|CUDNN|ATEN|DNNL|ONEDNN|OMP|MKL|KMP)_\w+|NVIDIA_TF32_OVERRIDE|CUDA_LAUNCH_BLOCKING"
+)
+_SECRET = re.compile(r"TOKEN|SECRET|PASSW|KEY|CREDENTIAL|AUTH")
+_MOST_TEXT = 200
+
+
+def decisive(env: Mapping[str, str]) -> dict[str, str]:
+    """The variables that decide precision and communication, values cut to a length that a log bears."""
+    names = sorted(n for n in env if _DECISIVE.fullmatch(n) and not _SECRET.search(n))
+    return {n: env[n][:_MOST_TEXT].encode("utf-8", "replace").decode() for n in names}

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -77,6 +78,7 @@ class Job:
     folder: Path
     store: Store
     key: SigningKey
+    reduction: Literal["default", "ordered"] = "default"
 
     def run(
         self,
@@ -112,7 +114,12 @@ class Job:
             interpreter=sys.executable,
             launcher="python",
         )
-        every = RecordConfig(activations_every=activations_every, snapshot_every=snapshot_every, snapshot_share=0.0)
+        every = RecordConfig(
+            activations_every=activations_every,
+            snapshot_every=snapshot_every,
+            snapshot_share=0.0,
+            reduction=self.reduction,
+        )
         config = Config(record=every, audit=AuditConfig(budget="0"))
         old = os.getcwd()
         os.chdir(self.folder)
@@ -128,22 +135,27 @@ class Job:
         folder = self.store.run(run)
         with LogReader.open(folder.log) as log:
             entries: list[Entry] = [decode_entry(leaf) for _, leaf in log.entries()]
-        return Recorded(self.store, folder, plain_seal(self.folder, argv, activations_every), entries)
+        seal = plain_seal(self.folder, argv, activations_every, reduction=self.reduction)
+        return Recorded(self.store, folder, seal, entries)
 
     @property
     def room(self) -> PlainRoom:
         argv = (sys.executable, "job.py")
-        return PlainRoom(Path(sys.executable), self.folder, plain_seal(self.folder, argv).seal)
+        return PlainRoom(
+            Path(sys.executable), self.folder, plain_seal(self.folder, argv, reduction=self.reduction).seal
+        )
 
 
-def plain_seal(folder: Path, argv: tuple[str, ...] = (), every: int = 4, created_ns: int = 0) -> SignedSeal:
+def plain_seal(
+    folder: Path, argv: tuple[str, ...] = (), every: int = 4, created_ns: int = 0, reduction: str = "default"
+) -> SignedSeal:
     nothing = {m.kind: manifest_ref(m) for m in NOTHING}
     seal = Seal(
         created_ns=created_ns,
         argv=argv,
         cwd=str(folder),
         interpreter=sys.executable,
-        comparison=ComparisonPolicy(activations_every=every),
+        comparison=ComparisonPolicy(activations_every=every, reduction=reduction),
         **nothing,
     )
     return SignedSeal(seal=seal, digest="0" * 64)
@@ -170,7 +182,11 @@ class _NoWatch:
 def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Job:
     """A job whose script is `script`, in a store of its own."""
     monkeypatch.setattr(
-        supervisor, "seal_command", lambda store, command, *a, **k: plain_seal(Path(command.cwd), tuple(command.argv))
+        supervisor,
+        "seal_command",
+        lambda store, command, config, *a, **k: plain_seal(
+            Path(command.cwd), tuple(command.argv), reduction=config.record.reduction
+        ),
     )
     monkeypatch.setattr(guarded, "FileWatch", _NoWatch)
     monkeypatch.setattr(guarded, "check_seal", lambda *a, **k: [])

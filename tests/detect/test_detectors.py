@@ -6,6 +6,7 @@ import math
 
 import msgspec
 import pytest
+from blake3 import blake3
 from hosts import told_of_hosts
 from records import detail, exited, feed, root, step
 from updates import changing_settings, standing_still
@@ -18,6 +19,7 @@ from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.kills import Kills
+from trainwarden.detect.reduction import Reduction
 from trainwarden.detect.replicas import Replicas
 from trainwarden.model import (
     CheckpointLoaded,
@@ -33,8 +35,13 @@ from trainwarden.model import (
     Misfit,
     ModelSeen,
     Numerics,
+    PartDiffers,
+    PrecisionSeen,
     ProcessSeen,
     ProcessStarted,
+    ReductionFault,
+    ReductionKey,
+    ReductionSeen,
     Reseeded,
     RunEnded,
     Severity,
@@ -287,6 +294,9 @@ def test_every_finding_is_whole() -> None:
                  differences=(CodeDifference(kind="unsealed", slots=("a:b",), places=1),)),
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
+        PrecisionSeen(attempt=0, rank=0, step=0, flags={"f": "1"}),
+        PrecisionSeen(attempt=0, rank=1, step=0, flags={"f": "2"}),
+        ReductionSeen(attempt=0, step=0, faults=(ReductionFault(kind="rank", ranks=(1,), factor=0.0),)),
         *told_of_hosts(),
         CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
         step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
@@ -317,3 +327,27 @@ def test_ids_are_unique_and_each_run_gets_fresh_detectors() -> None:
 
 def test_the_package_exports_its_spine() -> None:
     assert trainwarden.detect.__all__ == ["Detector", "Engine", "Facts", "all_detectors"]
+
+
+# -- ordered reduction
+
+
+def keys(rank: int, key: str = "", table: str = "") -> ReductionKey:
+    return ReductionKey(attempt=0, rank=rank, step=0, key=key or f"{rank:064x}", world=2, table=table)
+
+
+def test_public_keys_that_a_rank_was_given_are_those_that_the_ranks_told() -> None:
+    table = blake3(bytes.fromhex(f"{0:064x}{1:064x}")).hexdigest()
+    honest = [keys(0), keys(1), keys(0, table=table), keys(1, table=table)]
+    assert feed(Reduction(), honest) == []
+    assert feed(Reduction(), [honest[0], honest[2], honest[1], honest[3]]) == []  # a rank may be early
+    (found,) = feed(Reduction(), [*honest[:3], keys(1, table="f" * 64)])
+    assert found.ranks == (1,)
+    assert "was given other public keys" in found.seen
+    (found,) = feed(Reduction(), [*honest, keys(1, key="e" * 64)])
+    assert "another key than it told" in found.seen
+
+
+def test_a_part_that_differs_names_sender_and_receiver() -> None:
+    (found,) = feed(Reduction(), [PartDiffers(attempt=0, rank=2, step=7, sender=1, tensors=("w",))])
+    assert (found.ranks, found.step, found.tensor) == ((1, 2), 7, "w")

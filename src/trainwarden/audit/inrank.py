@@ -201,6 +201,8 @@ class Replayer(Recorder):
 
     def bucket_hook(self, ddp: Any) -> BucketHook:
         hook = super().bucket_hook(ddp)
+        if hook.ordered:
+            return hook  # its sums do not depend on the layout of the buckets
         # DDP is usually made before the optimizer, and so before the plan is known: it is asked at each reduction.
         hook.reduce = Regrouper(self._recorded_layout, lambda p: self.names.get(id(p), "?"))
         return hook

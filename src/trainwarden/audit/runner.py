@@ -198,6 +198,7 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
         started = rank.started
         env = space.environ(rank.env)
         env[wire.SOCKET_ENV] = address
+        env[wire.REDUCTION_ENV] = space.room.seal.comparison.reduction
         env["TRAINWARDEN_SOURCE"] = _SOURCE
         env["TRAINWARDEN_RECORDER"] = rank.recorder
         if rank.entropy:

@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _as_sealed(config: Config, seal: SignedSeal) -> Config:
     """Record as the recovered run was recorded."""
-    every = seal.seal.comparison.activations_every
-    return msgspec.structs.replace(config, record=msgspec.structs.replace(config.record, activations_every=every))
+    policy = seal.seal.comparison
+    record = {"activations_every": policy.activations_every, "reduction": policy.reduction}
+    return msgspec.structs.replace(config, record=msgspec.structs.replace(config.record, **record))
 
 
 def _show(args: argparse.Namespace, console: Console, plan: Plan) -> int:

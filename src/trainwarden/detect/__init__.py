@@ -24,6 +24,8 @@ from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.metrics import Metrics
 from trainwarden.detect.order import Order
 from trainwarden.detect.patched import Patched
+from trainwarden.detect.precision import Precision
+from trainwarden.detect.reduction import Reduction
 from trainwarden.detect.replicas import Replicas
 from trainwarden.detect.rng import Rng
 from trainwarden.detect.sampled import SampledUnits
@@ -41,6 +43,8 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
     """A fresh instance of every detector; they remember what they saw and serve one run, which `facts` are about."""
     return (
         Replicas(),
+        Reduction(),
+        Precision(),
         Continuity(),
         UpdateRule(),
         Cleared(),

@@ -26,6 +26,7 @@ from trainwarden.model.happenings import (
 from trainwarden.model.hosts import ClockShifted, HostCrowded, Stalled
 from trainwarden.model.inputs import DataDiffers, PassSeen
 from trainwarden.model.notes import Note
+from trainwarden.model.reductions import ReductionSeen
 from trainwarden.model.responses import (
     Contained,
     Quarantined,
@@ -60,6 +61,7 @@ Entry: TypeAlias = (
     | Stalled | ClockShifted | HostCrowded
     | PassSeen | DataDiffers
     | UpdateSeen
+    | ReductionSeen
     | UnitsDrawn | UnitAudited | SampledAudit
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""

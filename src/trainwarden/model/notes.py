@@ -120,6 +120,47 @@ class ScheduleSeen(Noun, tag="schedule_seen"):
     state: dict[str, Any] = {}  # its numbers and lists of numbers, as its `state_dict` has them
 
 
+class ReductionKey(Noun, tag="reduction_key"):
+    """The public key with which a rank signs its parts of an ordered reduction, told when it joins; and again with the
+    root over the keys that it was given as those of `ranks` (empty: all of `world`)."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    key: str = ""  # Ed25519, hex
+    world: int = 0
+    ranks: tuple[int, ...] = ()
+    table: str = ""  # BLAKE3 over the ranks' public keys, in order
+
+
+class PartDiffers(Noun, tag="part_differs"):
+    """What this rank received in an ordered reduction is not what its sender signed for it.
+
+    `kind`: "part" (the digest differs), "signature" (the sender's signature does not hold).
+    """
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    sender: int = -1
+    kind: str = "part"
+    tensors: tuple[str, ...] = ()
+    signed: str = ""
+    arrived: str = ""
+
+
+class PrecisionSeen(Noun, tag="precision"):
+    """What decides a rank's last bits beside code and inputs: told after its second step, and when it has changed."""
+
+    attempt: int = -1
+    rank: int = -1
+    step: int = -1
+    flags: dict[str, str] = {}  # "?" where one could not be read
+    variables: dict[str, str] = {}  # of the environment, as they are now
+    began: dict[str, str] = {}  # the same, as they were when the process began
+    unsealed: dict[str, str] = {}  # set by the watcher: of those that began otherwise than sealed, the sealed value
+
+
 Note: TypeAlias = (
     ModelSeen
     | Idled
@@ -131,5 +172,8 @@ Note: TypeAlias = (
     | LossSeen
     | StateChanged
     | ScheduleSeen
+    | ReductionKey
+    | PartDiffers
+    | PrecisionSeen
 )
 """Every entry that a rank may tell."""

@@ -51,6 +51,7 @@ class ComparisonPolicy(Noun):
 
     exact: bool = True
     activations_every: int = 16  # steps between sampled activations on average, chosen by a keyed PRF; 0 = never
+    reduction: str = "default"  # how DDP's gradients are added over ranks: "default" (its own way) or "ordered"
 
 
 class Signature(Noun):

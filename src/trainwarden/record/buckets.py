@@ -7,6 +7,7 @@ multiplication is done here: the result is the same bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +20,34 @@ Hook = Callable[[Any, Any], torch.futures.Future[torch.Tensor]]
 class BucketHook:
     """The one communication hook of a DDP module: observes, then calls the user's hook or the default reduction."""
 
-    def __init__(self, ddp: Any, observe: Callable[[Any], None]) -> None:
-        self._group = ddp.process_group
+    def __init__(self, ddp: Any, observe: Callable[[Any], None], reduced: Callable[[], None] = lambda: None) -> None:
+        self.group = ddp.process_group
+        self.ranks = tuple(dist.get_process_group_ranks(ddp.process_group))
         self._observe = observe
+        self._reduced = reduced
+        self.ordered = False
         self.user: tuple[Any, Hook] | None = None
         self.reduce: Callable[[Any, Any], torch.futures.Future[torch.Tensor]] = default_reduction
 
     def __call__(self, state: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         self._observe(bucket)
+        if bucket.is_last():
+            _after_reduction(self._reduced)
         if self.user is not None:
             return self.user[1](self.user[0], bucket)
-        return self.reduce(self._group, bucket)
+        return self.reduce(self.group, bucket)
+
+
+def _after_reduction(act: Callable[[], None]) -> None:
+    """Have `act` called at the end of this backward pass, when DDP's own final callback has waited for all buckets.
+
+    DDP queues that callback after this hook returns; one that is queued by a callback runs after it (engine.cpp,
+    `GraphTask::exec_post_processing`). A rank without inputs of its own (`DDP.join`) reduces outside of any backward
+    pass: there is no end to act at, and nothing that it could tell.
+    """
+    queue = torch.autograd.Variable._execution_engine.queue_callback
+    with contextlib.suppress(RuntimeError):
+        queue(lambda: queue(act))
 
 
 def default_reduction(group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:

@@ -35,7 +35,9 @@ from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
 from trainwarden.record.observers import Observer, all_observers
+from trainwarden.record.ordered import ORDERED
 from trainwarden.record.saving import SavedFiles
+from trainwarden.record.signed import SignedReduction
 from trainwarden.record.snapshots import Snapshots
 from trainwarden.record.stacks import stacks
 
@@ -98,6 +100,8 @@ class Recorder:
         self._last_cpu = time.process_time_ns()
         self.code = CodeWatch()
         self._looked = -1
+        self.reducing: BucketHook | None = None  # whose bucket was seen last
+        self.signed: SignedReduction | None = None
         self.observers: list[Observer] = self.make_observers()
 
     # ------------------------------------------------------------------ joining and leaving
@@ -265,7 +269,16 @@ class Recorder:
 
     def bucket_hook(self, ddp: Any) -> BucketHook:
         """The communication hook to give a DDP module."""
-        return BucketHook(ddp, lambda bucket: self.guarded("bucket", lambda: self.bucket(bucket)))
+
+        def observe(bucket: Any) -> None:
+            self.reducing = hook
+            self.guarded("bucket", lambda: self.bucket(bucket))
+
+        hook = BucketHook(ddp, observe, lambda: self.guarded("reduced", lambda: self.look_on(lambda o: o.reduced())))
+        if os.environ.get(wire.REDUCTION_ENV) == ORDERED:
+            self.signed = self.signed or SignedReduction(self)
+            self.signed.use(hook)
+        return hook
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced."""

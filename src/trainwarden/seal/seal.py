@@ -100,7 +100,9 @@ def seal_command(
         seeds=command.seeds,
         start_checkpoint=start_checkpoint,
         world=command.world,
-        comparison=ComparisonPolicy(activations_every=config.record.activations_every),
+        comparison=ComparisonPolicy(
+            activations_every=config.record.activations_every, reduction=config.record.reduction
+        ),
         numerics=numerics_of(interpreter, command.env),
         approval=approval or ApprovalPolicy(),
     )

@@ -23,7 +23,7 @@ import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
 from trainwarden.errors import StoreError, UsageError
-from trainwarden.model import FileEntry, Gap, Idled, Note, ProcessExited, Released, SignedSeal
+from trainwarden.model import FileEntry, Gap, Idled, Note, PrecisionSeen, ProcessExited, Released, SignedSeal
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
@@ -44,6 +44,7 @@ from trainwarden.supervise.mappings import ProcessDesk
 from trainwarden.supervise.monitors import Host, Monitors, all_monitors
 from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
+from trainwarden.supervise.reduction import ReductionDesk
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.samples import Table, read_manifest
 from trainwarden.supervise.senders import Senders, Sent
@@ -98,6 +99,7 @@ class Guarded:
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
         self._inputs = InputDesk(ledger, run, sealed_samples(store, sealed, config.data.samples))
+        self._reduction = ReductionDesk(ledger)
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
@@ -119,6 +121,7 @@ class Guarded:
         with ExitStack() as stack:
             stack.callback(self._files.close)
             stack.callback(self._code.close)
+            stack.callback(self._reduction.close)
             stack.callback(self._inputs.close)
             stack.callback(self._processes.close)
             stack.callback(self._senders.close)
@@ -181,7 +184,12 @@ class Guarded:
         )
 
     def _marked(self, note: Note) -> Note:
-        """Files of code that idles and is not sealed are named; the rank cannot know them."""
+        """What the rank cannot know: files of code that idles and is not sealed, and the seal's variables."""
+        if isinstance(note, PrecisionSeen):
+            sealed = wire.decisive(self._sealed.seal.env_vars)
+            names = sorted(note.began.keys() | sealed.keys())
+            other = {n: sealed.get(n, "") for n in names if sealed.get(n, "") != note.began.get(n, "")}
+            return msgspec.structs.replace(note, unsealed=other)
         if not isinstance(note, Idled):
             return note
         frames = (*(f for sleep in note.sleeps for f in sleep.frames), *note.stack)
@@ -190,9 +198,12 @@ class Guarded:
     def _start(self, command: LaunchCommand, socket: Path, mask: set[signal.Signals]) -> Child:
         shelter = self._shelter
         if shelter is None:
-            return Child(command.argv, _child_env(command.env, socket, str), mask)
-        env = _child_env(shelter.room.environ(command.env), socket, shelter.room.place)
+            return Child(command.argv, self._child_env(command.env, socket, str), mask)
+        env = self._child_env(shelter.room.environ(command.env), socket, shelter.room.place)
         return Child(shelter.room.launch(command), env, mask, shelter.binds())
+
+    def _child_env(self, env: Mapping[str, str], socket: Path, place: Callable[[str], str]) -> dict[str, str]:
+        return _child_env({**env, wire.REDUCTION_ENV: self._sealed.seal.comparison.reduction}, socket, place)
 
     def stop(self) -> str:
         """End the command because policy says so; a held one goes on as far as it takes to end. Why not, or ""."""
@@ -276,6 +287,7 @@ class Guarded:
             stopping=lambda: self._child.stopping if self._child else 0,
             supervisor_pid=os.getpid(),
             code=self._code.seen,
+            sums=self._reduction.seen,
             inputs=self._inputs.seen,
             process=self._process,
             presence=self._presence,

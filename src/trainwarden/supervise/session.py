@@ -71,6 +71,7 @@ class Shared:
     stopping: Callable[[], int]
     supervisor_pid: int
     code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
+    sums: Callable[[int, int, int, wire.Sums], None] = lambda attempt, rank, step, message: None
     inputs: Callable[[int, int, int, wire.Pass | wire.Given], None] = lambda attempt, rank, step, message: None
     process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
     presence: Presence = field(default_factory=Presence)
@@ -199,6 +200,10 @@ class Session:
                 self._shared.presence.stacks(rank.attempt, rank.rank, message)
             case wire.Told():
                 self._told(self._joined_rank(message), message.note)
+            case wire.Sums():
+                rank = self._joined_rank(message)
+                _count(message.step, "step")
+                self._shared.sums(rank.attempt, rank.rank, self._base(rank) + message.step, message)
             case wire.Bye():
                 return self._bye(self._joined_rank(message), message)
             case _:

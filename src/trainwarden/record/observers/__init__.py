@@ -8,7 +8,9 @@ from trainwarden.record.observers.data import DataObserver
 from trainwarden.record.observers.interface import Observer
 from trainwarden.record.observers.losses import LossObserver
 from trainwarden.record.observers.metrics import Metrics
+from trainwarden.record.observers.precision import Precision
 from trainwarden.record.observers.randomness import RandomObserver
+from trainwarden.record.observers.reduction import Reduction
 from trainwarden.record.observers.slices import UpdateSlices
 from trainwarden.record.observers.timing import Timing
 from trainwarden.record.observers.trained import WhatIsTrained
@@ -29,4 +31,6 @@ def all_observers(recorder: Recorder) -> list[Observer]:
         LossObserver(recorder),
         UpdateSlices(recorder),
         WhatIsTrained(recorder),
+        Reduction(recorder),
+        Precision(recorder),
     ]

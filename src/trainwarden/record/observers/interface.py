@@ -57,6 +57,9 @@ class Observer:
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced (DDP)."""
 
+    def reduced(self) -> None:
+        """All buckets of a backward pass have been reduced (DDP), and their buffers hold the outcome."""
+
     def before_update(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         """Optimizer number `index` is about to move its parameters; the gradients are those that it will use."""
 
