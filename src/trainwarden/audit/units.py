@@ -48,7 +48,7 @@ from trainwarden.sampling import Window, chances, draw
 from trainwarden.store import RunDir, Store
 
 MOST_WAITING = 16
-START_SECONDS = 6.0  # CPU a process needs to start, before any was measured
+START_SECONDS = 4.0  # CPU that a process needs to start, before any was measured
 _DRAW_EVERY = 30.0  # seconds: each draw is an entry of the log, and the states of its steps must still be kept
 _READ_AT_ONCE = 4096
 _KEPT_RECORDS = 2048  # of a rank, when no state asks for more
