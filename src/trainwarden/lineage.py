@@ -104,6 +104,18 @@ def last_cleared(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     return max(cleared, key=lambda c: (c.step, c.attempt), default=None)
 
 
+def outstanding(entries: Sequence[Entry], checkpoint: Checkpoint) -> tuple[Segment, ...] | None:
+    """The segments of this run that must still be replayed before `checkpoint` can be cleared, in their order.
+
+    None when no replay can clear it: a segment diverged, has a gap, or was replayed without an answer.
+    """
+    seen = collect(entries)
+    doubts = {s: judge(s, seen[s.attempt]) for s in checkpoint.lineage if not s.run}
+    if any(d is not None and d.standing is not Standing.UNAUDITED for d in doubts.values()):
+        return None
+    return tuple(s for s, doubt in doubts.items() if doubt is not None)
+
+
 def as_inherited(checkpoints: Iterable[Checkpoint], run: str) -> tuple[Checkpoint, ...]:
     """The checkpoints of `run` as a later run may stand on them: their segments carry the run's name."""
     return tuple(

@@ -111,6 +111,7 @@ class Guarded:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tw-", dir="/tmp")))
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
+            private.write_socket(self._run.private, server.path)
             self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
             child = self._start(command, server.path, mask)
             self._hold = Hold(child.pid, self._roster.pids)
