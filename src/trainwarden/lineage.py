@@ -37,7 +37,7 @@ from trainwarden.model import (
     Standing,
     StepRecord,
 )
-from trainwarden.standing import Doubt, Seen, collect, judge, worst
+from trainwarden.standing import Doubt, Seen, collect, is_open, judge, worst
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,13 +107,11 @@ def last_cleared(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
 def outstanding(entries: Sequence[Entry], checkpoint: Checkpoint) -> tuple[Segment, ...] | None:
     """The segments of this run that must still be replayed before `checkpoint` can be cleared, in their order.
 
-    None when no replay can clear it: a segment diverged, has a gap, or was replayed without an answer.
+    None when no replay can clear it: in one of them a replay diverged, or records are missing.
     """
     seen = collect(entries)
-    doubts = {s: judge(s, seen[s.attempt]) for s in checkpoint.lineage if not s.run}
-    if any(d is not None and d.standing is not Standing.UNAUDITED for d in doubts.values()):
-        return None
-    return tuple(s for s, doubt in doubts.items() if doubt is not None)
+    own = [s for s in checkpoint.lineage if not s.run and judge(s, seen[s.attempt]) is not None]
+    return tuple(own) if all(is_open(s, seen[s.attempt]) for s in own) else None
 
 
 def as_inherited(checkpoints: Iterable[Checkpoint], run: str) -> tuple[Checkpoint, ...]:

@@ -153,15 +153,18 @@ def replay(
     last: int,
     kind: Start,
     on_step: OnStep = lambda attempt, step: None,
+    abort: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Replay steps `first … last` of an attempt from the given start and compare every step from the start on.
+
+    Once `abort()` is true the replay ends, and what it says is of no use.
 
     Raises:
         CannotDecide: this start is not open, or the clean room cannot be made.
     """
     way = prepare(recorded, attempt, first, last, kind)
     comparison = _Comparison(recorded, attempt, recorded.attempt(attempt).base, way, last, on_step)
-    ended = _run(recorded, room, attempt, way, comparison)
+    ended = _run(recorded, room, attempt, way, comparison, abort)
     problems = list(ended.problems)
     resumed = not way.files or {str(Path(p).name) for p in ended.loaded} & {Path(f.path).name for f in way.files}
     if not resumed:
@@ -225,7 +228,14 @@ def rerun(
     return comparison.details
 
 
-def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Comparison) -> runner.Ended:
+def _run(
+    recorded: Recorded,
+    room: Room,
+    attempt: int,
+    way: Way,
+    comparison: _Comparison,
+    abort: Callable[[], bool] = lambda: False,
+) -> runner.Ended:
     space = new_workspace(room)
     try:
         for file in way.files:
@@ -250,7 +260,7 @@ def _run(recorded: Recorded, room: Room, attempt: int, way: Way, comparison: _Co
             every,
             comparison.step,
             lambda saving: comparison.saved(saving, space),
-            lambda: comparison.divergence is not None,
+            lambda: comparison.divergence is not None or abort(),
         )
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)

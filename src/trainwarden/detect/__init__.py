@@ -15,6 +15,7 @@ from trainwarden.detect.interface import Detector
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.mappings import Mappings
 from trainwarden.detect.patched import Patched
+from trainwarden.detect.replay import Replay
 from trainwarden.detect.replicas import Replicas
 
 __all__ = ["Detector", "Engine", "all_detectors"]
@@ -31,4 +32,5 @@ def all_detectors() -> tuple[Detector, ...]:
         Mappings(),
         Kills(),
         Gaps(),
+        Replay(),
     )

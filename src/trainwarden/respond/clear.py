@@ -20,28 +20,16 @@ from contextlib import closing
 from trainwarden.audit.engine import Audit, OnVerdict
 from trainwarden.audit.recorded import recorded_of
 from trainwarden.casefile import CaseFile, Intact, load_case
-from trainwarden.errors import CannotDecide, LogTampered
+from trainwarden.errors import LogTampered
 from trainwarden.keys import SigningKey
 from trainwarden.log.journal import LogWriter
 from trainwarden.model import Segment, SignedSeal, Verdict, canonical
+from trainwarden.respond.hears import Hears
 from trainwarden.respond.point import Point, find_point
 from trainwarden.seal.room import Room, build_room
 from trainwarden.store import Store
 
 MakeRoom = Callable[[Store, SignedSeal], Room]
-
-
-class Watched:
-    """What a recovery tells while it replays; does nothing by itself."""
-
-    def begins(self, point: Point) -> None:
-        """These segments are about to be replayed."""
-
-    def step(self, attempt: int, step: int) -> None:
-        """One step has been compared."""
-
-    def verdict(self, verdict: Verdict) -> None:
-        """One segment has its verdict."""
 
 
 def open_case(store: Store, run: str) -> CaseFile:
@@ -72,31 +60,26 @@ def clear(
     store: Store,
     case: CaseFile,
     key: SigningKey,
-    watched: Watched,
+    hears: Hears,
     *,
     jobs: int = 0,
     make_room: MakeRoom = build_room,
-) -> CaseFile:
-    """Replay until the point to go back to needs no further replay; the case with its new verdicts.
+) -> tuple[CaseFile, Point]:
+    """Replay until the point to go back to needs no further replay: it, and the case with its new verdicts.
 
     Raises:
-        CannotDecide: nothing is cleared and nothing can be.
+        NothingCleared: nothing is cleared and nothing can be.
         LogLocked: the run still goes on, or another audit holds it.
         StoreError, StoreTampered: the clean room cannot be made.
     """
     jobs = jobs or side_by_side(case)
     tried: set[Segment] = set()
-    while (point := find_point(store, case, jobs=jobs)).audit:
-        if tried.issuperset(point.audit):
-            raise CannotDecide(
-                f"replays of run {case.run} gave no whole verdict",
-                hint=f"trainwarden audit {case.run}; or `--from-start`, which needs no checkpoint",
-            )
+    while (point := find_point(store, case, jobs=jobs, tried=tried)).audit:
         tried.update(point.audit)
-        watched.begins(point)
-        _replay(store, case, point, key, watched, jobs, make_room)
+        hears.replays(point)
+        _replay(store, case, point, key, hears, jobs, make_room)
         case = load_case(store, case.run, look_at_files=False)
-    return case
+    return case, point
 
 
 def side_by_side(case: CaseFile) -> int:
@@ -106,7 +89,7 @@ def side_by_side(case: CaseFile) -> int:
 
 
 def _replay(
-    store: Store, case: CaseFile, point: Point, key: SigningKey, watched: Watched, jobs: int, make_room: MakeRoom
+    store: Store, case: CaseFile, point: Point, key: SigningKey, hears: Hears, jobs: int, make_room: MakeRoom
 ) -> None:
     recorded = recorded_of(store, case)
     lock = threading.Lock()
@@ -115,8 +98,8 @@ def _replay(
         def told(verdict: Verdict) -> None:
             with lock:
                 log.append([canonical(verdict)])
-                watched.verdict(verdict)
+                hears.verdict(verdict)
 
         on_verdict: OnVerdict = told
-        audit = Audit(recorded, make_room(store, recorded.seal), watched.step, on_verdict)
+        audit = Audit(recorded, make_room(store, recorded.seal), hears.step, on_verdict)
         audit.run(point.audit, jobs=jobs, first_only=True)

@@ -79,11 +79,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-def make_plan(store: Store, case: CaseFile, resume: str, *, from_start: bool = False, jobs: int = 1) -> Plan:
+def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = None) -> Plan:
     """Work out how to take a run back; `resume` is the configured template of the script's resume arguments.
 
-    `case` is read with `look_at_files=False`: a cleared checkpoint that was edited later is restored. `jobs` is how
-    many replays may run side by side.
+    `case` is read with `look_at_files=False`: a cleared checkpoint that was edited later is restored. `point` is
+    where to go back to, if that is known.
 
     Raises:
         CannotDecide: no checkpoint is cleared or can be, and it is not established that none can be.
@@ -92,18 +92,18 @@ def make_plan(store: Store, case: CaseFile, resume: str, *, from_start: bool = F
     if case.seal is None:
         raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
     seal = case.seal.seal
-    found = Point(checkpoint=None, why="asked for") if from_start else find_point(store, case, jobs=jobs)
-    point = found.checkpoint
-    wanted = {f.path: f for f in point.files} if point else {}
-    saves = _saves(case, point)
+    found = point or find_point(store, case)
+    goal = found.checkpoint
+    wanted = {f.path: f for f in goal.files} if goal else {}
+    saves = _saves(case, goal)
     changes = [c for c in check_seal(store, case.seal) if path_real(c.path) not in saves and c.path not in wanted]
-    moved = [*_checkpoint_moves(case, saves, wanted, point), *_sealed_moves(changes)]
+    moved = [*_checkpoint_moves(case, saves, wanted, goal), *_sealed_moves(changes)]
     back = [*_checkpoint_restores(wanted), *_sealed_restores(store, case, changes)]
     place = resume_place(list(wanted.values()))
     return Plan(
         run=case.run,
         audit=found.audit,
-        from_step=point.step if point else 0,
+        from_step=goal.step if goal else 0,
         checkpoint=place,
         files=tuple(wanted),
         start_checkpoint=next((f.digest for f in wanted.values()), ""),

@@ -14,13 +14,13 @@ Trust: as `respond.plan`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
 from trainwarden.audit.engine import groups
 from trainwarden.casefile import CaseFile, load_case
-from trainwarden.errors import CannotDecide, StoreError
+from trainwarden.errors import NothingCleared, StoreError
 from trainwarden.lineage import last_cleared, outstanding
 from trainwarden.model import Checkpoint, CheckpointSaved, Recovered, Segment, Standing
 from trainwarden.respond.disk import digest_now
@@ -35,23 +35,24 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     audit: tuple[Segment, ...] = ()  # to be replayed first
 
 
-def find_point(store: Store, case: CaseFile, *, jobs: int = 1) -> Point:
+def find_point(store: Store, case: CaseFile, *, jobs: int = 1, tried: Collection[Segment] = ()) -> Point:
     """The point to take a run back to; `jobs` is how many replays may run side by side.
 
-    `case` is read with `look_at_files=False`.
+    A checkpoint that would need only replays that were `tried` already is passed over. `case` is read with
+    `look_at_files=False`.
 
     Raises:
-        CannotDecide: no checkpoint is cleared, no replay could clear one, and one of them is not tainted.
+        NothingCleared: no checkpoint is cleared, no replay could clear one, and one of them is not tainted.
     """
     own = case.history.checkpoints
     cleared = last_cleared(c for c in own if c.standing is Standing.CLEARED and _available(store, c.files))
-    newer = _clearable(store, case, cleared)
+    newer = _clearable(store, case, cleared, tried)
     if newer is not None and (cleared is None or _pays(newer, cleared.step, jobs)):
         return newer
     if cleared is not None:
         return Point(checkpoint=cleared, why=cleared.reason)
     if any(c.standing is not Standing.TAINTED for c in own):
-        raise CannotDecide(
+        raise NothingCleared(
             f"no checkpoint of run {case.run} is cleared or can be: nothing is known to be safe to go back to",
             hint=f"trainwarden audit {case.run} says why; or `--from-start`, which needs no checkpoint",
         )
@@ -59,14 +60,15 @@ def find_point(store: Store, case: CaseFile, *, jobs: int = 1) -> Point:
     return Point(checkpoint=_stood_on(store, case), why=f"{why}: it goes back to where it began")
 
 
-def _clearable(store: Store, case: CaseFile, cleared: Checkpoint | None) -> Point | None:
+def _clearable(store: Store, case: CaseFile, cleared: Checkpoint | None, tried: Collection[Segment]) -> Point | None:
     """The newest checkpoint beyond `cleared` that replays alone are missing for."""
     least = cleared.step if cleared else -1
     newest_first = sorted(case.history.checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
     for c in newest_first:
         if c.step <= least or c.standing in (Standing.CLEARED, Standing.TAINTED):
             continue
-        if (missing := outstanding(case.entries, c)) and _available(store, c.files):
+        missing = outstanding(case.entries, c)
+        if missing and not set(tried).issuperset(missing) and _available(store, c.files):
             return Point(checkpoint=c, why=f"if {_count(missing)} to be replayed matches", audit=missing)
     return None
 
@@ -86,7 +88,7 @@ def _stood_on(store: Store, case: CaseFile) -> Checkpoint | None:
     """The cleared checkpoint of an earlier run that this one began from; None when it began from nothing.
 
     Raises:
-        CannotDecide: it began from a checkpoint that is not cleared, or that cannot be had.
+        NothingCleared: it began from a checkpoint that is not cleared, or that cannot be had.
     """
     attempts = case.history.attempts
     loaded = {load.digest for load in attempts[0].loaded if load.known_step >= 0} if attempts else set()
@@ -101,7 +103,7 @@ def _stood_on(store: Store, case: CaseFile) -> Checkpoint | None:
         if (point := last_cleared(found)) and _available(store, point.files):
             return point
         parent = earlier.sealed.parent
-    raise CannotDecide(
+    raise NothingCleared(
         f"run {case.run} began from a checkpoint that is not cleared",
         hint=f"trainwarden recover {case.sealed.parent or case.run}; or `--from-start`",
     )

@@ -153,6 +153,16 @@ class Guarded:
         self._hold.end()
         return ""
 
+    @property
+    def stopped(self) -> bool:
+        """Was the command told to end, by policy or by the user?"""
+        return bool(self._child and self._child.stopping)
+
+    @property
+    def interrupted(self) -> int:
+        """The signal with which the user ended the command, 0 for none."""
+        return self._child.interrupted if self._child else 0
+
     def hold(self) -> str:
         """Pause the ranks until `release`; why they are not, or ""."""
         if self._child is None:
