@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from records import exited, feed, step
 
@@ -13,19 +14,27 @@ from trainwarden.detect.engine import Engine
 from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.kills import Kills
+from trainwarden.detect.replay import Replay
 from trainwarden.detect.replicas import Replicas
 from trainwarden.model import (
     CheckpointLoaded,
     CheckpointSaved,
     CodeDifference,
     CodeSeen,
+    Coverage,
     Deviation,
+    Diverged,
     FileChanged,
     Gap,
+    Inconclusive,
+    Location,
+    Matched,
     Numerics,
     ProcessSeen,
     ProcessStarted,
     RunEnded,
+    Sealed,
+    Segment,
     Severity,
     Stage,
 )
@@ -179,6 +188,33 @@ def test_other_entries_are_no_change_of_files() -> None:
     assert feed(Environment(), [step(0), saved(), exited(0, -9)]) == []
 
 
+# -- replay
+
+
+def diverged(at: int = 5) -> Diverged:
+    where = Location(step=at, rank=0, stage=Stage.WEIGHTS, tensor="w", recorded="a", replayed="b")
+    return Diverged(segment=Segment(attempt=0, first=4, last=7), coverage=Coverage(), at=where, mode="start")
+
+
+def resumed(parent: str = "20260101-000000-aaaa") -> Sealed:
+    return Sealed(run="20260101-000001-bbbb", seal="", key="", parent=parent)
+
+
+def test_a_run_that_does_not_replay_is_told_with_its_place() -> None:
+    (found,) = feed(Replay(), [resumed(), diverged()])
+    assert (found.severity, found.step, found.stage, found.tensor) == (Severity.HIGH, 5, Stage.WEIGHTS, "w")
+    assert "goes on from run 20260101-000000-aaaa does not replay" in found.seen
+
+
+def test_a_resumed_run_that_replays_is_silent_and_one_that_cannot_be_replayed_is_told_as_not_checked() -> None:
+    segment = Segment(attempt=0, first=4, last=7)
+    assert feed(Replay(), [resumed(), Matched(segment=segment, coverage=Coverage())]) == []
+    unknown = Inconclusive(segment=segment, reasons=("no room",))
+    (found,) = feed(Replay(), [resumed(), unknown, unknown])
+    assert found.severity is Severity.INFO
+    assert feed(Replay(), [resumed(""), unknown]) == []
+
+
 # -- kills
 
 
@@ -186,6 +222,11 @@ def test_a_killed_rank_is_told_with_its_signal() -> None:
     (found,) = feed(Kills(), [started(0), exited(0, -9)])
     assert "ended by SIGKILL" in found.seen
     assert found.evidence == (0, 1)
+
+
+def test_a_killed_launch_command_is_told() -> None:
+    (found,) = feed(Kills(), [started(0), exited(-1, -9)])
+    assert "launch command" in found.seen
 
 
 def test_a_rank_that_vanished_is_told() -> None:
@@ -201,7 +242,9 @@ def test_ends_in_order_crashes_of_scripts_stops_and_the_launchers_clean_up_are_s
     assert feed(Kills(), [exited(0, 0, goodbye=True), exited(1, -1, known=False, goodbye=True)]) == []
     assert feed(Kills(), [exited(0, 1, goodbye=True), exited(1, -15)]) == []
     assert feed(Kills(), [exited(0, -15, stopping=15), exited(1, -9, stopping=2)]) == []
-    assert feed(Kills(), [exited(-1, -9)]) == []
+    assert feed(Kills(), [exited(-1, 1), exited(-1, -15, stopping=15), exited(-1, -11)]) == []  # the launch command
+    rank_itself = msgspec.structs.replace(exited(-1, -9), pid=1)  # its end as a rank is told
+    assert feed(Kills(), [started(0), rank_itself]) == []
     assert len(feed(Kills(), [exited(0, -9), exited(1, -1, known=False)])) == 1  # only the one that was not cleaned up
 
 
@@ -256,6 +299,7 @@ def test_every_finding_is_whole() -> None:
                  differences=(CodeDifference(kind="unsealed", slots=("a:b",), places=1),)),
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
+            diverged(),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)
@@ -269,7 +313,7 @@ def test_every_finding_is_whole() -> None:
 
 def test_ids_are_unique_and_each_run_gets_fresh_detectors() -> None:
     ids = [d.id for d in all_detectors()]
-    assert len(set(ids)) == len(ids) == 8
+    assert len(set(ids)) == len(ids) == 9
     assert not set(map(id, all_detectors())) & set(map(id, all_detectors()))
 
 

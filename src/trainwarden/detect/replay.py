@@ -63,6 +63,7 @@ class Replay:
             stage=at.stage,
             tensor=at.tensor,
             evidence=(index,),
+            benign=("something outside of the seal that differs between two hosts or two times decides the result",),
         )
 
     def _unknown(self, index: int, verdict: Inconclusive) -> Finding:

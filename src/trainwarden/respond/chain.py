@@ -58,6 +58,7 @@ class Means:
     env: Mapping[str, str]  # of the job
     hears: Hears = field(default_factory=Hears)
     config_file: str = ""
+    jobs: int = 0  # replays side by side, 0: as many as the processors hold
     make_room: MakeRoom = build_room
     sleep: Callable[[float], None] = time.sleep
 
@@ -121,7 +122,7 @@ def recover(means: Means, run: str, *, from_start: bool = False, clean_room: boo
     before = len(case.entries)
     point = Point(checkpoint=None, why="asked for")
     if not from_start:
-        case, point = clear(store, case, means.key, hears, make_room=means.make_room)
+        case, point = clear(store, case, means.key, hears, jobs=means.jobs, make_room=means.make_room)
     clock.lap("replay")
     plan = make_plan(store, case, means.config.replay.resume, point)
     clock.lap("plan")
