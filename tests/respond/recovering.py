@@ -187,7 +187,7 @@ KILL = "os.kill(os.getpid(), 9)"
 
 def payload(acts: Mapping[int, str]) -> str:
     """A library that does something else at some steps."""
-    lines = "".join(f"    if step == {step}: {act}\n" for step, act in acts.items())
+    lines = "".join(f"    if step == {step}:\n        {act}\n" for step, act in acts.items())
     return f"import os, signal, time\ndef loss(step, x):\n{lines}    return x\n"
 
 

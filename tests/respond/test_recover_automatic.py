@@ -60,7 +60,7 @@ def test_the_launch_command_is_killed_and_its_rank_trains_on(job: Job) -> None:
 def test_a_node_is_lost_under_torchrun(job: Job) -> None:
     shutil.copy(NODES, job.folder)
     shutil.copy(NODES, job.folder.parent / "sealed")
-    lost = 'os.environ["RANK"] == "1" and os.killpg(os.getpgid(os.getppid()), 9)'
+    lost = f'os.environ["RANK"] == "1" and (os.killpg(os.getpgid(os.getppid()), 9), {KILL})'
     hears = Attacked(job.library, [payload({5: lost})])
     chain = job.survive(hears, settings(verify=0, kills=Action.RECOVER), sys.executable, NODES.name)
     assert chain.exit_code == 0, hears.said

@@ -79,7 +79,7 @@ def _launcher(index: int, entry: ProcessExited) -> Finding:
         detector=Kills.id,
         severity=Severity.MEDIUM,
         confidence=Confidence.HIGH,
-        seen=f"The launch command (process {entry.pid}) was ended by {_signal(entry.code)}, and not through its watcher.",
+        seen=f"The launch command (process {entry.pid}) was ended by {_signal(entry.code)}, not through its watcher.",
         expected="A launch command ends by itself, or is ended through its watcher.",
         evidence=(index,),
         benign=_BENIGN.get(entry.code, ("somebody ended it on purpose",)),

@@ -6,6 +6,8 @@ Rules
   follows is what is done if all of them match.
 * Whatever lies where the run recorded a later or a tainted checkpoint is moved away, also when its bytes are
   not the recorded ones: a script that resumes from the newest file must not find it.
+* So is a file that has come since the run began, whose path differs from a recorded checkpoint's in numbers only, and
+  that the log does not know: what trained on without its watcher, or somebody else, wrote it.
 * Sealed files are put back as they were sealed. What could run or be read and is new is moved away.
 * A path that a checkpoint was saved to is judged as a checkpoint, even if the seal lists it as data.
 
@@ -14,6 +16,7 @@ Trust: verdicts, and the objects of the store by their digests. What is on disk 
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,6 +42,7 @@ from trainwarden.seal.pyc import source_of
 from trainwarden.store import Store
 
 PLACE = "{checkpoint}"
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +101,7 @@ def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = N
     wanted = {f.path: f for f in goal.files} if goal else {}
     saves = _saves(case, goal)
     changes = [c for c in check_seal(store, case.seal) if path_real(c.path) not in saves and c.path not in wanted]
-    moved = [*_checkpoint_moves(case, saves, wanted, goal), *_sealed_moves(changes)]
+    states = list(_checkpoint_moves(case, saves, wanted, goal))
     back = [*_checkpoint_restores(wanted), *_sealed_restores(store, case, changes)]
     place = resume_place(list(wanted.values()))
     return Plan(
@@ -107,8 +111,8 @@ def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = N
         checkpoint=place,
         files=tuple(wanted),
         start_checkpoint=next((f.digest for f in wanted.values()), ""),
-        quarantine=tuple(moved),
-        folders=tuple(sorted({os.path.dirname(m.path) for m in moved if m.path in saves and not m.replaced})),
+        quarantine=(*states, *_sealed_moves(changes)),
+        folders=tuple(sorted({os.path.dirname(m.path) for m in states if not m.replaced})),
         restore=tuple(r for r in back if r.link or store.has(r.digest)),
         missing=tuple(r.path for r in back if not r.link and not store.has(r.digest)),
         argv=resumed_argv(seal.argv, resume, place),
@@ -147,9 +151,25 @@ def _checkpoint_moves(
             yield Move(path=path, digest=now, reason=reason, replaced=path in wanted)
         if path in wanted or (now and not reason):
             stays.add(os.path.dirname(path))
+    for path in _unknown(case, saves):
+        yield Move(path=path, digest=digest_now(path), reason="looks like a checkpoint; the log does not know it")
     for folder in _own_folders(saves):
         for path in _beside(folder, saves) if folder not in stays else ():
             yield Move(path=path, digest=digest_now(path), reason=f"part of the checkpoint folder {folder}")
+
+
+def _unknown(case: CaseFile, saves: Mapping[str, Sequence[CheckpointSaved]]) -> Iterator[str]:
+    """Files with a checkpoint's name that came into being during or after this run and are in no log."""
+    seen = {*saves}
+    for path in saves:
+        *above, folder, name = path.split("/")
+        shape = _NUMBER.sub("[0-9]*", f"{folder}\0{name}".replace("[", "[[]")).split("\0")
+        for found in glob.glob(os.path.join(glob.escape("/".join(above)) or "/", *shape)):
+            numbered = _NUMBER.sub("#", found) == _NUMBER.sub("#", path)
+            if numbered and found not in seen and os.path.isfile(found):
+                seen.add(found)
+                if os.lstat(found).st_ctime_ns > case.sealed.wall_ns:
+                    yield found
 
 
 def _unwanted(now: str, listed: Sequence[CheckpointSaved], tainted: set[tuple[int, int]], from_step: int) -> str:
