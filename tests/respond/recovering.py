@@ -135,9 +135,10 @@ class Job:
     def env(self) -> dict[str, str]:
         return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def train(self) -> None:
+    def train(self, *launcher: str) -> None:
         """Train honestly and unguarded."""
-        subprocess.run(self.argv(), cwd=self.folder, env=self.env(), check=True)
+        argv = self.argv(sys.executable, *launcher)
+        subprocess.run(argv, cwd=self.folder, env=self.env(), check=True)
 
     def run(self, hears: Hears, config: Config, *launcher: str, beside: Beside | None = None) -> RunResult:
         """`trainwarden run`, without its recoveries."""

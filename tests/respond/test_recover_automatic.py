@@ -67,4 +67,8 @@ def test_a_node_is_lost_under_torchrun(job: Job) -> None:
     first, second = chain.links
     assert (second.parent, second.from_step) == (first.run, 4)
     assert second.records == 2 * 8
+    ended = job.state
+    shutil.rmtree(job.out)
+    job.train(str(LAUNCH), "2")
+    assert ended == job.state
     assert not any(isinstance(e, Diverged) for e in job.entries(first.run))

@@ -41,11 +41,12 @@ class Shown(Hears):
 
         steps = sum(s.last - s.first + 1 for s in point.audit)
         self.says(f"replaying {steps:,} steps first: {_goal(point)}")
+        if not self._console.is_terminal:
+            return
         columns = (TextColumn("replaying steps"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._replaying = Progress(*columns, console=self._console, transient=True)
         self._replaying.add_task("", total=steps)
-        if self._console.is_terminal:
-            self._replaying.start()
+        self._replaying.start()
 
     def step(self, attempt: int, step: int) -> None:
         if self._replaying is not None:

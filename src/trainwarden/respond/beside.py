@@ -16,13 +16,13 @@ Trust: as `audit.engine`. The log is read as the ledger wrote it, before its end
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from trainwarden.audit.engine import Audit
 from trainwarden.audit.recorded import recorded_of
+from trainwarden.audit.runner import NICE
 from trainwarden.casefile import CaseFile, Intact, load_case
 from trainwarden.errors import TrainWardenError
 from trainwarden.model import Entry, Inconclusive, Matched, Segment, SignedSeal, Verdict
@@ -79,11 +79,11 @@ class Beside:
     # -- the thread
 
     def _work(self, run: str, submit: Submit) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE_FIRST)  # and of all that it starts
+        NICE.set(_NICE_FIRST)
         try:
             if self._first:
                 self._judge_first(run, submit)
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE_AHEAD)
+            NICE.set(_NICE_AHEAD)
             while self._ahead and not self._over.is_set():
                 self._clear_next(run, submit)
         except (TrainWardenError, OSError) as e:
