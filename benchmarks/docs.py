@@ -2,6 +2,8 @@
 
 Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and docs/:
 
+* `defence`: a row for each attack and honest run of the defence benchmark (docs/benchmarks.md), and its picture
+  (docs/defence.svg);
 * `results`: the measured figures beside their targets (README.md, docs/benchmarks.md);
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
+from benchmarks import defence_report
 from trainwarden import model, wire
 from trainwarden.cli import VERBS, build_parser
 
@@ -63,6 +66,16 @@ FIGURES = (
     Figure("environment", "attacks_found", "environment traps found", "", "all"),
     Figure("audit", "audit_ratio", "time of an audit, in times of the steps it replays", " ×", "≤ 1.3 ×"),
     Figure("audit", "explain_s", "explaining the demo's step", " s", "< 60 s"),
+    Figure("defence", "attacks", "attacks carried out against the chat workload", "", "all"),
+    Figure("defence", "found_live", "found while the run went on", "", "all that can be"),
+    Figure("defence", "found_audit", "found by replay alone", "", "the rest"),
+    Figure("defence", "median_steps_to_detect", "steps from the first tampered one to the finding, median", "", "≤ 1"),
+    Figure("defence", "median_seconds_to_detect", "the same in seconds", " s", "none set"),
+    Figure("defence", "ettr_pct", "effective training time under an attack every 200 steps, chat", " %", "≥ 97 %"),
+    Figure("defence", "final_state_equals_honest_run", "final weights after recovery are the honest run's", "", "True"),
+    Figure("defence", "false_alarms_per_10k_steps", "findings in 10,000 honest steps, benign twins included", "", "0"),
+    Figure("defence", "chat_overhead_pct", "everything on, chat, 2 × 128 tokens a rank", " %", "≤ 3 %"),
+    Figure("defence", "large_overhead_pct", "everything on, 100 M parameters or more", " %", "≤ 1 %"),
     Figure("log", "records_per_s", "step records a second into a log server, clients included", "", "≥ 100,000"),
     Figure(
         "log", "records_vs_encoding", "the same, of what the two clients' Parquet alone would allow", " ×", "none set"
@@ -146,11 +159,17 @@ def generated(root: Path) -> dict[Path, str]:
     results = read_results(root / "results")
     blocks: dict[str, dict[str, Callable[[], str]]] = {
         "README.md": {"verbs": verbs_block, "results": lambda: readme_block(results)},
-        "docs/benchmarks.md": {"results": lambda: results_block(results)},
+        "docs/benchmarks.md": {
+            "results": lambda: results_block(results),
+            "defence": lambda: defence_report.block(results.get("defence")),
+        },
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
     }
-    return {root / name: _filled(root / name, made) for name, made in blocks.items()}
+    texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}
+    if "defence" in results:
+        texts[root / "docs" / "defence.svg"] = defence_report.plot(results["defence"])
+    return texts
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,7 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Generate the docs' figures, verbs and options.")
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if something is out of date")
     check = parser.parse_args(argv).check
-    stale = {path: text for path, text in generated(ROOT).items() if path.read_text(encoding="utf-8") != text}
+    texts = generated(ROOT)
+    stale = {p: text for p, text in texts.items() if not p.exists() or p.read_text(encoding="utf-8") != text}
     for path, text in stale.items():
         print(f"{'out of date' if check else 'written'}: {path.relative_to(ROOT)}")
         if not check:

@@ -50,7 +50,6 @@ CHAT_BLOCK = 2
 CHAT_TOKENS = 128  # of a sequence, two sequences a rank and step
 MEMORY_PAIRS = 3
 LARGE_MICRO_BATCHES, LARGE_BLOCK = 16, 1024
-LARGE = ("--steps", "4", "--micro-batches", str(LARGE_MICRO_BATCHES), "--block", str(LARGE_BLOCK))
 
 
 def main(parts: Sequence[str] = ()) -> None:
@@ -94,15 +93,16 @@ def chat(demo: Demo) -> tuple[dict[str, Any], list[Any]]:
     return summary, [*runs, *short, *memory, digests]
 
 
-def large(demo: Demo) -> tuple[dict[str, Any], list[Any]]:
+def large(demo: Demo, micro_batches: int = LARGE_MICRO_BATCHES) -> tuple[dict[str, Any], list[Any]]:
     """A 110M-parameter job."""
     shutil.copy(ROOT / "benchmarks" / "large_job.py", demo.job / "chat" / "large_job.py")
-    runs = [alternate(demo, ["torchrun", "--nproc-per-node", "2", "chat/large_job.py", *LARGE], block=1)]
+    given = ["--steps", "4", "--micro-batches", str(micro_batches), "--block", str(LARGE_BLOCK)]
+    runs = [alternate(demo, ["torchrun", "--nproc-per-node", "2", "chat/large_job.py", *given], block=1)]
     summary = {
         "large_overhead_pct": median(runs, "direct_pct"),
         "large_paired_pct": median(runs, "overheads_pct"),
         "large_step_ms": round(statistics.median(r["plain_ms"] for r in runs), 1),
-        "large_tokens_per_rank_and_step": LARGE_MICRO_BATCHES * LARGE_BLOCK,
+        "large_tokens_per_rank_and_step": micro_batches * LARGE_BLOCK,
         "large_recording_s": round(statistics.median(s for r in runs for s in r["recording_s"]), 3),
         "large_weights_mb": round(runs[0]["weights"] / 1e6),
     }

@@ -57,9 +57,17 @@ def test_guide_names_every_key_of_the_configuration_and_its_default() -> None:
     real = {
         (part.name, key.name): msgspec.json.encode(getattr(getattr(config.Config(), part.name), key.name)).decode()
         for part in msgspec.structs.fields(config.Config)
+        if part.name != "alerts"
         for key in msgspec.structs.fields(part.type)
     }
     assert told == real
+
+
+def test_guide_names_every_key_of_every_alert_channel() -> None:
+    section = GUIDE.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    for channel in get_args(config.ChannelConfig):
+        assert f'"{channel.__struct_config__.tag}"' in section
+        assert [f.name for f in msgspec.structs.fields(channel) if f"`{f.name}`" not in section] == []
 
 
 def test_guide_names_every_environment_variable_of_ours() -> None:

@@ -6,12 +6,12 @@ import difflib
 import re
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from trainwarden.errors import UsageError
-from trainwarden.model import ACTIONS, Action
+from trainwarden.model import ACTIONS, Action, Severity
 
 FILE_NAME = "trainwarden.toml"
 _WRONG_VALUE = re.compile(r"Invalid enum value '([^']*)'")
@@ -35,7 +35,17 @@ class RecordConfig(_Section):
     """How much the recorder looks at. All stages of every step are always recorded."""
 
     activations_every: int = 16
-    snapshot_every: int = 50
+    snapshot_every: int = 50  # steps between states kept for replays, at least; 0 = none is kept
+    snapshot_share: float = 0.001  # of training time that keeping states may take; they are kept less often then
+    snapshot_mib: int = 4096  # of kept states on disk, over all ranks of a host
+    stall_seconds: float = 60.0  # a run that does nothing for so long is asked where it stands
+
+
+class DataConfig(_Section):
+    """What the samples that reach a rank are compared with."""
+
+    samples: str = ""  # a manifest of samples (`trainwarden query RUN --samples FILE`); sealed with the data
+    every_sample: bool = False  # digest every sample of large batches too, and not a choice of them
 
 
 class ReplayConfig(_Section):
@@ -62,6 +72,19 @@ class RecoverConfig(_Section):
     clear_ahead: bool = False  # replay segments beside the run as checkpoints come, on processors that are left over
 
 
+class AuditConfig(_Section):
+    """The sampled audit that runs beside training: single (step, rank) units, drawn after they are recorded."""
+
+    budget: str = "1%"  # of the ranks' CPU time; "0" = none
+    beacon: str = ""  # a file or an http(s) address to draw from where there is no log server
+    finish: bool = False  # after the run's end, go on until every drawn unit that the budget pays for was run
+
+    @property
+    def share(self) -> float:
+        """The budget as a share, 0 … 1. Raises UsageError when it is none."""
+        return share_of(self.budget, "[audit] budget")
+
+
 class LogConfig(_Section):
     """The log server that a run's entries are sent to while it goes on; without one the log stays on this host."""
 
@@ -76,13 +99,91 @@ class LogConfig(_Section):
     drain_seconds: float = 10.0  # how long the end of a run waits for what is not sent yet
 
 
+Setting: TypeAlias = bool | int | float | str | tuple[float, ...]
+
+
+class ExpectConfig(_Section):
+    """What the project declares of its optimizers' settings; a run that does otherwise is a finding."""
+
+    lr: str = ""  # a schedule: `constant 3e-4`, `cosine peak=3e-4 warmup=100 total=1000 final=3e-5`, …
+    settings: dict[str, Setting] = {}
+
+
+class _Channel(_Section, kw_only=True, tag_field="kind"):
+    """What every alert channel has. A secret is never in this file: it names where the secret is."""
+
+    name: str = ""  # "" = its kind
+    audience: Literal["team", "security"] = "team"  # the team is told that there is something, security what it is
+    severity: Severity = Severity.LOW  # of an alert, at least
+
+
+class Webhook(_Channel, kw_only=True, tag="webhook"):
+    """JSON by HTTP POST: Slack's form, or all fields."""
+
+    url_env: str = ""  # the environment variable that holds the URL
+    url_file: str = ""  # or the file
+    format: Literal["slack", "json"] = "slack"
+
+
+class Email(_Channel, kw_only=True, tag="email"):
+    """Mail over SMTP."""
+
+    host: str
+    sender: str
+    to: tuple[str, ...]
+    port: int = 587
+    security: Literal["starttls", "tls", "none"] = "starttls"  # none: on this host alone
+    user: str = ""
+    password_env: str = ""
+    password_file: str = ""
+
+
+class OpenTelemetry(_Channel, kw_only=True, tag="opentelemetry"):
+    """Alerts as log records, and counters as metrics, over OTLP/HTTP."""
+
+    endpoint: str  # http(s)://HOST:4318
+    headers_env: str = ""  # "name=value,name=value", such as an access token
+    headers_file: str = ""
+    every_seconds: float = 15.0  # between metrics
+
+
+class Prometheus(_Channel, kw_only=True, tag="prometheus"):
+    """Counters, to be fetched from an address or read from a file."""
+
+    listen: str = ""  # ADDRESS:PORT
+    textfile: str = ""  # for the node exporter's textfile collector: a path that ends with .prom
+    every_seconds: float = 15.0  # between writes of the file
+
+
+ChannelConfig: TypeAlias = Webhook | Email | OpenTelemetry | Prometheus
+
+
 class Config(_Section):
     seal: SealConfig = SealConfig()
     record: RecordConfig = RecordConfig()
+    data: DataConfig = DataConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
+    alerts: tuple[ChannelConfig, ...] = ()
+    audit: AuditConfig = AuditConfig()
     recover: RecoverConfig = RecoverConfig()
     log: LogConfig = LogConfig()
+    expect: ExpectConfig = ExpectConfig()
+
+
+def share_of(text: str, what: str) -> float:
+    """A share written as "1%" or "0.01".
+
+    Raises:
+        UsageError: it is not a number from 0 to 1 (0 % to 100 %).
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise UsageError(f"{what} = {text[:40]!r} is not a share", hint='a share is written "1%" or "0.01"')
+    return share
 
 
 def load_config(path: Path | None, folder: Path) -> Config:

@@ -37,10 +37,11 @@ from trainwarden.errors import UsageError
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-VERBS = ("run", "recover", "env")
+VERBS = ("run", "contain", "recover", "alerts", "env")
 KEPT_ENV = "TRAINWARDEN_KEPT_ENV"
 _OF_THE_JOB = ("LD_PRELOAD", "LD_AUDIT")
 _NOT_COPIED = {"torch"}
+_OPTIONAL = ("opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk", "prometheus-client")  # alert channels
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _UNUSED_SECONDS = 3 * 86_400  # a copy that long unused is removed when a new one is made
 _START = """\
@@ -192,10 +193,10 @@ def _counts(path: Path) -> bool:
 
 
 def required() -> Iterator[Distribution]:
-    """The installed packages that this one requires, directly or not, without extras and without torch."""
+    """The installed packages that this one requires, directly or not, those of alert channels too, without torch."""
     from importlib.metadata import PackageNotFoundError, distribution  # here: the isolated process needs none of it
 
-    pending, seen = ["trainwarden"], set(_NOT_COPIED)
+    pending, seen = ["trainwarden", *_OPTIONAL], set(_NOT_COPIED)
     while pending:
         name = pending.pop()
         if name in seen:
@@ -204,7 +205,7 @@ def required() -> Iterator[Distribution]:
         try:
             found = distribution(name)
         except PackageNotFoundError:
-            continue  # for another platform or Python
+            continue  # for another platform or Python, or an extra that nobody installed
         if name != "trainwarden":
             yield found
         for line in found.requires or ():

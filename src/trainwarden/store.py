@@ -44,7 +44,7 @@ from trainwarden.errors import StoreError, StoreTampered, UsageError
 STORE_ENV = "TRAINWARDEN_STORE"
 FOLDER = ".trainwarden"
 _KNOWN = {"objects", "cache", "rooms", "runs", "seals"}
-_ADDED = {"actors", "actors.toml"}  # made when the first actor is enrolled
+_ADDED = {"actors", "actors.toml", "frozen"}  # made with the first actor, and when a run is frozen
 _STAGING = "staging"  # under objects/; every other name there has two characters
 _CHUNK = 4 * 1024 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -73,6 +73,11 @@ class RunDir(msgspec.Struct, frozen=True):
     @property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
+
+    @property
+    def pinned(self) -> Path:
+        """Snapshots that audits under way need, whatever becomes of the originals."""
+        return self.path / "snapshots" / "pinned"
 
     @property
     def quarantine(self) -> Path:
@@ -326,6 +331,11 @@ class Store:
             parent = self.path / "runs"
             found = parent.iterdir() if parent.is_dir() else iter(())
             return sorted(p.name for p in found if _RUN_ID.fullmatch(p.name) and p.is_dir())
+
+    @property
+    def frozen(self) -> Path:
+        """The folder that has a file named after each run that is frozen."""
+        return self.path / "frozen"
 
     def run(self, name: str) -> RunDir:
         """The run with that id, or the one whose id begins or ends so, or the newest for "last".

@@ -7,7 +7,8 @@ Rules
 * A frame is a 4-byte big-endian length and a msgpack message. A frame above `MAX_FRAME` closes the connection.
 * The names under a step's digests hardly ever change: a list of names is sent once, into one of `NAME_SLOTS`
   slots of the connection, and a step refers to the slot. A full table is used again from its beginning.
-* `Start`, `Join` and `Loaded` are answered; everything else is sent and not waited for.
+* `Start`, `Join` and `Loaded` are answered; everything else is sent and not waited for. `Look` alone goes the other
+  way, and the rank's `Stacks` come when they can.
 * `Acked(seq)` is sent after everything up to and including that record is durable in the log: what was
   acknowledged is never lost.
 * A rank is never trusted: the server validates every message and closes the connection on a bad one.
@@ -21,16 +22,17 @@ import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
-from trainwarden.model import Detail, Note, Numerics, Stage, StepRecord, cut_digests
+from trainwarden.model import Detail, Note, Numerics, StackFrame, Stage, StepRecord, cut_digests
 
 MAX_FRAME = 256 * 1024 * 1024
 NAME_SLOTS = 1024
 MAX_NAMES = 64 * 1024 * 1024  # bytes of names that one connection may have in its slots
 SOCKET_ENV = "TRAINWARDEN_SOCKET"
+SAMPLE_BYTES = 16  # of a tensor of a sample: 4 of its type and shape, 12 of its content
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -77,7 +79,10 @@ class Joined(_Message, tag="joined"):
     activations_every: int
     snapshot_every: int
     plan: bytes = b""
+    snapshot_share: float = 0.0  # of training time that full snapshots may take, 0 = whatever they take
+    snapshot_mib: int = 0  # of full snapshots on disk, all ranks of a host together
     code_every: int = 0  # steps between looks at the code in memory on average, 0 = never
+    every_sample: bool = False  # digest every sample of a batch, and not a choice of them
 
 
 class LiveFunction(msgspec.Struct, frozen=True, array_like=True):
@@ -111,6 +116,44 @@ class Code(_Message, tag="code"):
     gone: tuple[str, ...] = ()
     classes: dict[str, tuple[str, ...]] = {}  # class → its bases in order
     modules: dict[str, str] = {}  # module → its file
+
+
+class Cut(msgspec.Struct, frozen=True, array_like=True):
+    """Elements of tensors of one dtype (torch's name of it), little-endian, end to end; `shape` of whole tensors."""
+
+    dtype: str
+    data: bytes
+    shape: tuple[int, ...] = ()
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """The same elements of tensors that one rule moves alike: `counts[i]` of tensor `names[i]` from `starts[i]` on.
+
+    `values`: `weight`, `gradient` and `before/KEY` (state) as the update found them, `left` and `after/KEY` as it left
+    them, `gradient_left` where it is another. `numbers`: state that is one number for each tensor, under such names.
+    Without a `gradient` the tensors have none. `whole`: one tensor with all of its state, each with its shape.
+    """
+
+    group: int
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    values: dict[str, Cut]
+    numbers: dict[str, Cut]
+    whole: bool = False
+
+
+class Updated(_Message, tag="updated"):
+    """What an optimizer's update did to a few slices of its tensors."""
+
+    step: int
+    optimizer: int
+    kind: str  # module and name of its class
+    bases: tuple[str, ...] = ()  # the names of the classes below it
+    settings: tuple[dict[str, Any], ...] = ()  # of each parameter group, as the update found them
+    scale: float = 1.0  # the gradients were this many times those that the update used
+    unseen: str = ""  # why no slice could be taken
+    batches: tuple[Batch, ...] = ()
 
 
 class Step(_Message, tag="step"):
@@ -166,6 +209,46 @@ class Missed(_Message, tag="missed"):
     reason: str
 
 
+class Pass(_Message, tag="pass"):
+    """A rank is about to draw the first indexes of a pass over a data loader: what decides their order."""
+
+    step: int
+    number: int  # of the pass in this process
+    loader: int  # of the loader in this process
+    data: int  # of the data set in this process
+    dataset: str  # class
+    sampler: str  # class
+    order: str = ""  # "sequential" | "random" | "distributed" | "" = not derivable
+    exact: bool = True  # the sampler's class iterates as PyTorch's own does
+    unordered: str = ""  # why the order cannot be derived
+    samples: int = -1
+    length: int = -1  # samples that the sampler hands out, −1 = all of its part
+    seed: int | None = None
+    epoch: int = 0
+    shuffle: bool = True
+    replicas: int = 1
+    part: int = 0
+    even: bool = False
+    batch: int = 0
+    drop_last: bool = False
+    state: bytes = b""  # of the generator that a random order is drawn from
+    drawn: bool = False  # the order's own seed is first drawn from it
+
+
+class Given(_Message, tag="given"):
+    """A batch of a pass was handed out: the indexes of its samples, and digests of some of them."""
+
+    step: int
+    number: int  # of the pass
+    batch: int  # which one of it; the count of them where it says that the pass has ended
+    indexes: bytes = b""  # 8 bytes each, little-endian
+    names: tuple[str, ...] = ()  # of the tensors of a sample
+    rows: bytes = b""  # places in the batch of the samples digested, 4 bytes each
+    digests: bytes = b""  # `SAMPLE_BYTES` for each of them and each tensor
+    unseen: str = ""  # why there are no digests
+    ended: bool = False  # the sampler has no more
+
+
 class Told(_Message, tag="told"):
     """An entry of the log that a rank's observer made; its `step` is the index within this process."""
 
@@ -178,14 +261,49 @@ class Bye(_Message, tag="bye"):
     records: int
 
 
+class NextUnit(_Message, tag="next_unit"):
+    """A replaying rank has run its unit and asks for another; answered with `NewUnit`."""
+
+
+class NewUnit(_Message, tag="new_unit"):
+    """What a replaying rank does next: a plan (JSON), empty when there is nothing more."""
+
+    plan: bytes = b""
+
+
 class Acked(_Message, tag="acked"):
     """Everything up to record `seq` is durable."""
 
     seq: int
 
 
+class Look(_Message, tag="look"):
+    """The watcher asks a rank, unasked itself, where its threads stand; answered with `Stacks`."""
+
+    token: int
+
+
+class ThreadStack(msgspec.Struct, frozen=True, array_like=True):
+    """Where one thread stands, innermost first."""
+
+    native: int  # the kernel's id of the thread
+    name: str
+    trains: bool  # it moves the optimizers
+    frames: tuple[StackFrame, ...]
+
+
+class Stacks(_Message, tag="stacks"):
+    """Where the rank's threads stand, and in which part of a step (`model.PartTimes`) it is."""
+
+    token: int
+    part: str
+    threads: tuple[ThreadStack, ...]
+
+
 Plain: TypeAlias = (
     Start | Go | Refuse | Join | Joined | Saved | Loaded | Known | Opened | Missed | Told | Bye | Acked | Code
+    | Look | Stacks | Pass | Given | Updated
+    | NextUnit | NewUnit
 )  # fmt: skip
 Message: TypeAlias = Plain | Step
 

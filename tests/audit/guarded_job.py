@@ -17,8 +17,9 @@ from pathlib import Path
 import pytest
 
 from trainwarden.audit import replay as replay_module
+from trainwarden.audit import unitrun
 from trainwarden.audit.recorded import Recorded
-from trainwarden.config import Config, RecordConfig
+from trainwarden.config import AuditConfig, Config, RecordConfig
 from trainwarden.keys import SigningKey
 from trainwarden.model import ComparisonPolicy, Entry, Seal, SignedSeal, canonical, decode_entry
 from trainwarden.seal.check import KINDS
@@ -111,7 +112,8 @@ class Job:
             interpreter=sys.executable,
             launcher="python",
         )
-        config = Config(record=RecordConfig(activations_every=activations_every, snapshot_every=snapshot_every))
+        every = RecordConfig(activations_every=activations_every, snapshot_every=snapshot_every, snapshot_share=0.0)
+        config = Config(record=every, audit=AuditConfig(budget="0"))
         old = os.getcwd()
         os.chdir(self.folder)
         try:
@@ -174,6 +176,7 @@ def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> Jo
     monkeypatch.setattr(guarded, "check_seal", lambda *a, **k: [])
     monkeypatch.setattr(guarded, "sealed_paths", lambda *a: lambda path: True)
     monkeypatch.setattr(replay_module, "new_workspace", PlainWorkspace)
+    monkeypatch.setattr(unitrun, "new_workspace", PlainWorkspace)
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "job.py").write_text(script)

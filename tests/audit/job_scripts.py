@@ -345,3 +345,22 @@ while s < a.steps:
 final()
 """
 )
+
+# Rank 1 (or the only one) turns its own gradient of one tensor around for some steps, in memory, and is honest before
+# and after. Everything later carries on from there.
+TAMPERED = (
+    HEAD
+    + """
+import pathlib
+dl = torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True)
+o = torch.optim.SGD(m.parameters(), lr=1e-2, momentum=.9)
+evil = pathlib.Path("evil.txt").exists()
+for s, (x, y) in zip(range(a.steps), dl):
+    bad = evil and 3 <= s < 6 and r == W - 1
+    if bad: h = m[3].weight.register_hook(lambda g: -g)
+    torch.nn.functional.cross_entropy(net(x), y).backward()
+    if bad: h.remove()
+    o.step(); o.zero_grad()
+final()
+"""
+)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
+from hosts import told_of_hosts
 from records import exited, feed, step
+from updates import changing_settings, standing_still
 
 import trainwarden.detect
 from trainwarden.detect import all_detectors
@@ -22,21 +26,32 @@ from trainwarden.model import (
     CodeDifference,
     CodeSeen,
     Coverage,
+    DataDiffers,
     Deviation,
     Diverged,
     FileChanged,
     Gap,
     Inconclusive,
     Location,
+    LossSeen,
     Matched,
+    Misfit,
+    ModelSeen,
     Numerics,
     ProcessSeen,
     ProcessStarted,
+    Reseeded,
     RunEnded,
     Sealed,
     Segment,
     Severity,
     Stage,
+    StateChanged,
+    TrackerSeen,
+    UnitAudited,
+    UnitKind,
+    UnitResult,
+    UpdateSeen,
 )
 
 
@@ -300,6 +315,17 @@ def test_every_finding_is_whole() -> None:
         ProcessSeen(attempt=0, rank=0, pid=1, libraries=1, sealed=0, system=0,
                     deviations=(Deviation(kind="library", name="/x.so"),)),
             diverged(),
+        *told_of_hosts(),
+        CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
+        step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),
+        *(DataDiffers(attempt=0, rank=0, step=0, kind=k) for k in ("order", "lost", "changed", "manifest", "copies")),
+        Reseeded(attempt=0, rank=0, step=9), LossSeen(attempt=0, rank=0, step=9, unseen="it is compiled"),
+        UpdateSeen(attempt=0, rank=0, step=1, optimizer=0, kind="k.K", misfits=(Misfit(tensor="a", part="weights"),)),
+        StateChanged(attempt=0, rank=0, step=1, emptied=("a/exp_avg",)),
+        ModelSeen(attempt=0, rank=0, step=0, idle=("a",), idle_count=1),
+        *changing_settings(), *standing_still(),
+        UnitAudited(attempt=0, step=3, rank=1, kind=UnitKind.NEAR, result=UnitResult.DIVERGED,
+                    at=Location(step=3, rank=1, stage=Stage.LOCAL_GRADIENTS)),
     ]  # fmt: skip
     for detector in all_detectors():
         found = feed(detector, fed)
@@ -313,9 +339,9 @@ def test_every_finding_is_whole() -> None:
 
 def test_ids_are_unique_and_each_run_gets_fresh_detectors() -> None:
     ids = [d.id for d in all_detectors()]
-    assert len(set(ids)) == len(ids) == 9
+    assert len(set(ids)) == len(ids) >= 12
     assert not set(map(id, all_detectors())) & set(map(id, all_detectors()))
 
 
 def test_the_package_exports_its_spine() -> None:
-    assert trainwarden.detect.__all__ == ["Detector", "Engine", "all_detectors"]
+    assert trainwarden.detect.__all__ == ["Detector", "Engine", "Facts", "all_detectors"]

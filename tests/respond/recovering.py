@@ -24,7 +24,7 @@ from guarded_job import PlainRoom, PlainWorkspace
 
 from trainwarden.audit import replay as replay_module
 from trainwarden.casefile import read_entries
-from trainwarden.config import Config, PolicyConfig, RecordConfig, RecoverConfig
+from trainwarden.config import AuditConfig, Config, PolicyConfig, RecordConfig, RecoverConfig
 from trainwarden.detect import Engine, all_detectors
 from trainwarden.keys import SigningKey
 from trainwarden.model import Action, Entry, SignedSeal
@@ -150,7 +150,7 @@ class Job:
             config,
             self.key,
             on_event=hears.event,
-            watcher=Engine(all_detectors()),
+            watcher=lambda _: Engine(all_detectors()),
             response=response_to(config),
             beside=beside,
         )
@@ -177,6 +177,7 @@ class Job:
 def settings(*, verify: int = 2, room_after: int = 0, most: int = 5, ahead: bool = False, **asks: Action) -> Config:
     """A configuration in which detectors ask for actions: `kills=Action.RECOVER`."""
     return Config(
+        audit=AuditConfig(budget="0"),
         record=RecordConfig(activations_every=4, snapshot_every=0),
         policy=PolicyConfig(detectors=dict(asks)),
         recover=RecoverConfig(verify_steps=verify, clean_room_after=room_after, most=most, clear_ahead=ahead),

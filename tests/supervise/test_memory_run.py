@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,7 @@ class Guarded:
         (self.job / "job.py").write_text(PLAIN)
         (self.job / "launch.py").write_text(LAUNCH)
         self.store = store
+        self.is_sealed: Callable[[str], bool] = lambda path: True  # whether a data file is in the seal
         self._monkeypatch = monkeypatch
 
     def run(self, *words: str, env: dict[str, str] | None = None) -> list[Entry]:
@@ -127,11 +129,13 @@ class Guarded:
         patch(supervisor, "require_recorder", lambda *a: None)
         patch(guarding, "FileWatch", _NoWatch)
         patch(guarding, "check_seal", lambda *a, **k: [])
-        patch(guarding, "sealed_paths", lambda *a: lambda path: True)
+        patch(guarding, "sealed_paths", lambda *a: self.is_sealed)
         patch(guarding, "sealed_files", lambda *a: files)
         self._monkeypatch.chdir(self.job)
         key = SigningKey(secrets.token_bytes(32))
-        result = supervisor.supervise(command, self.store, Config(), key, watcher=Engine(all_detectors()))
+        result = supervisor.supervise(
+            command, self.store, Config(), key, watcher=lambda sealed: Engine(all_detectors())
+        )
         assert result.exit_code == 0
         return entries_of(self.store.run(result.run_id).log)
 

@@ -272,3 +272,12 @@ def test_an_environment_in_which_nothing_could_be_recorded_is_told_before_the_st
     assert f"hint: {place.python} -m pip install numpy safetensors" in ended.err
     assert not (job / "started").exists()
     assert ended.run_id == ""
+
+
+def test_policy_stop_ends_ranks_too_that_their_launcher_leaves_behind(place: Place, job: Path) -> None:
+    (job / "trainwarden.toml").write_text('[policy.detectors]\ngaps = "stop"\n')
+    words = ("start", "join:0/1", "steps:1", "miss:cannot see it", "until_acked", "forever")
+    ended = place.run(job, str(place.python), "fake_launcher.py", *words)  # it ends at SIGTERM and leaves its rank
+    assert ended.code == 128 + signal.SIGTERM
+    (rank,) = [e for e in of_kind(ended.entries, ProcessExited) if e.rank == 0]
+    assert (rank.code, rank.stopping) == (-signal.SIGTERM, signal.SIGTERM)

@@ -68,7 +68,8 @@ store = Store.open(Path({str(tmp_path / "store")!r}), create=True)
 command = parse_command([{str(place.python)!r}, "train.py"], {str(tmp_path)!r}, dict(os.environ))
 key = SigningKey.load_or_create(Path({str(tmp_path / "key")!r}))
 plant = lambda seal: Path({str(hook)!r}).write_text("import os\\n")
-result = supervise(command, store, Config(), key, approve=plant, watcher=Engine(all_detectors()), on_event=print)
+watch = lambda sealed: Engine(all_detectors())
+result = supervise(command, store, Config(), key, approve=plant, watcher=watch, on_event=print)
 print(result.exit_code, [f.seen for f in result.findings])
 """
     try:

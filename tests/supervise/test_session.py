@@ -27,7 +27,7 @@ from trainwarden.model import (
 )
 from trainwarden.record.fingerprint import stage_root
 from trainwarden.supervise.details import DetailReader
-from trainwarden.supervise.files import KnownFiles
+from trainwarden.supervise.files import FileDesk, KnownFiles, SavedFile
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -202,6 +202,26 @@ def test_a_checkpoint_of_the_parent_run_is_known(make_bench: Callable[..., Bench
 def test_a_saved_file_that_is_gone_is_a_gap(bench: Bench, tmp_path: Path) -> None:
     bench.rank("join:0/1", "steps:1", f"tell_saved:{tmp_path / 'none'}", "bye").communicate(timeout=60)
     assert any("was gone before" in g.reason for g in of_kind(bench.finish(), Gap))
+
+
+def test_a_file_that_is_renamed_while_it_is_being_read_is_no_gap_of_its_old_name(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, final = tmp_path / ".partial", tmp_path / "final"
+    path.write_bytes(b"state")
+    take = FileDesk._take
+
+    def renamed_before(desk: FileDesk, name: str, limit: int | None) -> tuple[str, int, bool]:
+        if name == str(path):
+            path.rename(final)
+        return take(desk, name, limit)
+
+    monkeypatch.setattr(FileDesk, "_take", renamed_before)
+    bench.files.saved(SavedFile(0, 0, 1, str(path), "other"))
+    bench.files.saved(SavedFile(0, 0, 1, str(final), "other", renamed_from=str(path)))
+    entries = bench.finish()
+    assert [s.path for s in of_kind(entries, CheckpointSaved)] == [str(final)]
+    assert of_kind(entries, Gap) == []
 
 
 def test_a_named_pipe_or_our_own_key_is_not_read(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

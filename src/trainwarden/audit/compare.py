@@ -34,15 +34,17 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     start: Detail | None = None
 
 
-def first_difference(recorded: Sequence[Seen], replayed: Sequence[Seen]) -> Location | None:
-    """The first stage, rank and tensor in which two accounts of one update differ; None when all is equal.
+def first_difference(
+    recorded: Sequence[Seen], replayed: Sequence[Seen], stages: Sequence[Stage] = STAGES
+) -> Location | None:
+    """The first of `stages`, rank and tensor in which two accounts of one update differ; None when all is equal.
 
     Both sequences hold one entry per rank, in the same order.
     """
     for old, new in zip(recorded, replayed, strict=True):
         if began_differently(old.record, new.record):
             return _edited_before(old, new)
-    for stage in STAGES:
+    for stage in stages:
         for old, new in zip(recorded, replayed, strict=True):
             place = _differs(stage, old, new)
             if place is not None:

@@ -160,8 +160,8 @@ class Audit:
     def _again(self, said: Diverged, first: int, kind: Start) -> Verdict:
         """The verdict, if another clean replay computes the same in place of what was recorded."""
         segment, at = said.segment, said.at
-        other = replay(self._recorded, self._room, segment.attempt, first, at.step, kind, abort=self._abort).divergence
-        if other is not None and _same(other, at):
+        other = replay(self._recorded, self._room, segment.attempt, first, at.step, kind, stop=self._abort).divergence
+        if other is not None and same(other, at):
             return said
         where = f"step {at.step}, rank {at.rank}, {at.subject}" + (f", {at.tensor}" if at.tensor else "")
         reason = f"two clean replays differ from each other at {where}: this job does not replay bit for bit here"
@@ -173,7 +173,7 @@ class Audit:
         return replay(self._recorded, self._room, head.attempt, head.first, last, kind, self._on_step, self._abort)
 
 
-def _same(one: Location, other: Location) -> bool:
+def same(one: Location, other: Location) -> bool:
     """Whether two differences from the record lie at one place and have one digest there in its stead."""
     return (one.step, one.optimizer, one.rank, one.stage, one.before, one.tensor, one.replayed) == (
         *(other.step, other.optimizer, other.rank, other.stage, other.before, other.tensor, other.replayed),

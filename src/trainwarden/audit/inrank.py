@@ -173,6 +173,8 @@ class Replayer(Recorder):
 
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> Any:
         if self.gathered.forwards == 0:
+            if self.link is not None and self.link.dead:
+                os._exit(1)  # the auditor is gone: nobody waits for what comes
             if self.computing > self.plan.last >= 0:
                 self.stop()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:

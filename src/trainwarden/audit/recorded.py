@@ -99,6 +99,11 @@ class Recorded:
         left = self.seen(last).details.get(Stage.WEIGHTS) if last is not None else None
         return begun(self.key, record, left)
 
+    @property
+    def saves(self) -> tuple[tuple[int, int], ...]:
+        """(attempt, steps done) of every file that this run saved."""
+        return tuple(dict.fromkeys((s.attempt, s.step) for s in self._own_saves))
+
     def saved_by(self, attempt: int, done: int) -> dict[str, CheckpointSaved]:
         """The files that an attempt saved after `done` steps, the newest of each path."""
         return {s.path: s for s in in_place([s for s in self._own_saves if (s.attempt, s.step) == (attempt, done)])}
@@ -139,8 +144,21 @@ class Recorded:
 
     def snapshots(self, attempt: int, rank: int, kind: str) -> dict[int, Path]:
         """Steps done → snapshot file of a rank; kind "side" or "full"."""
-        folder = self.folder.snapshots / f"a{attempt}-r{rank}"
-        return {int(p.stem.partition("-")[2]): p for p in sorted(folder.glob(f"{kind}-*.safetensors"))}
+        name = f"a{attempt}-r{rank}"
+        folders = self.folder.pinned / name, self.folder.snapshots / name
+        return {int(p.stem.partition("-")[2]): p for f in folders for p in sorted(f.glob(f"{kind}-*.safetensors"))}
+
+
+def earlier_entries(store: Store, parent: str) -> list[Entry]:
+    """The entries of the run that another recovers, and of those before it, oldest first."""
+    earlier: list[Entry] = []
+    seen: set[str] = set()
+    while parent and parent not in seen:
+        seen.add(parent)
+        entries, _ = read_entries(store.run(parent))
+        earlier = [*entries, *earlier]
+        parent = next((e.parent for e in entries if isinstance(e, Sealed)), "")
+    return earlier
 
 
 def recorded_of(store: Store, case: CaseFile) -> Recorded:
@@ -152,11 +170,5 @@ def recorded_of(store: Store, case: CaseFile) -> Recorded:
     """
     if case.seal is None:
         raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
-    earlier: list[Entry] = []
-    parent, seen = case.sealed.parent, {case.run}
-    while parent and parent not in seen:
-        seen.add(parent)
-        entries, _ = read_entries(store.run(parent))
-        earlier = [*entries, *earlier]
-        parent = next((e.parent for e in entries if isinstance(e, Sealed)), "")
+    earlier = earlier_entries(store, case.sealed.parent)
     return Recorded(store, store.run(case.run), case.seal, case.entries, earlier)

@@ -153,18 +153,18 @@ def replay(
     last: int,
     kind: Start,
     on_step: OnStep = lambda attempt, step: None,
-    abort: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Replay steps `first … last` of an attempt from the given start and compare every step from the start on.
 
-    Once `abort()` is true the replay ends, and what it says is of no use.
+    `stop` ends it early from outside; what was not reached is then not decided.
 
     Raises:
         CannotDecide: this start is not open, or the clean room cannot be made.
     """
     way = prepare(recorded, attempt, first, last, kind)
     comparison = _Comparison(recorded, attempt, recorded.attempt(attempt).base, way, last, on_step)
-    ended = _run(recorded, room, attempt, way, comparison, abort)
+    ended = _run(recorded, room, attempt, way, comparison, stop)
     problems = list(ended.problems)
     resumed = not way.files or {str(Path(p).name) for p in ended.loaded} & {Path(f.path).name for f in way.files}
     if not resumed:
@@ -234,12 +234,12 @@ def _run(
     attempt: int,
     way: Way,
     comparison: _Comparison,
-    abort: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> runner.Ended:
     space = new_workspace(room)
     try:
         for file in way.files:
-            _place(recorded, space, file)
+            place_file(recorded, space, file)
         given.place(recorded, space)
         arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
         ranks = [
@@ -260,7 +260,7 @@ def _run(
             every,
             comparison.step,
             lambda saving: comparison.saved(saving, space),
-            lambda: comparison.divergence is not None or abort(),
+            lambda: comparison.divergence is not None or stop(),
         )
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
@@ -268,7 +268,8 @@ def _run(
         space.remove()
 
 
-def _place(recorded: Recorded, space: Workspace, file: Placed) -> None:
+def place_file(recorded: Recorded, space: Workspace, file: Placed) -> None:
+    """Put a file of the store at its recorded place in the workspace. Raises StoreError, StoreTampered."""
     recorded.store.check(file.digest)
     target = Path(space.map_path(file.path))
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import signal
@@ -39,6 +40,8 @@ NICE: ContextVar[int] = ContextVar("NICE", default=0)
 that goes on must not be niced itself: it would hold up the others while it waits for a processor.
 """
 SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 _SOURCE = str(Path(trainwarden.__file__).parents[1])
 _INJECT = str(Path(trainwarden.__file__).parent / "record" / "inject")
 
@@ -51,6 +54,7 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
     plan: Plan
     arguments: tuple[str, ...] = ()  # added to the recorded ones, with places of the workspace
     entropy: str = ""  # file of what the operating system seeded Python's and numpy's generators with
+    recorder: str = REPLAYER
 
 
 class Saving(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +128,7 @@ class _Handler:
         self._rank = message.rank
         recorded, here = rank.started.numerics, message.numerics
         if recorded != here:
-            self._stage.unfit.append(_numerics_problem(message.rank, recorded, here))
+            self._stage.unfit.append(numerics_problem(message.rank, recorded, here))
         return wire.Joined(
             attempt=rank.started.attempt,
             key=self._key,
@@ -160,16 +164,16 @@ def run(
         server = wire.Server(
             Path(folder) / "s", lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every)
         )
-        processes = _start(to_start(ranks, space), space, str(server.path))
+        processes = start(to_start(ranks, space), space, str(server.path))
         try:
             _follow(processes, stage, stop)
         finally:
-            _end(processes)
+            end(processes)
             server.close(drain_seconds=5)
     unfit = tuple(dict.fromkeys(stage.unfit))
     problems = [*unfit, *dict.fromkeys(stage.problems)]
     if not stop():
-        problems += _exits(processes, space)
+        problems += exits(processes, space)
     return Ended(
         problems=tuple(problems),
         unfit=unfit,
@@ -191,7 +195,8 @@ def to_start(ranks: Sequence[Rank], space: Workspace) -> Sequence[Rank]:
     return [msgspec.structs.replace(ranks[0], started=started, entropy="")]
 
 
-def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
+def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[Rank, subprocess.Popen[bytes]]]:
+    """Start these ranks' processes; they speak to the server at `address`."""
     port = _free_port()
     processes = []
     for rank in ranks:
@@ -199,7 +204,7 @@ def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[
         env = space.environ(rank.env)
         env[wire.SOCKET_ENV] = address
         env["TRAINWARDEN_SOURCE"] = _SOURCE
-        env["TRAINWARDEN_RECORDER"] = REPLAYER
+        env["TRAINWARDEN_RECORDER"] = rank.recorder
         if rank.entropy:
             env[ENTROPY_ENV] = rank.entropy
         env["PYTHONPATH"] = os.pathsep.join([_INJECT, *filter(None, [env.get("PYTHONPATH", "")])])
@@ -218,11 +223,17 @@ def _start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=_die_with_us,
             )
         if NICE.get():
             os.setpriority(os.PRIO_PROCESS, process.pid, NICE.get())
         processes.append((rank, process))
     return processes
+
+
+def _die_with_us() -> None:
+    """In the child: it is killed when the thread that started it ends, however that comes (prctl(2))."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def output_file(space: Workspace, rank: int) -> Path:
@@ -247,7 +258,8 @@ def _follow(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], stage: _S
         time.sleep(0.02)
 
 
-def _end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
+def end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
+    """Kill what still runs of them, and collect all."""
     for _, process in processes:
         if process.poll() is None:
             try:
@@ -258,7 +270,7 @@ def _end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
         process.wait()
 
 
-def _exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Workspace) -> list[str]:
+def exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Workspace) -> list[str]:
     """What went wrong with processes that did not end in order."""
     problems = []
     for rank, process in processes:
@@ -271,7 +283,8 @@ def _exits(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], space: Wor
     return problems
 
 
-def _numerics_problem(rank: int, recorded: Numerics, here: Numerics) -> str:
+def numerics_problem(rank: int, recorded: Numerics, here: Numerics) -> str:
+    """Why a replay under other numerics is none."""
     was, now = msgspec.to_builtins(recorded), msgspec.to_builtins(here)
     parts = [f"{k} {was.get(k)!r} recorded, {now.get(k)!r} here" for k in {**was, **now} if was.get(k) != now.get(k)]
     return f"rank {rank}: an exact replay needs the recorded numerics: {', '.join(sorted(parts))}"

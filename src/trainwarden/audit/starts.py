@@ -85,6 +85,42 @@ def prepare(recorded: Recorded, attempt: int, first: int, last: int, kind: Start
     return msgspec.structs.replace(way, plans=plans)
 
 
+def plan_alone(recorded: Recorded, number: int, rank: int, done: int, last: int, *, ahead: bool) -> Plan:
+    """The plan of one rank without its peers, from its state after `done` of the attempt's own steps up to step `last`.
+
+    Raises:
+        CannotDecide: a snapshot is missing or cannot be read.
+    """
+    base = recorded.attempt(number).base
+    own, first = recorded.snapshots(number, rank, "full"), recorded.snapshots(number, 0, "full")
+    if missing := [d for d in (done, done + 1)[: 2 if ahead else 1] if d not in own]:
+        raise CannotDecide(f"rank {rank} kept no state after {missing[0]} of its steps")
+    read = functools.cache(_read)
+    try:
+        weights = [_weights(first, own, d, read) for d in (done, done + 1)[: 2 if ahead else 1]]
+    except KeyError as e:
+        raise CannotDecide(f"rank 0 kept no state after {e} of its steps") from None
+    updates = recorded.updates(number)
+    hyper = {
+        f"{step - base}/{optimizer}": ranks[rank].hyper
+        for (step, optimizer), ranks in updates.items()
+        if base + done <= step <= last and rank in ranks
+    }
+    return Plan(
+        first=done,
+        last=last - base,
+        updates=len([key for key, ranks in updates.items() if key[0] == last and rank in ranks]),
+        warmup=1,
+        complement=str(own[done]),
+        weights=weights[0],
+        again=str(own[done + 1]) if ahead else "",
+        again_weights=weights[-1] if ahead else "",
+        hyper=hyper,
+        epochs=_epochs(recorded, number, rank, read),
+        layouts=_layouts(read(own[done])),
+    )
+
+
 def ways(recorded: Recorded, segment: Segment) -> list[Start]:
     """The ways to try for a segment, in order."""
     attempt = recorded.attempt(segment.attempt)

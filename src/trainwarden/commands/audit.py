@@ -25,16 +25,35 @@ def add(subparsers: Subparsers[Any]) -> None:
             "trainwarden audit last",
             "trainwarden audit 20261123-125301-k3f9 --sample 0.1",
             "trainwarden audit last --first",
+            "trainwarden audit last --units --audit-budget 5%",
         ),
     )
     parser.add_argument("run_name", metavar="RUN", help='a run id, its beginning or end, or "last"')
     parser.add_argument("--sample", type=float, metavar="P", help="audit each segment with probability P")
     parser.add_argument("--first", action="store_true", help="stop at the first difference")
+    parser.add_argument("--units", action="store_true", help="audit single (step, rank) units that are drawn by lot")
+    parser.add_argument(
+        "--audit-budget", metavar="SHARE", default="1%", help="with --units: of the ranks' CPU time (default: 1%%)"
+    )
+    parser.add_argument(
+        "--beacon", metavar="PLACE", default="", help="with --units: a file or an address to draw from, e.g. https://…"
+    )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="with --units: audit a run that goes on, until stdin ends; tells entries as lines of JSON",
+    )
+    parser.add_argument("--finish", action="store_true", help="with --follow: run what was drawn after the end too")
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="replays at once (default: CPUs / ranks)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Audit the run; 0 all matched, 1 a difference, 2 undecided."""
+    if args.units or args.follow:
+        from trainwarden.commands.audit_units import run_units
+
+        return run_units(args)
+
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from trainwarden.audit.engine import Audit, choose

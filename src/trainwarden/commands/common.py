@@ -13,6 +13,9 @@ import msgspec
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from trainwarden.config import Config
+    from trainwarden.detect import Engine
+    from trainwarden.model import SignedSeal
     from trainwarden.store import Store
 
 CLEAN, FINDING, UNDECIDED, USAGE = 0, 1, 2, 3
@@ -79,3 +82,27 @@ def print_json(value: object) -> None:
     """Write `value` (built-in types or msgspec structs) as one line of JSON on stdout."""
     sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
     sys.stdout.flush()
+
+
+def watcher_of(config: Config) -> Callable[[SignedSeal], Engine]:
+    """What makes the detectors of a run once its seal is made, told what seal and settings say of the run.
+
+    Raises:
+        UsageError: what is declared of the learning rate is no schedule.
+    """
+    from trainwarden.detect import Engine, Facts, all_detectors
+    from trainwarden.detect.schedules import declared
+    from trainwarden.errors import UsageError
+
+    expect = dict(config.expect.settings)
+    if config.expect.lr:
+        expect["lr"] = config.expect.lr
+        try:
+            declared(config.expect.lr)
+        except ValueError as e:
+            raise UsageError(f"[expect] {e}", hint="docs/detectors.md#schedule shows how to declare one") from None
+
+    def make(sealed: SignedSeal) -> Engine:
+        return Engine(all_detectors(Facts(sealed.seal.argv, sealed.seal.seeds, expect)))
+
+    return make

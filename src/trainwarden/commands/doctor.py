@@ -92,7 +92,7 @@ def record_first_steps(store: Store, console: Console, argv: list[str], steps: i
 
     from trainwarden.audit.trying import STEPS_ENV, TRIER
     from trainwarden.commands.run import progress_bar, tell
-    from trainwarden.config import LogConfig, load_config
+    from trainwarden.config import AuditConfig, LogConfig, load_config
     from trainwarden.record.bootstrap import RECORDER_ENV
     from trainwarden.seal.command import parse_command
     from trainwarden.supervise.supervisor import supervise
@@ -101,7 +101,8 @@ def record_first_steps(store: Store, console: Console, argv: list[str], steps: i
     config = load_config(None, cwd)
     config = msgspec.structs.replace(
         config,
-        record=msgspec.structs.replace(config.record, snapshot_every=2, activations_every=2),
+        record=msgspec.structs.replace(config.record, snapshot_every=2, snapshot_share=0.0, activations_every=2),
+        audit=AuditConfig(budget="0"),
         log=LogConfig(),  # a trial is nobody's record
     )
     env = {**os.environ, RECORDER_ENV: TRIER, STEPS_ENV: str(steps)}

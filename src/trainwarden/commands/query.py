@@ -25,6 +25,7 @@ def add(subparsers: Subparsers[Any]) -> None:
         examples=(
             'trainwarden query last "SELECT rank, count(*), avg(loss) FROM records GROUP BY rank"',
             "trainwarden query last --parquet records.parquet",
+            "trainwarden query last --samples samples.txt",
         ),
         exit_codes=(
             "the view is called records; DESCRIBE is spelled: SELECT * FROM records LIMIT 0\n\n"
@@ -35,10 +36,15 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser.add_argument("run_name", metavar="RUN", help='a run\'s id, its beginning or end, or "last"')
     parser.add_argument("sql", metavar="SQL", nargs="?", default="", help="one SELECT over the view `records`")
     parser.add_argument("--parquet", type=Path, metavar="FILE", help="write every record as a Parquet file")
+    parser.add_argument(
+        "--samples", type=Path, metavar="FILE", help="write what each sample of the data was, for `[data] samples`"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer the query, write the file, or both."""
+    if args.samples is not None:
+        return _samples(args)
     if not args.sql and args.parquet is None:
         raise UsageError("no query and no file to write", hint="trainwarden query RUN 'SELECT count(*) FROM records'")
     from trainwarden.query import export, read_records, select
@@ -61,6 +67,34 @@ def run(args: argparse.Namespace) -> int:
         _print(answer)
     if args.parquet is not None:
         print(f"{told['records']:,} records in {args.parquet} ({told['bytes']:,} bytes)", file=sys.stderr)
+    return CLEAN
+
+
+def _samples(args: argparse.Namespace) -> int:
+    """Write the manifest of the samples that a run was seen to train on."""
+    from trainwarden.durable import hint_for, write_atomically
+    from trainwarden.supervise.samples import kept_in, read_manifest
+
+    if args.sql or args.parquet is not None:
+        raise UsageError("--samples goes alone", hint="ask for records in a call of its own")
+    folder = open_store(args).run(args.run_name)
+    if not kept_in(folder.private).exists():
+        raise UsageError(f"run {folder.id} kept no samples", hint="it drew no tensors by index from a data loader")
+    table, data = read_manifest(kept_in(folder.private))
+    if table.varying:
+        raise UsageError(
+            f"the samples of run {folder.id} differ from pass to pass in {', '.join(sorted(table.varying))}",
+            hint="make the manifest from a run without random augmentation",
+        )
+    try:
+        write_atomically(args.samples, data)
+    except OSError as e:
+        raise UsageError(f"cannot write {args.samples}: {e.strerror}", hint=hint_for(e)) from e
+    seen = sum(table.seen)
+    if args.json:
+        print_json({"run": folder.id, "file": str(args.samples), "samples": table.size, "listed": seen})
+        return CLEAN
+    print(f"{seen:,} of {table.size:,} samples in {args.samples}: name it as `[data] samples`", file=sys.stderr)
     return CLEAN
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json, watcher_of
+from trainwarden.commands.run import add_show_findings
 from trainwarden.config import FILE_NAME
 from trainwarden.errors import LogTampered
 
@@ -62,6 +63,7 @@ def add(subparsers: Subparsers[Any]) -> None:
         help="policy of the resumed run, as of `trainwarden run` (default: refuse)",
     )
     parser.add_argument("--clean-room", action="store_true", help="resume in a clean room, as of `trainwarden run`")
+    add_show_findings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -117,13 +119,18 @@ def _show(args: argparse.Namespace, console: Console, store: Store, case: CaseFi
 
 def _apply(args: argparse.Namespace, console: Console, store: Store, run: str, config: Config) -> int:
     from trainwarden.commands.recovering import Shown, finish
+    from trainwarden.commands.run import shows_details, told_findings
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
+    from trainwarden.respond.alerts.secrets import without_secrets
     from trainwarden.respond.chain import Means, keep_going, recover
 
-    shown = Shown(console)
-    config_file = str((args.config or Path.cwd() / FILE_NAME).absolute()) if config.log.server else ""
-    means = Means(store, config, SigningKey.load(), job_environ(), shown, config_file)
+    details = shows_details(config, args.show_findings)
+    shown = Shown(console, details)
+    config_file = str((args.config or Path.cwd() / FILE_NAME).absolute())
+    env = without_secrets(job_environ(), config)
+    config_file = config_file if config.log.server else ""
+    means = Means(store, config, SigningKey.load(), env, shown, config_file, watcher_of(config))
     try:
         done = recover(means, run, from_start=args.from_start, clean_room=args.clean_room)
         chain = keep_going(means, done.result, (done.link,), clean_room=args.clean_room)
@@ -136,10 +143,10 @@ def _apply(args: argparse.Namespace, console: Console, store: Store, run: str, c
         "new_run": chain.result.run_id,
         "loaded_checkpoint": done.link.loaded,
         "records": chain.result.records,
-        "findings": list(chain.result.findings),
+        "findings": told_findings(chain.result, details),
         "log_whole": chain.result.log_whole,
     }
-    return finish(args, console, chain, more)
+    return finish(args, console, chain, more, details)
 
 
 # --------------------------------------------------------------------------- showing

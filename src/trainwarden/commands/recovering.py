@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from trainwarden.commands.common import print_json
 from trainwarden.commands.run import progress_bar, say, shell_code, summary, tell
 from trainwarden.respond.chain import Chain, Link
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
 
 
 class Shown(Hears):
-    """Everything that recoveries tell, on a console; `close` when they are over."""
+    """Everything that recoveries tell, on a console; `close` when they are over.
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    Without `details` neither what was moved nor what a replay gave: that is for the channels that fewer people read.
+    """
+
+    def __init__(self, console: Console, details: bool = True) -> None:
+        self._console, self._details = console, details
         self._bars = progress_bar(console)
         self._sealing = self._bars.__enter__()
         self._replaying: Progress | None = None
@@ -34,7 +39,8 @@ class Shown(Hears):
 
     def says(self, sentence: str) -> None:
         self._end_bar()
-        say(self._console, sentence)
+        if self._details:
+            say(self._console, sentence)
 
     def replays(self, point: Point) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -57,10 +63,11 @@ class Shown(Hears):
 
         from trainwarden.commands.audit import sentence
 
-        say(self._console, Text.from_markup(sentence(verdict)).plain)
+        if self._details:
+            say(self._console, Text.from_markup(sentence(verdict)).plain)
 
     def event(self, event: Event) -> None:
-        tell(self._console, self._sealing, event)
+        tell(self._console, self._sealing, event, self._details)
 
     def sealing(self, done: int, total: int, label: str) -> None:
         if self._sealing is not None:
@@ -76,16 +83,19 @@ def _goal(point: Point) -> str:
     return f"the checkpoint of step {point.checkpoint.step} stands on them" if point.checkpoint else point.why
 
 
-def finish(args: argparse.Namespace, console: Console, chain: Chain, more: dict[str, object]) -> int:
+def finish(
+    args: argparse.Namespace, console: Console, chain: Chain, more: dict[str, object], details: bool = True
+) -> int:
     """Say how a chain ended and give its exit code; `more` goes into the JSON object."""
     summary(console, chain.result)
-    for link in (each for each in chain.links if each.parent):
+    links = chain.links if details else [msgspec.structs.replace(each, cause="", replays="") for each in chain.links]
+    for link in (each for each in links if each.parent):
         _say_link(console, link)
     if chain.gave_up:
         say(console, f"no further recovery: {chain.gave_up}", "bold red")
         say(console, f"hint: {chain.hint}", "yellow")
     if args.json:
-        print_json({**more, "exit_code": chain.result.exit_code, "runs": list(chain.links), "gave_up": chain.gave_up})
+        print_json({**more, "exit_code": chain.result.exit_code, "runs": list(links), "gave_up": chain.gave_up})
     return shell_code(chain.exit_code)
 
 
@@ -95,7 +105,8 @@ _RESUME_HINT = 'say how it resumes: [replay] resume = "--resume {checkpoint}" in
 def _say_link(console: Console, link: Link) -> None:
     how = f"run {link.run} went on from step {link.from_step} of run {link.parent}"
     took = sum(s for name, s in link.seconds.items() if name != "first_step")
-    words = [f"{took:.1f} s to its start", f"its own first steps: {link.replays}"]
+    words = [f"{took:.1f} s to its start"]
+    words += [f"its own first steps: {link.replays}"] if link.replays else []
     words += [f"in a clean room ({link.clean_room})"] if link.clean_room else []
     say(console, f"{how} ({'; '.join(words)})", "bold red" if link.replays == "diverged" else "")
     if not link.loaded:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainwarden.commands.common import Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import Subparsers, add_verb, open_store, print_json, watcher_of
 from trainwarden.errors import UsageError
 from trainwarden.model import Action, Finding, Severity, Undelivered
 
@@ -73,6 +73,12 @@ def add(subparsers: Subparsers[Any]) -> None:
         action="store_true",
         help="run in the sealed environment rebuilt from the store, out of reach of changes to the shared one",
     )
+    add_show_findings(parser)
+    parser.add_argument(
+        "--audit-budget",
+        metavar="SHARE",
+        help="replay single steps beside training, for this share of its CPU time (default: 1%%; 0: none)",
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD …", help="the launch command")
 
 
@@ -81,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from trainwarden.config import FILE_NAME, load_config
-    from trainwarden.detect import Engine, all_detectors
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
+    from trainwarden.respond.alerts.secrets import without_secrets
     from trainwarden.respond.answer import response_to
     from trainwarden.seal.command import parse_command
     from trainwarden.supervise.supervisor import supervise
@@ -91,8 +97,9 @@ def run(args: argparse.Namespace) -> int:
     argv = command_words(args.command)
     cwd = Path.cwd()
     config = with_policy(load_config(args.config, cwd), args.on_environment_change)
-    response = response_to(config)
-    command = parse_command(argv, str(cwd), job_environ())
+    config = with_budget(config, args.audit_budget)
+    response, details = response_to(config), shows_details(config, args.show_findings)
+    command = parse_command(argv, str(cwd), without_secrets(job_environ(), config))
     console = Console(file=_Stderr(), highlight=False, soft_wrap=True)
     store = open_store(args, create=True)
     config_file = str((args.config or cwd / FILE_NAME).absolute()) if config.log.server else ""
@@ -103,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
                 store,
                 config,
                 SigningKey.load_or_create(),
-                on_event=lambda event: tell(console, bar, event),
+                on_event=lambda event: tell(console, bar, event, details),
                 progress=bar,
-                watcher=Engine(all_detectors()),
+                watcher=watcher_of(config),
                 config_file=config_file,
                 clean_room=args.clean_room,
                 response=response,
@@ -117,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
         store.close()
     summary(console, result)
     if args.json:
-        print_json(_as_json(result))
+        print_json(_as_json(result, details))
     return shell_code(result.exit_code)
 
 
@@ -137,16 +144,19 @@ def _recovered(
     from trainwarden.commands.recovering import Shown, finish
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
+    from trainwarden.respond.alerts.secrets import without_secrets
     from trainwarden.respond.chain import Means, keep_going
 
     summary(console, result)
-    shown = Shown(console)
+    details = shows_details(config, args.show_findings)
+    shown = Shown(console, details)
+    env = without_secrets(job_environ(), config)
     try:
-        means = Means(store, config, SigningKey.load(), job_environ(), shown, config_file)
+        means = Means(store, config, SigningKey.load(), env, shown, config_file, watcher_of(config))
         chain = keep_going(means, result, clean_room=args.clean_room)
     finally:
         shown.close()
-    return finish(args, console, chain, _as_json(chain.result))
+    return finish(args, console, chain, _as_json(chain.result, details), details)
 
 
 def shell_code(code: int) -> int:
@@ -168,6 +178,18 @@ def with_policy(config: Config, on_environment_change: str | None) -> Config:
         return config
     policy = msgspec.structs.replace(config.policy, environment_changed=on_environment_change)
     return msgspec.structs.replace(config, policy=policy)
+
+
+def with_budget(config: Config, budget: str | None) -> Config:
+    """The configuration with the audit's budget that the command line names, if it names one.
+
+    Raises:
+        UsageError: it is no share.
+    """
+    if budget is not None:
+        config = msgspec.structs.replace(config, audit=msgspec.structs.replace(config.audit, budget=budget))
+    _ = config.audit.share
+    return config
 
 
 @contextmanager
@@ -220,8 +242,25 @@ class _SealBar:
             self._bar.stop()
 
 
-def tell(console: Console, bar: _SealBar | None, event: Event) -> None:
-    """Say on stderr what the supervisor tells."""
+def add_show_findings(parser: argparse.ArgumentParser) -> None:
+    """Declare how much of a finding is told on the terminal."""
+    parser.add_argument(
+        "--show-findings",
+        choices=("full", "short"),
+        help="on the terminal: what was found, or only that something was (default: full, unless an alert channel "
+        "with the audience security gets the details)",
+    )
+
+
+def shows_details(config: Config, show_findings: str | None) -> bool:
+    """Whether the terminal tells findings in full: not when there is a place for them that fewer people read."""
+    if show_findings is not None:
+        return show_findings == "full"
+    return all(channel.audience != "security" for channel in config.alerts)
+
+
+def tell(console: Console, bar: _SealBar | None, event: Event, details: bool = True) -> None:
+    """Say on stderr what the supervisor tells; without `details` of a finding only that there is one."""
     from trainwarden.supervise.responding import Told
     from trainwarden.supervise.supervisor import Notice, Started
 
@@ -234,11 +273,18 @@ def tell(console: Console, bar: _SealBar | None, event: Event) -> None:
             say(console, f"guarding this as run {event.run_id} ({files:,} files sealed)")
         case Notice():
             say(console, event.sentence + (f" ({event.hint})" if event.hint else ""), "yellow")
-        case Finding():
+        case Finding() if details:
             say(console, f"{event.severity.value} · {event.detector}: {event.seen}", _STYLE[event.severity])
             if event.severity is not Severity.INFO and event.benign:
                 say(console, f"  could also be: {'; '.join(event.benign)}", "dim")
+        case Finding():
+            pass
         case Told():
+            if not details and not event.update:
+                severity = event.alert.severity
+                mine = "" if severity is Severity.LOW else " This is probably not a bug of yours."
+                say(console, f"{severity.value} · something was found.{mine}", _STYLE[severity])
+                say(console, f"  details: the security channel, or trainwarden show {event.run}", "dim")
             if event.action in _DONE:
                 say(console, f"policy: {_DONE[event.action].format(run=event.run)}", "bold")
         case Undelivered():
@@ -276,12 +322,18 @@ def say(console: Console, line: str, style: str = "") -> None:
     console.print(Text("trainwarden: ", style="bold").append(printable, style=style))
 
 
-def _as_json(result: RunResult) -> dict[str, object]:
+def told_findings(result: RunResult, details: bool) -> list[object]:
+    """The findings of a run for `--json`; without details their severity alone."""
+    return list(result.findings) if details else [{"severity": f.severity} for f in result.findings]
+
+
+def _as_json(result: RunResult, details: bool) -> dict[str, object]:
     return {
         "run": result.run_id,
         "exit_code": result.exit_code,
         "records": result.records,
-        "findings": list(result.findings),
+        "findings": told_findings(result, details),
+        "asked": result.asked,
         "log_whole": result.log_whole,
         "shipped": result.shipped,
         "clean_room": result.room,

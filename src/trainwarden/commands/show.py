@@ -28,16 +28,18 @@ def add(subparsers: Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the run."""
     from trainwarden.casefile import Broken
+    from trainwarden.descent import frozen_by
 
-    _, case = read_case(args)
+    store, case = read_case(args)
+    frozen = frozen_by(store, case.run)
     if args.json:
         from trainwarden.report.case_json import case_json
 
-        print_json(case_json(case))
+        print_json(case_json(case, frozen))
     else:
         from rich.console import Console
 
         from trainwarden.report.text import print_case
 
-        print_case(Console(highlight=False), case)
+        print_case(Console(highlight=False), case, frozen)
     return FINDING if isinstance(case.state, Broken) else CLEAN

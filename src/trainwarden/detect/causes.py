@@ -31,6 +31,7 @@ GOES_ON = 8
 BURST_NS = 10_000_000_000
 _BENIGN = 8
 _FILE = re.compile(r"(?<![\w/])/[^\s,;:()'\"]*[^\s,;:()'\".]")
+_WRITER = ", by process "
 _NUMBERS = re.compile(r"\d+")
 _PROCESSES = {"kills", "gaps", "stalls", "recorder"}
 _SEVERITIES = tuple(Severity)
@@ -156,7 +157,8 @@ def alerts_of(findings: Iterable[tuple[int, Finding]]) -> list[Alert]:
 
 
 def _files(finding: Finding) -> set[str]:
-    return set(_FILE.findall(finding.seen))
+    """The files that it is about: what stands after the writer is the writer's own program."""
+    return set(_FILE.findall(finding.seen.partition(_WRITER)[0]))
 
 
 def _sentence(finding: Finding) -> tuple[object, ...]:

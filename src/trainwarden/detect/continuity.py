@@ -6,15 +6,19 @@ passes move them (running statistics), and data-parallel wrappers copy those of 
 weights in between, or it is interference (or a script that edits its weights on purpose). The tensors named are those
 that the record lists as found changed: the rank's word, which only a replay checks.
 
-Not compared: steps where the recorder did not look (`before` is empty), the first step of an attempt, steps
-after a gap, and jobs with several optimizers, each of which records the weights it owns at different moments.
+Optimizer state is looked at in slices: those that an update left are read again right before the next update of the
+same optimizer, and the rank tells where one is another (`StateChanged`). Slices of weights are compared so as well,
+which covers big models and several optimizers. State that is emptied is told by `cleared`.
+
+Whole roots are not compared at steps where the recorder did not look (`before` is empty), at the first step of an
+attempt, after a gap, and in jobs with several optimizers, each of which records the weights it owns at other moments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from trainwarden.model import Confidence, Detail, Entry, Finding, Severity, Stage, StepRecord
+from trainwarden.model import Confidence, Detail, Entry, Finding, Severity, Stage, StateChanged, StepRecord
 
 _BENIGN = (
     "the script edits weights between steps on purpose (weight clipping, averaging, re-initialisation)",
@@ -32,6 +36,8 @@ class Continuity:
         self._several: set[tuple[int, int]] = set()
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
+        if isinstance(entry, StateChanged):
+            return _slices(index, entry)
         if not isinstance(entry, StepRecord):
             return ()
         rank = (entry.attempt, entry.rank)
@@ -73,3 +79,28 @@ def _changed(before: int, last: StepRecord, index: int, record: StepRecord) -> F
         benign=_BENIGN,
         wall_ns=record.wall_ns,
     )
+
+
+def _slices(index: int, note: StateChanged) -> Iterator[Finding]:
+    """What an update found otherwise than the one before had left it: weights and state apart."""
+    for what, names, stage in (
+        ("weights", note.weights, Stage.WEIGHTS),
+        ("optimizer state", note.state, Stage.OPTIMIZER_STATE),
+    ):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield Finding(
+                detector=Continuity.id,
+                severity=Severity.MEDIUM,
+                confidence=Confidence.HIGH,
+                seen=f"Rank {note.rank}'s update at step {note.step} found other {what} than the update before had "
+                f"left: {names[0]}{more}.",
+                expected=f"Between two updates nothing changes the {what}.",
+                step=note.step,
+                attempt=note.attempt,
+                ranks=(note.rank,),
+                stage=stage,
+                tensor=names[0],
+                evidence=(index,),
+                benign=_BENIGN,
+            )

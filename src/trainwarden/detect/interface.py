@@ -12,9 +12,21 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias
+
+import msgspec
 
 from trainwarden.model import Detail, Entry, Finding, Stage
+
+Expected: TypeAlias = "bool | int | float | str | tuple[float, ...]"
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What the seal and the project's settings say of a run before it starts; empty where they say nothing."""
+
+    argv: tuple[str, ...] = ()
+    seeds: dict[str, int] = {}
+    expect: dict[str, Expected] = {}
 
 
 class Detector(Protocol):

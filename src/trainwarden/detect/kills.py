@@ -3,7 +3,8 @@
 A rank that ends in order says goodbye, also when its script fails with an exception. A rank that dies of a signal
 cannot. Benign and not raised: the run was being stopped from outside (Ctrl-C, a signal to the supervisor), and the
 end that a launcher makes of the other ranks after one of them has failed, whose own end is told: SIGTERM, or an end
-whose status nobody saw. A launch command that is a rank itself is told as that.
+whose status nobody saw. A launch command that is a rank itself is told as that. The finding names the process that sent
+the signal where the system told, or says why not; the kernel's OOM killer is told as such, with severity low.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from trainwarden.model import Confidence, Detail, Entry, Finding, ProcessExited,
 
 _ENDS_PEERS = -signal.SIGTERM
 _CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGFPE, -signal.SIGILL, -signal.SIGABRT}
+_MEMORY = "OOM killer"
+_RAN_OUT = "the kernel ended it because memory ran out (see `dmesg`)"
 _BENIGN = {
-    -signal.SIGKILL: ("the kernel ended it because memory ran out (see `dmesg`)", "the cluster's scheduler ended it"),
+    -signal.SIGKILL: (_RAN_OUT, "the cluster's scheduler ended it"),
     -signal.SIGTERM: ("the cluster's scheduler ended it", "its launcher ended it after another rank failed unseen"),
 }
 _CRASHED = ("a defect in native code",)
-_UNKNOWN = ("it crashed in native code", "the kernel ended it because memory ran out (see `dmesg`)")
+_UNKNOWN = ("it crashed in native code", _RAN_OUT)
 
 
 class Kills:
@@ -59,17 +62,18 @@ class Kills:
     def _killed(self, index: int, entry: ProcessExited) -> Finding:
         started = self._started.get((entry.attempt, entry.rank))
         crash = entry.known and entry.code in _CRASHES
+        memory = _MEMORY in entry.told_by
         how = f"was ended by {_signal(entry.code)}" if entry.known else "vanished"
         return Finding(
             detector=self.id,
-            severity=Severity.LOW if crash else Severity.MEDIUM,
+            severity=Severity.LOW if crash or memory else Severity.MEDIUM,
             confidence=Confidence.HIGH if entry.known else Confidence.MEDIUM,
-            seen=f"Rank {entry.rank} of attempt {entry.attempt} (process {entry.pid}) {how} without a goodbye.",
+            seen=f"{_who(entry)} {how} without a goodbye{_by(entry)}.",
             expected="A rank says goodbye before it ends, also when its script fails.",
             attempt=entry.attempt,
             ranks=(entry.rank,),
             evidence=(index,) if started is None else (started, index),
-            benign=_CRASHED if crash else _BENIGN.get(entry.code, ()) if entry.known else _UNKNOWN,
+            benign=_benign(entry, crash),
             wall_ns=entry.wall_ns,
         )
 
@@ -85,6 +89,32 @@ def _launcher(index: int, entry: ProcessExited) -> Finding:
         benign=_BENIGN.get(entry.code, ("somebody ended it on purpose",)),
         wall_ns=entry.wall_ns,
     )
+
+
+def _who(entry: ProcessExited) -> str:
+    return f"Rank {entry.rank} of attempt {entry.attempt} (process {entry.pid})"
+
+
+def _by(entry: ProcessExited) -> str:
+    """Who sent the signal, as an end of the sentence."""
+    sender = entry.sender
+    if sender is not None:
+        user = f"user {sender.uid}" if sender.uid >= 0 else "user not known"
+        return f", sent by process {sender.pid} ({sender.program or 'gone'}, {user}) as {entry.told_by} told"
+    if _MEMORY in entry.told_by:
+        return f", told by {entry.told_by}"
+    if entry.told_by:
+        return f", by the kernel itself as {entry.told_by} told"
+    return f" ({entry.untold})" if entry.untold else ""
+
+
+def _benign(entry: ProcessExited, crash: bool) -> tuple[str, ...]:
+    if crash:
+        return _CRASHED
+    if _MEMORY in entry.told_by:
+        return ("memory ran out",)
+    told = _BENIGN.get(entry.code, ()) if entry.known else _UNKNOWN
+    return tuple(b for b in told if entry.sender is None or b is not _RAN_OUT)
 
 
 def _suspicious(entry: ProcessExited, first: bool) -> bool:

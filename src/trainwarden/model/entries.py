@@ -7,6 +7,7 @@ from typing import TypeAlias, TypeVar
 import msgspec
 
 from trainwarden.model.actors import RegistryEntry
+from trainwarden.model.audits import SampledAudit, UnitAudited, UnitsDrawn
 from trainwarden.model.base import Noun
 from trainwarden.model.findings import Finding
 from trainwarden.model.happenings import (
@@ -22,9 +23,21 @@ from trainwarden.model.happenings import (
     ProcessStarted,
     RunEnded,
 )
-from trainwarden.model.notes import ModelSeen
-from trainwarden.model.responses import Quarantined, Recovered, Released, Responded, Restored, Undelivered
+from trainwarden.model.hosts import ClockShifted, HostCrowded, Stalled
+from trainwarden.model.inputs import DataDiffers, PassSeen
+from trainwarden.model.notes import Note
+from trainwarden.model.responses import (
+    Contained,
+    Quarantined,
+    Recovered,
+    Released,
+    Responded,
+    Restored,
+    Undelivered,
+    Undone,
+)
 from trainwarden.model.steps import Gap, StepRecord
+from trainwarden.model.updates import UpdateSeen
 from trainwarden.model.verdicts import Diverged, Explanation, Inconclusive, Matched
 
 
@@ -42,8 +55,12 @@ Entry: TypeAlias = (
     Sealed | ProcessStarted | StepRecord | Gap | CheckpointSaved | CheckpointLoaded | DataOpened
     | ProcessExited | FileChanged | CodeSeen | ProcessSeen | CleanRoom | Approved | Finding | Matched | Diverged
     | Inconclusive | Explanation | Quarantined | Restored | Recovered | Responded | Released
-    | Undelivered | RunEnded
-    | ModelSeen
+    | Undelivered | Contained | Undone | RunEnded
+    | Note
+    | Stalled | ClockShifted | HostCrowded
+    | PassSeen | DataDiffers
+    | UpdateSeen
+    | UnitsDrawn | UnitAudited | SampledAudit
 )  # fmt: skip
 """Everything that can be a leaf of the log. Each has its own `type` tag."""
 

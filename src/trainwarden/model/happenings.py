@@ -45,6 +45,7 @@ class CheckpointLoaded(Noun, tag="checkpoint_loaded"):
     path: str
     digest: str
     known_step: int = -1
+    sealed: bool = False  # the seal lists this path (a changed sealed file is told as `FileChanged`)
 
 
 class DataOpened(Noun, tag="data_opened"):
@@ -56,6 +57,21 @@ class DataOpened(Noun, tag="data_opened"):
     digest: str
     size: int
     changed_ns: int = 0
+
+
+class Writer(Noun):
+    """The process that the kernel named when a file was changed or a signal sent.
+
+    −1 and "" where it was gone before it was looked at.
+
+    A process is not a person: `login_uid` is who logged in, `uid` as whom it ran when it did.
+    """
+
+    pid: int
+    uid: int = -1
+    login_uid: int = -1
+    program: str = ""
+    argv: tuple[str, ...] = ()
 
 
 class ProcessExited(Noun, tag="exit"):
@@ -70,19 +86,9 @@ class ProcessExited(Noun, tag="exit"):
     known: bool = True  # False: the status went to another parent; `code` is then −1 and says nothing
     goodbye: bool = False  # the rank said that it ends in order
     stopping: int = 0  # the signal with which the run was being stopped from outside when it ended, 0 for none
-
-
-class Writer(Noun):
-    """The process that the kernel named when a file was changed. −1 and "" where it was gone before it was looked at.
-
-    A process is not a person: `login_uid` is who logged in, `uid` as whom it ran when it wrote.
-    """
-
-    pid: int
-    uid: int = -1
-    login_uid: int = -1
-    program: str = ""
-    argv: tuple[str, ...] = ()
+    sender: Writer | None = None  # who sent the signal that ended it (of the launch command: that is being passed on)
+    told_by: str = ""  # which part of the system named the sender, or says that it was the kernel's OOM killer
+    untold: str = ""  # why there is no sender
 
 
 class FileChanged(Noun, tag="file_changed"):

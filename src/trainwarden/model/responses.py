@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from trainwarden.model.base import Noun
 from trainwarden.model.findings import Confidence, Finding, Severity
@@ -73,6 +74,24 @@ class Recovered(Noun, tag="recovered"):
     wall_ns: int = 0
 
 
+class Contained(Noun, tag="contained"):
+    """What somebody did to contain a run, apart from files moved, which are `Quarantined`."""
+
+    what: Literal["hold", "stop", "freeze", "revoke"]
+    subject: str = ""  # the actor whose key was revoked
+    reason: str = ""
+    by: str = ""  # account and login as the system tells them; an account is not a person
+    wall_ns: int = 0
+
+
+class Undone(Noun, tag="undone"):
+    """An act of containment was taken back: that at log index `of`."""
+
+    of: int
+    by: str = ""
+    wall_ns: int = 0
+
+
 class Quarantined(Noun, tag="quarantined"):
     """An artefact moved out of the way, by digest; nothing is ever deleted."""
 
@@ -80,6 +99,7 @@ class Quarantined(Noun, tag="quarantined"):
     digest: str
     reason: str
     wall_ns: int = 0
+    by: str = ""  # who contained the run, "" when it was moved by a recovery
 
 
 class Restored(Noun, tag="restored"):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from trainwarden.record import birth, entropy
+from trainwarden.record import birth, entropy, sleeps
 
 if TYPE_CHECKING:
     from importlib.abc import Loader, MetaPathFinder
@@ -76,6 +76,7 @@ class _Finder(MetaPathFinder):
 def arm() -> None:
     """Arrange for the hooks; called from sitecustomize in every process below the watcher."""
     birth.note()
+    sleeps.arm()
     finder = _Finder()
 
     def torch_ready(module: ModuleType) -> None:

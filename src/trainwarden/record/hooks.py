@@ -52,7 +52,11 @@ def _optimizers(recorder: Recorder) -> None:
         recorder.guarded("before update", lambda: recorder.before_update(optimizer, closure))
 
     def post(optimizer: Any, args: Any, kwargs: Any) -> None:
-        recorder.guarded("after update", lambda: recorder.after_update(optimizer))
+        # A fused optimizer is called in any case, and leaves everything as it is where the scaler found an infinity.
+        refused = getattr(optimizer, "found_inf", None)
+        recorder.guarded(
+            "after update", lambda: recorder.after_update(optimizer, refused is not None and bool(refused))
+        )
 
     module.register_optimizer_step_pre_hook(pre)
     module.register_optimizer_step_post_hook(post)
@@ -106,7 +110,9 @@ def _backward(torch: Any, recorder: Recorder) -> None:
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
         recorder.guarded("backward", lambda: recorder.backward(tensors))
-        return original(tensors, *args, **kwargs)
+        result = original(tensors, *args, **kwargs)
+        recorder.guarded("backward", recorder.backward_done)
+        return result
 
     torch.autograd.backward = backward
 

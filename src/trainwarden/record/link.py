@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Callable
 
 from trainwarden import wire
 
@@ -17,8 +18,10 @@ _LIMIT = 512  # messages in flight; a step is one message
 class Link:
     """A connection with a sending thread. `ask` is for the few messages that need an answer."""
 
-    def __init__(self, connection: wire.Connection) -> None:
+    def __init__(self, connection: wire.Connection, looked_at: Callable[[int], wire.Message]) -> None:
+        """`looked_at` answers a `Look` with its token, on the receiving thread."""
         self._connection = connection
+        self._looked_at = looked_at
         self._queue: queue.Queue[wire.Message] = queue.Queue(_LIMIT)
         self._answers: queue.Queue[wire.Message | None] = queue.Queue()
         self.dead = False
@@ -81,7 +84,17 @@ class Link:
                 self.acknowledged = message.seq
                 if self._last is None or message.seq < self._last:
                     continue
+            if isinstance(message, wire.Look):
+                self._tell_at_once(self._looked_at(message.token))
+                continue
             self._answers.put(message)
+
+    def _tell_at_once(self, message: wire.Message) -> None:
+        """Ahead of what is queued: at a standstill the queue may stand still too."""
+        try:
+            self._connection.send(message)
+        except OSError:
+            pass  # the next `receive` sees it
 
     def _die(self) -> None:
         self.dead = True

@@ -37,6 +37,7 @@ from trainwarden.record.loaders import LoaderTracker
 from trainwarden.record.observers import Observer, all_observers
 from trainwarden.record.saving import SavedFiles
 from trainwarden.record.snapshots import Snapshots
+from trainwarden.record.stacks import stacks
 
 T = TypeVar("T")
 
@@ -89,6 +90,7 @@ class Recorder:
         self._early: list[wire.Message] = []
         self._opened: set[str] = set()
         self.trainer = 0  # the thread that moves the optimizers
+        self.part = ""  # of a step, in which that thread is (`model.PartTimes`)
         self.snapshots = Snapshots(self)
         self.files = SavedFiles(self, self.snapshots)
         self._sampled: list[Any] = []
@@ -152,7 +154,7 @@ class Recorder:
         if not isinstance(answer, wire.Joined):
             raise RuntimeError(f"the watcher answered {type(answer).__name__}")
         self.joined, self.key = answer, answer.key
-        self.link = Link(connection)
+        self.link = Link(connection, self.looked_at)
         entropy.write(self.folder)
         for message in self._early:
             if isinstance(message, wire.Loaded):
@@ -171,6 +173,10 @@ class Recorder:
             self.guarded("code", self.look_at_code)
             self.guarded("leaving", lambda: self.look_on(lambda o: o.leaving()))
             self.link.goodbye(self.seq - 1, timeout=30)
+
+    def looked_at(self, token: int) -> wire.Message:
+        """The answer to a watcher that asks where this process stands."""
+        return stacks(token, self.trainer, self.part)
 
     @property
     def folder(self) -> Path:
@@ -253,6 +259,10 @@ class Recorder:
                 g.loss = value if g.loss is None else g.loss + value
         self.look_on(lambda o: o.backward(tensors))
 
+    def backward_done(self) -> None:
+        """`backward` has returned."""
+        self.look_on(lambda o: o.backward_done())
+
     def bucket_hook(self, ddp: Any) -> BucketHook:
         """The communication hook to give a DDP module."""
         return BucketHook(ddp, lambda bucket: self.guarded("bucket", lambda: self.bucket(bucket)))
@@ -272,6 +282,7 @@ class Recorder:
     def loader_begins(self, iterator: Any) -> None:
         """Before a loader hands out a batch."""
         self.loaders.begin(iterator)
+        self.look_on(lambda o: o.loader_begins(iterator))
 
     def loader_gave(self, iterator: Any, batch: Any) -> Any:
         """A loader handed out a batch; a replay may return another in its place."""

@@ -5,13 +5,17 @@ Rules
 * The complement is what lies outside model and optimizer: generators, loaders, scalers, layouts, settings. The last
   few are kept in memory: another rank may save a checkpoint of a step that this one has left already, and says so
   by a mark in the run's folder.
-* Of full snapshots the newest `FULL_KEPT` are kept.
+* Full snapshots are taken in pairs, at most every `snapshot_every` steps, and at a power of two of that where a pair
+  costs more than its share of training time. So ranks that settle on other distances still meet.
+* The newest ones are kept, up to `FULL_KEPT` and this rank's part of the space. A rank keeps no older state that rank 0
+  has let go: the replicas' weights are rank 0's.
 """
 
 from __future__ import annotations
 
 import collections
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 from trainwarden.record import names as naming
@@ -20,7 +24,35 @@ from trainwarden.record import rng, snapshot, stages
 if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
 
-FULL_KEPT = 8
+TICK_NS = 100_000_000  # more than a tick of any file system's clock
+FULL_KEPT = 64
+_FEWEST_KEPT = 4
+_MOST_DOUBLINGS = 24
+
+
+def spacing(every: int, pair_seconds: float, step_seconds: float, share: float) -> int:
+    """Steps between pairs of states: `every`, doubled until a pair takes at most `share` of the time between them."""
+    if share <= 0 or step_seconds <= 0:
+        return every
+    found = every
+    for _ in range(_MOST_DOUBLINGS):
+        if pair_seconds <= share * step_seconds * found:
+            break
+        found *= 2
+    return found
+
+
+def too_old(sizes: list[tuple[str, int]], space: int, elsewhere: set[str]) -> list[str]:
+    """The names to remove of (name, bytes), oldest first, by count, space and what rank 0 still has (if known)."""
+    kept, used, gone = 0, 0, []
+    for name, size in reversed(sizes):
+        fits = kept < FULL_KEPT and (kept < _FEWEST_KEPT or used + size <= space)
+        useful = not elsewhere or name in elsewhere or name > max(elsewhere)
+        if fits and useful:
+            kept, used = kept + 1, used + size
+        else:
+            gone.append(name)
+    return gone
 
 
 class Snapshots:
@@ -31,13 +63,19 @@ class Snapshots:
         self._beside = -1, ""  # steps done, path below the run's folder
         self._recent: collections.deque[tuple[int, dict[str, Any]]] = collections.deque(maxlen=4)
         self._marks_seen = 0
+        self._spacing = 0
+        self._pair = 0.0  # seconds that the newest pair of states took
+        self._begun = time.perf_counter(), 0  # and the steps done by then
 
     def boundary(self) -> None:
         """A step is complete on this rank."""
         every = self._recorder.joined.snapshot_every if self._recorder.joined else 0
+        self._spacing = self._spacing or every
+        if self._recorder.done == 1:
+            self._begun = time.perf_counter(), 1  # what the first step compiles and allocates is none of the others
         # In pairs: a script that fetches a batch one step ahead is put into two states in a row.
-        if every > 0 and self._recorder.done >= every and self._recorder.done % every in (0, 1):
-            self._write_full()
+        if every > 0 and self._recorder.done >= every and (place := self._recorder.done % self._spacing) in (0, 1):
+            self._timed_full(first=place == 0)
         self._recent.append((self._recorder.done, self.complement()))
         self.follow_marks()
 
@@ -52,7 +90,9 @@ class Snapshots:
             return
         if changed == self._marks_seen:
             return
-        self._marks_seen = changed
+        # The kernel's time stamps are coarse: a mark made in the same tick as this look does not change the stamp.
+        if time.time_ns() - changed > TICK_NS:
+            self._marks_seen = changed
         marked = {int(name) for name in os.listdir(marks)}
         for done, complement in self._recent:
             path = self._recorder.folder / f"side-{done:08d}.safetensors"
@@ -96,14 +136,36 @@ class Snapshots:
             (marks / str(done)).touch()
         return str(path.relative_to(self._recorder.joined.run_dir))
 
+    def _timed_full(self, *, first: bool) -> None:
+        """Write a state, and after the second of a pair settle how far the next is."""
+        begin = time.perf_counter()
+        since, done = self._begun
+        steps = self._recorder.done - done
+        self._write_full()
+        self._pair = time.perf_counter() - begin + (0.0 if first else self._pair)
+        joined = self._recorder.joined
+        if joined is not None and steps > 0 and (not first or self._spacing == 1):
+            pair = self._pair * (2 if first else 1)
+            self._spacing = spacing(joined.snapshot_every, pair, (begin - since) / steps, joined.snapshot_share)
+
     def _write_full(self) -> None:
         """Write everything needed to put another process of this script into this state."""
         snapshot.write(
             self._recorder.folder / f"full-{self._recorder.done:08d}.safetensors",
             self.complement() | self._full_state(),
         )
-        for old in sorted(self._recorder.folder.glob("full-*.safetensors"))[:-FULL_KEPT]:
-            old.unlink()
+        self._prune()
+
+    def _prune(self) -> None:
+        folder, rank = self._recorder.folder, self._recorder.rank
+        replica = rank > 0 and bool(self._recorder.layouts)
+        first = folder.with_name(f"{folder.name.rpartition('-r')[0]}-r0")
+        elsewhere = {p.name for p in first.glob("full-*.safetensors")} if replica else set()
+        mib = self._recorder.joined.snapshot_mib if self._recorder.joined else 0
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", self._recorder.world) or 1)
+        sizes = [(p.name, p.stat().st_size) for p in sorted(folder.glob("full-*.safetensors"))]
+        for name in too_old(sizes, mib * (1 << 20) // max(1, ranks), elsewhere):
+            (folder / name).unlink(missing_ok=True)
 
     def _full_state(self) -> dict[str, Any]:
         """Parameters, buffers and optimizer state by name; left to rank 0 where DDP keeps replicas."""

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from trainwarden.model import (
+    Action,
     Approved,
     CheckpointLoaded,
     CheckpointSaved,
     CleanRoom,
     CodeSeen,
+    Contained,
     DataOpened,
     Diverged,
     Entry,
@@ -29,15 +31,26 @@ from trainwarden.model import (
     ProcessStarted,
     Quarantined,
     Recovered,
+    Released,
+    Responded,
     Restored,
     RunEnded,
     Sealed,
     StepRecord,
+    Undelivered,
+    Undone,
 )
 from trainwarden.report.words import count, short, span, tail
 
 MOST_EVENTS = 150
 MOST_MARKERS = 12
+_ACTS = {
+    Action.NOTE: "noted",
+    Action.ALERT: "sent over the alert channels",
+    Action.HOLD: "the job was held",
+    Action.STOP: "the command was ended",
+    Action.RECOVER: "the command was ended, to be recovered",
+}
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +197,18 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
             yield "plain", "Restored", f"{tail(entry.path)} put back as {short(entry.digest)}"
         case Recovered():
             yield "good", "Recovery", f"taken back to step {entry.from_step} and resumed as run {entry.new_run}"
+        case Responded():
+            failed = f", which failed: {entry.failed}" if entry.failed else ""
+            yield "plain", "Policy", f"{_ACTS[entry.action]}{failed} (alert {entry.alert.id}: {entry.alert.title})"
+        case Released():
+            yield "plain", "Released", f"the held job was let go on by {entry.by}"
+        case Contained():
+            why = f": {entry.reason}" if entry.reason else ""
+            yield "plain", "Contained", f"{contained_words(entry)} by {entry.by}{why}"
+        case Undone():
+            yield "plain", "Undone", f"the act at entry {entry.of} was taken back by {entry.by}"
+        case Undelivered():
+            yield "alert", "Undelivered", f"{count(entry.alerts, 'alert')} over {entry.channel}: {entry.reason}"
         case Approved():
             names = ", ".join(a.actor for a in entry.approvals)
             yield "plain", "Approved", f"the seal was approved by {names}"
@@ -197,6 +222,19 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
             return
 
 
+def contained_words(entry: Contained) -> str:
+    """What was done, in words."""
+    match entry.what:
+        case "hold":
+            return "the job was held"
+        case "stop":
+            return "the command was ended"
+        case "freeze":
+            return "promotion of the run and its descendants was frozen"
+        case "revoke":
+            return f"the key of {entry.subject} was revoked"
+
+
 def _weights(entry: CheckpointSaved) -> str:
     if entry.weights.startswith("differs"):
         return f"; it does not hold the recorded weights ({entry.weights})"
@@ -206,6 +244,10 @@ def _weights(entry: CheckpointSaved) -> str:
 def _exit(entry: ProcessExited) -> tuple[str, str, str] | None:
     who = f"rank {entry.rank}" if entry.rank >= 0 else "the command"
     why = f": {entry.reason}" if entry.reason else ""
+    if entry.sender is not None:
+        why = f" by process {entry.sender.pid} ({entry.sender.program or 'gone'}){why}"
+    elif entry.told_by:
+        why = f" by the kernel ({entry.told_by}){why}"
     if entry.code == 0 or entry.goodbye:
         return None if entry.rank >= 0 else ("plain", "Exit", f"{who} ended in order")
     if entry.stopping or entry.code == -15:

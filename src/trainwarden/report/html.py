@@ -33,6 +33,7 @@ from trainwarden.report.curve import loss_curve
 from trainwarden.report.events import bounded, markers, timeline
 from trainwarden.report.grid import CLASSES, Block, Cell, grid, heat_map
 from trainwarden.report.lineage_chart import SIGNS, chosen, lineage_chart
+from trainwarden.report.sampled import sampled_facts
 from trainwarden.store import Store
 
 WIDE, NARROW = 960, 342
@@ -135,6 +136,7 @@ def _context(case: CaseFile, store: Store | None) -> dict[str, object]:
         "more_findings": more_findings,
         "events": shown_events,
         "more_events": more_events,
+        "sampled": sampled_facts(case),
         "missing": summary.not_checked(case),
         "recovered": indexed(case.entries, Recovered),
         "next_steps": summary.next_steps(case),

@@ -12,10 +12,13 @@ from rich.text import Text
 
 from trainwarden.casefile import Answer, Broken, CaseFile, coverage_share, explanation_of, indexed
 from trainwarden.checks import Check, Failed, NotChecked, Passed
+from trainwarden.descent import Frozen
+from trainwarden.detect.causes import alerts_of
 from trainwarden.model import Diverged, Finding, Outcome, ProcessStarted, Standing, StepRecord
 from trainwarden.report import summary, tables
 from trainwarden.report.events import bounded, timeline
 from trainwarden.report.lineage_chart import chosen
+from trainwarden.report.sampled import sampled_facts
 from trainwarden.report.words import clean, clock, count, percent, short, tail, when
 
 STYLES: Mapping[Answer, str] = {
@@ -56,10 +59,14 @@ def print_runs(console: Console, rows: Sequence[tuple[str, CaseFile | str]]) -> 
     console.print(table)
 
 
-def print_case(console: Console, case: CaseFile) -> None:
+def print_case(console: Console, case: CaseFile, frozen: Sequence[Frozen] = ()) -> None:
     """What was sealed, how it went, findings, checkpoints and their standing, what to do next."""
     console.print(_text(summary.headline(case), STYLES[case.answer]), _text(f"  run {case.run}", "dim"))
     console.print(_text(summary.subline(case)))
+    for freeze in frozen:
+        whose = "this run" if freeze.run == case.run else f"run {freeze.run}, which this one comes from,"
+        why = f": {freeze.reason}" if freeze.reason else ""
+        console.print(_text(f"FROZEN, not to be promoted: {whose} was frozen by {freeze.by}{why}", "bold red"))
     console.print()
     for part in summary.story(case):
         console.print(_text(part.value))
@@ -67,8 +74,11 @@ def print_case(console: Console, case: CaseFile) -> None:
     _section(console, "How it went", _events(case))
     if indexed(case.entries, Diverged):
         _section(console, "Replays that differ", _divergences(case))
+    _section(console, "Alerts (findings of one cause)", _alerts(case))
     _section(console, "Findings (suspicion, not evidence)", _findings(case))
     _section(console, "Checkpoints", _checkpoints(case))
+    if told := sampled_facts(case):
+        _section(console, "Sampled audit", _told(told))
     _section(console, "Not checked", _missing(case))
     console.print()
     console.print(Text("Next", "bold underline"))
@@ -145,6 +155,19 @@ def _divergences(case: CaseFile) -> RenderableType:
     return table
 
 
+def _alerts(case: CaseFile) -> RenderableType:
+    alerts = alerts_of(indexed(case.entries, Finding))
+    if not alerts:
+        return _text("none", "dim")
+    table = _table("alert", "severity", "findings", "what it is")
+    for a in alerts[:_MOST_ROWS]:
+        benign = f" Could also be: {'; '.join(a.benign)}." if a.benign else ""
+        table.add_row(a.id, _text(a.severity.value), str(a.count), _text(clean(a.title + benign, 300)))
+    if len(alerts) > _MOST_ROWS:
+        table.add_row("", "", "", _text(f"… and {len(alerts) - _MOST_ROWS:,} more", "dim"))
+    return table
+
+
 def _findings(case: CaseFile) -> RenderableType:
     shown, more = tables.findings(case)
     if not shown:
@@ -167,6 +190,13 @@ def _checkpoints(case: CaseFile) -> RenderableType:
         path = tail(c.files[0].path, 2) if c.files else ""
         standing = _text(c.standing.value, _STANDINGS[c.standing])
         table.add_row(str(c.step), str(c.attempt), standing, _text(clean(c.reason, 160)), _text(path))
+    return table
+
+
+def _told(facts: Sequence[summary.Fact]) -> RenderableType:
+    table = _pairs(3)
+    for f in facts:
+        table.add_row(_text(f.name), _text(f.value), _text(f.note, "dim"))
     return table
 
 

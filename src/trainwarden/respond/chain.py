@@ -32,7 +32,7 @@ from trainwarden.detect import Engine, all_detectors
 from trainwarden.errors import CannotDecide, LogError, NothingCleared, SealBroken, TrainWardenError, UsageError
 from trainwarden.keys import SigningKey
 from trainwarden.log.reader import LogReader
-from trainwarden.model import ACTIONS, Action, StepRecord, decode_entry
+from trainwarden.model import ACTIONS, Action, SignedSeal, StepRecord, decode_entry
 from trainwarden.respond.answer import response_to
 from trainwarden.respond.beside import Beside, in_words
 from trainwarden.respond.clear import MakeRoom, clear, open_case
@@ -43,6 +43,7 @@ from trainwarden.respond.recover import apply_plan, loaded_its_checkpoint, resum
 from trainwarden.respond.survivors import end_survivors
 from trainwarden.seal.room import build_room
 from trainwarden.store import Store
+from trainwarden.supervise.ledger import Watcher
 from trainwarden.supervise.supervisor import Event, RunResult
 
 _LONGEST_WAIT = 300.0  # seconds between two recoveries that get no further
@@ -58,6 +59,7 @@ class Means:
     env: Mapping[str, str]  # of the job
     hears: Hears = field(default_factory=Hears)
     config_file: str = ""
+    watcher: Callable[[SignedSeal], Watcher] = lambda _: Engine(all_detectors())
     jobs: int = 0  # replays side by side, 0: as many as the processors hold
     make_room: MakeRoom = build_room
     sleep: Callable[[float], None] = time.sleep
@@ -150,7 +152,7 @@ def recover(means: Means, run: str, *, from_start: bool = False, clean_room: boo
         env=means.env,
         on_event=on_event,
         progress=hears.sealing,
-        watcher=Engine(all_detectors()),
+        watcher=means.watcher,
         response=response_to(config),
         beside=beside,
         config_file=means.config_file,

@@ -111,7 +111,7 @@ def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = N
         checkpoint=place,
         files=tuple(wanted),
         start_checkpoint=next((f.digest for f in wanted.values()), ""),
-        quarantine=(*states, *_sealed_moves(changes)),
+        quarantine=(*states, *sealed_moves(changes)),
         folders=tuple(sorted({os.path.dirname(m.path) for m in states if not m.replaced})),
         restore=tuple(r for r in back if r.link or store.has(r.digest)),
         missing=tuple(r.path for r in back if not r.link and not store.has(r.digest)),
@@ -209,7 +209,8 @@ def _checkpoint_restores(wanted: Mapping[str, CheckpointSaved]) -> Iterator[Rest
 # --------------------------------------------------------------------------- sealed files
 
 
-def _sealed_moves(changes: Iterable[FileChanged]) -> Iterator[Move]:
+def sealed_moves(changes: Iterable[FileChanged]) -> Iterator[Move]:
+    """Moves of what is at sealed places and is not what was sealed."""
     for change in changes:
         if change.found:
             reason = f"sealed {change.kind} file, changed" if change.sealed else f"new {change.kind} file, not sealed"

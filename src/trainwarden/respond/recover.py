@@ -47,7 +47,7 @@ from trainwarden.seal.pyc import is_cache_of, source_of
 from trainwarden.seal.scan import importable, loadable
 from trainwarden.seal.seal import relevant_env
 from trainwarden.store import RunDir, Store
-from trainwarden.supervise.ledger import Watcher
+from trainwarden.supervise.ledger import NoWatcher, Watcher
 from trainwarden.supervise.responding import Response
 from trainwarden.supervise.supervisor import Beside, Event, RunResult, Started, supervise
 
@@ -125,7 +125,7 @@ def resume(
     env: Mapping[str, str],
     on_event: Callable[[Event], None] = lambda _: None,
     progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callable[[SignedSeal], Watcher] = lambda _: NoWatcher(),
     response: Response | None = None,
     beside: Beside | None = None,
     config_file: str = "",

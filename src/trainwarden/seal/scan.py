@@ -434,12 +434,14 @@ def scan_data(
     """The files that the command or the configuration names, folders walked.
 
     Raises:
-        UsageError: `[seal] data` names something that does not exist, or a folder cannot be listed.
+        UsageError: the configuration names data that does not exist, or a folder cannot be listed.
     """
-    named = [os.path.normpath(os.path.join(command.cwd, os.path.expanduser(p))) for p in config.seal.data]
+    words = (*config.seal.data, config.data.samples) if config.data.samples else config.seal.data
+    named = [os.path.normpath(os.path.join(command.cwd, os.path.expanduser(p))) for p in words]
     for path in named:
         if not os.path.exists(path):
-            raise UsageError(f"[seal] data names {path}, which does not exist", hint="see trainwarden.toml")
+            reason = f"[seal] data or [data] samples names {path}, which does not exist"
+            raise UsageError(reason, hint="see trainwarden.toml")
     roots = tuple(r for r in environment if r != SINGLES)
     known = {path for tree in code.values() for path in tree}
     paths = named + [p for p in command.paths if not any(under(root, [p]) for root in code)]

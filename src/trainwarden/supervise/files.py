@@ -155,12 +155,11 @@ class FileDesk:
             before = identity_of(file.path)
             digest, size, kept = self._take(file.path, limit=None)
             after = identity_of(file.path)
-        except FileNotFoundError:
-            if file.path not in self._renamed:
-                self._missing[file.path] = file  # renamed already, which a rank has yet to tell, or deleted
-            return
         except (OSError, TrainWardenError) as e:
-            self._gap(file, f"the checkpoint file {file.path} could not be hashed: {e}")
+            if os.path.exists(file.path):
+                self._gap(file, f"the checkpoint file {file.path} could not be hashed: {e}")
+            elif file.path not in self._renamed:
+                self._missing[file.path] = file  # renamed already, which a rank has yet to tell, or deleted
             return
         if any(file.identity) and not before == file.identity == after:
             self._gap(file, f"the checkpoint file {file.path} was overwritten before it could be hashed")
@@ -216,8 +215,10 @@ class FileDesk:
             self._ledger.submit(Gap(attempt=attempt, rank=rank, step=-1, reason=reason))
             return -1
         step = self._known.step(path, digest)
-        entry = CheckpointLoaded(attempt=attempt, rank=rank, path=path, digest=digest, known_step=step)
-        self._ledger.submit(entry)
+        sealed = step < 0 and self._sealed(path)
+        self._ledger.submit(
+            CheckpointLoaded(attempt=attempt, rank=rank, path=path, digest=digest, known_step=step, sealed=sealed)
+        )
         return step
 
     def _on_opened(self, attempt: int, rank: int, path: str) -> None:

@@ -16,11 +16,14 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
+from blake3 import blake3
+
 import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
-from trainwarden.errors import StoreError
-from trainwarden.model import FileEntry, Gap, ProcessExited, SignedSeal
+from trainwarden.errors import StoreError, UsageError
+from trainwarden.model import FileEntry, Gap, Idled, Note, ProcessExited, Released, SignedSeal
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.functions import SealedFunctions
@@ -28,22 +31,31 @@ from trainwarden.seal.walked import SealWalk
 from trainwarden.seal.watch import FileWatch
 from trainwarden.seal.writers import Writers
 from trainwarden.store import RunDir, Store
-from trainwarden.supervise import private
+from trainwarden.supervise import private, proc
+from trainwarden.supervise.auditing import Auditing
 from trainwarden.supervise.code import CodeDesk
+from trainwarden.supervise.control import Control
 from trainwarden.supervise.environment import EnvironmentGuard
 from trainwarden.supervise.files import FileDesk, KnownFiles
-from trainwarden.supervise.holding import Hold
+from trainwarden.supervise.holding import Hold, send
+from trainwarden.supervise.inputs import InputDesk
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.mappings import ProcessDesk
+from trainwarden.supervise.monitors import Host, Monitors, all_monitors
+from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
 from trainwarden.supervise.roster import Roster
+from trainwarden.supervise.samples import Table, read_manifest
+from trainwarden.supervise.senders import Senders, Sent
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
+from trainwarden.supervise.updates import UpdateDesk
 from trainwarden.supervise.weights import WeightCheck
 
 SOURCE_ENV = "TRAINWARDEN_SOURCE"
 REFUSED = 78  # EX_CONFIG, as a refused rank leaves with
 _EXIT_GRACE = 2.0  # seconds for ranks that outlive the launch command for a moment
+_RANKS_GRACE = 10.0  # for ranks whose launcher was ended and left them
 _DRAIN = 5.0  # seconds for messages under way
 _CODE_EVERY = 128  # steps between looks at the code in a rank's memory on average
 
@@ -67,24 +79,30 @@ class Guarded:
         self._store, self._run, self._config, self._sealed, self._ledger = store, run, config, sealed, ledger
         self._walk, self._shelter = walk, shelter
         self._child: Child | None = None
+        self._stopped = False  # by policy, or by somebody who contains the run
         self._wanted = ""  # what is to be done as soon as the command runs: "hold" or "stop"
         self._key = private.new_digest_key(run.private)
         self._reaper = Reaper()
         self._roster = Roster()
         self._hold = Hold(0, self._roster.pids)
+        self._presence, self._senders = Presence(), Senders()
+        self._is_sealed = sealed_paths(store, sealed, shelter)
         self._files = FileDesk(
             store,
             run,
             ledger,
             known,
             WeightCheck(self._key),
-            sealed_paths(store, sealed),
+            self._is_sealed,
             config.seal.keep_data_mb * 1024 * 1024,
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
+        self._inputs = InputDesk(ledger, run, self._manifest())
         seal = sealed.seal
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
+        self._updates = UpdateDesk(ledger)
+        self._auditing: Auditing | None = None
         self._writers = Writers()
         self._guard = EnvironmentGuard(
             store,
@@ -101,7 +119,12 @@ class Guarded:
         with ExitStack() as stack:
             stack.callback(self._files.close)
             stack.callback(self._code.close)
+            stack.callback(self._inputs.close)
             stack.callback(self._processes.close)
+            stack.callback(self._senders.close)
+            stack.callback(self._updates.close)
+            self._auditing = self._audited()
+            stack.callback(self._auditing.close)
             stack.callback(self._reaper.close)
             self._watch_files(stack)
             # What runs in a clean room is checked when the room is entered, and does not see the shared environment.
@@ -113,17 +136,24 @@ class Guarded:
             stack.callback(server.close, _DRAIN)
             private.write_socket(self._run.private, server.path)
             self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
+            self._senders.start()
+            monitors = Monitors(all_monitors(self._host()), self._ledger.submit)
+            monitors.start()
+            stack.callback(monitors.close)
             child = self._start(command, server.path, mask)
             self._hold = Hold(child.pid, self._roster.pids)
             child.on_signal = self._signalled
             self._child = child
             stack.callback(self._hold.end)
             self._now()
+            stack.callback(Control(self._run, self, self._ledger).close)
             if self._shelter is not None:
                 self._shelter.entered(child.pid, self._ledger.submit)
                 stack.callback(self._shelter.leave)
             code = child.wait()
-            self._reaper.settle(_EXIT_GRACE)
+            sent = self._senders.of(child.pid, -code) if code < 0 and not child.stopping else None
+            if not self._reaper.settle(_EXIT_GRACE) and self._stopped:
+                self._end_ranks()
             child.reap()
         self._ledger.submit(
             ProcessExited(
@@ -133,9 +163,29 @@ class Guarded:
                 code=code,
                 stopping=child.stopping,
                 wall_ns=time.time_ns(),
+                sender=child.stopped_by or (sent.sender if isinstance(sent, Sent) else None),
+                told_by="siginfo" if child.stopped_by else sent.by if isinstance(sent, Sent) else "",
+                untold=sent if isinstance(sent, str) else "",
             )
         )
         return code
+
+    def _host(self) -> Host:
+        return Host(
+            presence=self._presence,
+            submit=self._ledger.submit,
+            supervisor_pid=os.getpid(),
+            is_sealed=self._is_sealed,
+            stall_seconds=self._config.record.stall_seconds,
+            stopped_by=self._senders.stopper,
+        )
+
+    def _marked(self, note: Note) -> Note:
+        """Files of code that idles and is not sealed are named; the rank cannot know them."""
+        if not isinstance(note, Idled):
+            return note
+        frames = (*(f for sleep in note.sleeps for f in sleep.frames), *note.stack)
+        return msgspec.structs.replace(note, unsealed=proc.unsealed(frames, self._is_sealed))
 
     def _start(self, command: LaunchCommand, socket: Path, mask: set[signal.Signals]) -> Child:
         shelter = self._shelter
@@ -149,6 +199,7 @@ class Guarded:
         if self._child is None:
             self._wanted = "stop"
             return ""
+        self._stopped = True
         self._child.stop()
         self._hold.end()
         return ""
@@ -172,14 +223,22 @@ class Guarded:
             return "the command is being ended"
         return "" if self._hold.begin() else "no process of the command runs any more"
 
-    def release(self) -> str:
-        """Let held ranks go on; why not, or ""."""
-        return "" if self._hold and self._hold.end() else "the job is not held"
+    def release(self, by: str) -> str:
+        """Let held ranks go on because `by` says so; why they do not, or ""."""
+        if not self._hold.end():
+            return "the job is not held"
+        self._ledger.submit(Released(by=by, wall_ns=time.time_ns()))
+        return ""
+
+    @property
+    def held(self) -> bool:
+        """Are the ranks paused now?"""
+        return bool(self._hold)
 
     def _signalled(self, number: int) -> None:
         """Somebody ends the command, or lets it go on: held ranks must be able to."""
         if number in STOPPING or number == signal.SIGCONT:
-            self._hold.end()
+            self.release(f"{signal.Signals(number).name} to the watcher")
 
     def _now(self) -> None:
         """Do what was wanted before the command had started."""
@@ -188,6 +247,14 @@ class Guarded:
                 self.stop()
             case "hold":
                 self.hold()
+
+    def _end_ranks(self) -> None:
+        """A launcher that ended without its ranks leaves them to train on unguarded: they are ended too."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in self._roster.pids():
+                send(pid, number, os.getpid())
+            if self._reaper.settle(_RANKS_GRACE):
+                return
 
     def _watch_files(self, stack: ExitStack) -> None:
         """The watch is set before the first comparison, and looks at everything once more at the end."""
@@ -219,18 +286,54 @@ class Guarded:
             stopping=lambda: self._child.stopping if self._child else 0,
             supervisor_pid=os.getpid(),
             code=self._code.seen,
-            process=self._processes.joined,
+            inputs=self._inputs.seen,
+            process=self._process,
+            presence=self._presence,
+            sent=self._senders.of,
+            marked=self._marked,
+            updated=self._updates.seen,
+            left=self._updates.left,
         )
 
+    def _audited(self) -> Auditing:
+        audit = self._config.audit
+        return Auditing(
+            self._store, self._run, audit.share, self._ledger.submit, beacon=audit.beacon, finish=audit.finish
+        )
+
+    def _process(self, attempt: int, rank: int, pid: int) -> None:
+        self._processes.joined(attempt, rank, pid)
+        if self._auditing is not None:
+            self._auditing.joined(pid)
+
     def _joined(self, attempt: int, rank: int) -> wire.Joined:
+        self._inputs.joined()
         return wire.Joined(
             attempt=attempt,
             key=self._key,
             run_dir=str(self._run.path),
             activations_every=self._config.record.activations_every,
             snapshot_every=self._config.record.snapshot_every,
+            snapshot_share=self._config.record.snapshot_share,
+            snapshot_mib=self._config.record.snapshot_mib,
             code_every=_CODE_EVERY if self._sealed.seal.environment.files else 0,
+            every_sample=self._config.data.every_sample,
         )
+
+    def _manifest(self) -> Table | None:
+        """The manifest of samples that the configuration names. Raises UsageError when it is not what was sealed."""
+        named = self._config.data.samples
+        if not named:
+            return None
+        path = os.path.normpath(os.path.join(self._sealed.seal.cwd, os.path.expanduser(named)))
+        table, data = read_manifest(Path(path))
+        files = expected(self._store, self._sealed, "data").files | expected(self._store, self._sealed, "code").files
+        entry = files.get(path)
+        if entry is None or entry.digest != blake3(data).hexdigest():
+            raise UsageError(
+                f"the manifest of samples {path} is not what was sealed", hint="do not edit it; start again"
+            )
+        return table
 
     def _keep_env(self, env: dict[str, str]) -> str:
         try:
@@ -240,14 +343,16 @@ class Guarded:
             return ""
 
 
-def sealed_paths(store: Store, sealed: SignedSeal) -> Callable[[str], bool]:
-    """Whether a path is in the seal; the manifests are read when it is first asked."""
+def sealed_paths(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> Callable[[str], bool]:
+    """Whether a path is in the seal, in a clean room also under its place there; the manifests are read when asked."""
     paths: set[str] = set()
 
     def is_sealed(path: str) -> bool:
         if not paths:
             for kind in KINDS:
                 paths.update(expected(store, sealed, kind).files)
+            if shelter is not None:
+                paths.update([shelter.room.place(p) for p in paths])
         return path in paths
 
     return is_sealed

@@ -83,19 +83,27 @@ class Hold:
         yield from (pid for pid in below if any(descends_from(pid, rank) for rank in ranks))
 
     def _stop(self, pid: int) -> bool:
-        try:
-            fd = os.pidfd_open(pid)
-        except OSError:
-            return False
-        try:
-            if descends_from(pid, self._launcher) and parent_of(pid):
-                signal.pidfd_send_signal(fd, signal.SIGSTOP)
-                self._paused[pid] = fd
-                return True
-        except OSError:
-            pass
-        os.close(fd)
-        return False
+        fd = send(pid, signal.SIGSTOP, self._launcher, keep=True)
+        if fd >= 0:
+            self._paused[pid] = fd
+        return fd >= 0
+
+
+def send(pid: int, number: signal.Signals, ancestor: int, *, keep: bool = False) -> int:
+    """Send a signal to a process that descends from `ancestor`; its pidfd with `keep`, else and when it does not −1."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return -1
+    try:
+        if descends_from(pid, ancestor) and parent_of(pid):
+            signal.pidfd_send_signal(fd, number)
+            if keep:
+                return fd
+    except OSError:
+        pass
+    os.close(fd)
+    return -1
 
 
 def _processes() -> list[int]:

@@ -32,8 +32,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from trainwarden.durable import write_all
 from trainwarden.errors import CannotDecide, UsageError
+from trainwarden.model import Writer
+from trainwarden.supervise import proc
 from trainwarden.supervise.enter import ENTERED
 
 FORWARDED = (
@@ -114,6 +118,7 @@ class Child:
         self.interrupted = 0  # the signal to end that came from outside and was passed on, 0 for none
         self._kill_at = float("inf")
         self.on_signal: Callable[[int], None] = lambda _: None  # called after a signal was passed on
+        self.stopped_by: Writer | None = None  # who sent the signal that is passed on
         self.pid = self._entered(argv, env, mask, binds) if binds else self._spawned(argv, env, mask)
         self._pidfd = os.pidfd_open(self.pid)
 
@@ -168,6 +173,8 @@ class Child:
     def _pass_on(self, info: signal.struct_siginfo) -> None:
         if info.si_signo in STOPPING:
             self.stopping = self.interrupted = info.si_signo
+            if info.si_code != _SI_KERNEL:
+                self.stopped_by = msgspec.structs.replace(proc.process(info.si_pid), uid=info.si_uid)
         if not (self._shares_group and info.si_code == _SI_KERNEL):
             os.kill(self.pid, info.si_signo)  # it is our child and not reaped: the id is surely its own
         self.on_signal(info.si_signo)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from trainwarden.errors import TrainWardenError
-from trainwarden.model import ACTIONS, Action, Alert, Entry, Finding, Released, Responded, Severity, Undelivered
+from trainwarden.model import ACTIONS, Action, Alert, Entry, Finding, Responded, Severity, Undelivered
+from trainwarden.supervise.ledger import Details, Watcher
 
 MAX_WAITING = 10_000  # findings; a run has fewer, unless somebody floods it
 _REMEMBERED = 256  # alerts
@@ -56,12 +57,20 @@ class Outlet(Protocol):
     def close(self) -> None: ...
 
 
+class Gauge(Protocol):
+    """Counts: `seen` gets every entry of the log, in its order and from its writer, `told` every alert."""
+
+    def open(self, run: str) -> None: ...
+
+    def seen(self, index: int, entry: Entry) -> None: ...
+
+    def told(self, told: Told) -> None: ...
+
+
 class Job(Protocol):
     """What can be done to the running command (`supervise.guarded.Guarded`). Each gives the reason why not, or ""."""
 
     def hold(self) -> str: ...
-
-    def release(self) -> str: ...
 
     def stop(self) -> str: ...
 
@@ -73,6 +82,21 @@ class Response:
     causes: Grouping
     action_of: Callable[[Finding], Action]
     outlets: Sequence[Outlet] = ()
+    gauge: Gauge | None = None
+
+
+class Gauged:
+    """A watcher that lets a gauge see every entry too."""
+
+    def __init__(self, watcher: Watcher, gauge: Gauge) -> None:
+        self._watcher, self._gauge = watcher, gauge
+
+    def observe(self, index: int, entry: Entry, detail: Details | None) -> Iterable[Finding]:
+        self._gauge.seen(index, entry)
+        return self._watcher.observe(index, entry, detail)
+
+    def finish(self) -> Iterable[Finding]:
+        return self._watcher.finish()
 
 
 @dataclass
@@ -99,6 +123,8 @@ class Responder:
         self._waiting: deque[tuple[int, Finding]] = deque()
         self._closing = False
         self._changed = threading.Condition()
+        if response.gauge is not None:
+            response.gauge.open(run)
         for outlet in response.outlets:
             outlet.open(run, self._undelivered)
         self._thread = threading.Thread(target=self._work, daemon=True, name="trainwarden-respond")
@@ -121,13 +147,6 @@ class Responder:
         self._thread.join(_SETTLE_SECONDS)
         for outlet in self._response.outlets:
             outlet.close()
-
-    def release(self, by: str) -> str:
-        """Let a held job go on because `by` says so; why it does not, or ""."""
-        failed = self._job.release()
-        if not failed:
-            self._submit(Released(by=by, wall_ns=time.time_ns()))
-        return failed
 
     # -- the thread
 
@@ -174,6 +193,8 @@ class Responder:
 
     def _tell(self, told: Told) -> None:
         self._on_told(told)
+        if self._response.gauge is not None:
+            self._response.gauge.told(told)
         for outlet in self._response.outlets:
             outlet.tell(told)
 

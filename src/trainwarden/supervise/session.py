@@ -15,7 +15,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -32,15 +32,19 @@ from trainwarden.model import (
     Severity,
     Stage,
     StepRecord,
+    Writer,
 )
 from trainwarden.supervise.files import FileDesk, SavedFile
 from trainwarden.supervise.ledger import Ledger
+from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import Exit, Reaper, descends_from
 from trainwarden.supervise.roster import Roster
+from trainwarden.supervise.senders import Sent
 
 MAX_WORLD = 1_000_000
 MAX_STEP = 1 << 53
 MAX_TEXT = 4_096
+MAX_PARTS = 64  # tensors in a sample
 _PEER_GONE = ("ConnectionResetError", "BrokenPipeError")
 _KEPT_WEIGHTS = 4  # records whose weights' digests a saved file can still be compared with
 
@@ -65,7 +69,13 @@ class Shared:
     stopping: Callable[[], int]
     supervisor_pid: int
     code: Callable[[int, int, int, wire.Code], None] = lambda attempt, rank, step, message: None
+    inputs: Callable[[int, int, int, wire.Pass | wire.Given], None] = lambda attempt, rank, step, message: None
     process: Callable[[int, int, int], None] = lambda attempt, rank, pid: None  # a rank has joined
+    presence: Presence = field(default_factory=Presence)
+    sent: Callable[[int, int], Sent | str] = lambda pid, signal: ""  # who sent a process a signal, or why not known
+    marked: Callable[[Note], Note] = lambda note: note  # fills in what the watcher alone knows
+    updated: Callable[[int, int, int, wire.Updated], None] = lambda attempt, rank, step, message: None
+    left: Callable[[int, int], None] = lambda attempt, rank: None  # a rank has said goodbye
 
 
 @dataclass
@@ -87,12 +97,13 @@ class _Rank:
     key: bytes = b""
 
 
-class _Acks:
-    """Sends the newest acknowledgement; a later one stands for the earlier ones."""
+class _Outbox:
+    """Sends what nobody waits for: the newest acknowledgement, which stands for earlier ones, and looks."""
 
     def __init__(self, connection: wire.Connection) -> None:
         self._connection = connection
-        self._newest = -1
+        self._newest = self._sent = -1
+        self._token = -1
         self._closed = False
         self._changed = threading.Condition()
         threading.Thread(target=self._work, daemon=True, name="trainwarden-acks").start()
@@ -102,23 +113,35 @@ class _Acks:
             self._newest = max(self._newest, seq)
             self._changed.notify()
 
+    def look(self, token: int) -> None:
+        """Ask the rank where it stands."""
+        with self._changed:
+            self._token = token
+            self._changed.notify()
+
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def _work(self) -> None:
-        sent = -1
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda sent=sent: self._closed or self._newest > sent)  # type: ignore[misc]
-                if self._closed:
-                    return
-                sent = self._newest
+        while (messages := self._next()) is not None:
             try:
-                self._connection.send(wire.Acked(seq=sent))
+                for message in messages:
+                    self._connection.send(message)
             except OSError:
                 return
+
+    def _next(self) -> list[wire.Message] | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._newest > self._sent or self._token >= 0)
+            if self._closed:
+                return None
+            messages: list[wire.Message] = [wire.Look(token=self._token)] if self._token >= 0 else []
+            if self._newest > self._sent:
+                messages.append(wire.Acked(seq=self._newest))
+            self._sent, self._token = self._newest, -1
+            return messages
 
 
 class Session:
@@ -129,7 +152,7 @@ class Session:
         self._shared = shared
         self._peer = connection.peer_pid()
         self._rank: _Rank | None = None
-        self._acks: _Acks | None = None
+        self._acks: _Outbox | None = None
         self._weights: OrderedDict[int, Detail] = OrderedDict()
 
     def message(self, message: wire.Message) -> wire.Message | None:
@@ -155,11 +178,21 @@ class Session:
                 rank = self._joined_rank(message)
                 rank.looked = max(rank.looked, _count(message.step, "step"))
                 self._shared.code(rank.attempt, rank.rank, self._base(rank) + message.step, message)
+            case wire.Pass() | wire.Given():
+                rank = self._joined_rank(message)
+                self._shared.inputs(rank.attempt, rank.rank, self._base(rank) + _input(message), message)
+            case wire.Updated():
+                rank = self._joined_rank(message)
+                _count(message.optimizer, "optimizer")
+                self._shared.updated(rank.attempt, rank.rank, self._base(rank) + _count(message.step, "step"), message)
             case wire.Saved():
                 self._saved(self._joined_rank(message), message)
             case wire.Missed():
                 rank = self._joined_rank(message)
                 self._gap(rank, _count(message.step, "step"), message.reason[:MAX_TEXT])
+            case wire.Stacks():
+                rank = self._joined_rank(message)
+                self._shared.presence.stacks(rank.attempt, rank.rank, message)
             case wire.Told():
                 self._told(self._joined_rank(message), message.note)
             case wire.Bye():
@@ -196,7 +229,7 @@ class Session:
         shared = self._shared
         attempt, twin = shared.roster.join(message.rank, message.pid)
         rank = self._rank = _Rank(attempt, message.rank, message.world, message.pid)
-        self._acks = _Acks(self._connection)
+        acks = self._acks = _Outbox(self._connection)
         if twin:
             shared.ledger.submit(_twin_finding(rank, twin))
         shared.ledger.submit(
@@ -215,6 +248,7 @@ class Session:
         )
         shared.reaper.watch(message.pid, lambda ended: self._exited(rank, ended))
         shared.process(attempt, message.rank, message.pid)
+        shared.presence.joined(attempt, message.rank, message.world, message.pid, acks.look)
         answer = shared.joined(attempt, message.rank)
         rank.code_every, rank.key = answer.code_every, answer.key
         return answer
@@ -247,6 +281,7 @@ class Session:
                 self._weights.popitem(last=False)
         placed = msgspec.structs.replace(record, step=rank.base + record.step)
         rank.reached = max(rank.reached, placed.step + 1)
+        self._shared.presence.moved(rank.attempt, rank.rank, rank.reached, record.wall_ns)
         acks = self._acks
         done = (lambda _: acks.durable(record.seq)) if acks else None
         self._shared.ledger.submit(placed, message.details, done)
@@ -270,7 +305,8 @@ class Session:
     def _told(self, rank: _Rank, note: Note) -> None:
         """A note is logged as this rank's own, at its place in the job."""
         step = self._base(rank) + _count(note.step, "step")
-        self._shared.ledger.submit(msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step))
+        placed = msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step)
+        self._shared.ledger.submit(self._shared.marked(placed))
 
     def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Acked:
         """Answered when everything of this rank is durable; when it cannot be, the rank need not wait."""
@@ -279,6 +315,8 @@ class Session:
             reason = f"the rank says that it sent {message.records} records, {rank.records} arrived"
             self._gap(rank, rank.records, reason)
         rank.goodbye = True
+        self._shared.presence.left(rank.attempt, rank.rank, rank.pid)
+        self._shared.left(rank.attempt, rank.rank)
         if not self._shared.ledger.flush():
             raise ValueError("the log cannot be written: the goodbye cannot be acknowledged")
         return wire.Acked(seq=rank.seq)
@@ -287,6 +325,8 @@ class Session:
         reason = "" if ended.known else "the exit status belongs to its parent and was not seen"
         failed = not rank.goodbye or (ended.known and ended.code != 0)
         self._shared.roster.left(rank.rank, rank.pid, rank.attempt, failed=failed)
+        self._shared.presence.left(rank.attempt, rank.rank, rank.pid)
+        sender, told_by, untold = self._sender(rank, ended)
         self._shared.ledger.submit(
             ProcessExited(
                 attempt=rank.attempt,
@@ -298,8 +338,18 @@ class Session:
                 goodbye=rank.goodbye,
                 stopping=self._shared.stopping(),
                 wall_ns=time.time_ns(),
+                sender=sender,
+                told_by=told_by,
+                untold=untold,
             )
         )
+
+    def _sender(self, rank: _Rank, ended: Exit) -> tuple[Writer | None, str, str]:
+        """Who sent the signal that ended a rank, what told so, or why nobody is known."""
+        if rank.goodbye or (ended.known and ended.code >= 0):
+            return None, "", ""
+        told = self._shared.sent(rank.pid, -ended.code if ended.known else 0)
+        return (None, "", told) if isinstance(told, str) else (told.sender, told.by, "")
 
     # -- helpers
 
@@ -347,6 +397,18 @@ def _count(value: int, what: str) -> int:
     if not 0 <= value <= MAX_STEP:
         raise ValueError(f"{what} {value}")
     return value
+
+
+def _input(message: wire.Pass | wire.Given) -> int:
+    """The step that a message about data names, once its numbers are in bounds."""
+    _count(message.number, "pass")
+    if isinstance(message, wire.Given):
+        _count(message.batch, "batch")
+        if len(message.names) > MAX_PARTS or any(len(name) > MAX_TEXT for name in message.names):
+            raise ValueError(f"{len(message.names)} tensors in a sample")
+    elif not -1 <= message.samples <= MAX_STEP or not 0 < message.replicas <= MAX_WORLD:
+        raise ValueError(f"{message.samples} samples in {message.replicas} parts")
+    return _count(message.step, "step")
 
 
 def _path(text: str) -> str:

@@ -61,7 +61,7 @@ from trainwarden.supervise.guarded import Guarded
 from trainwarden.supervise.ledger import Ledger, NoWatcher, Watcher
 from trainwarden.supervise.needs import require_recorder
 from trainwarden.supervise.process import block_signals
-from trainwarden.supervise.responding import Responder, Response, Told
+from trainwarden.supervise.responding import Gauged, Responder, Response, Told
 from trainwarden.supervise.shelter import Shelter
 from trainwarden.supervise.shipping import Shipping
 
@@ -123,7 +123,7 @@ def supervise(
     *,
     on_event: Callable[[Event], None] = lambda _: None,
     progress: Progress | None = None,
-    watcher: Watcher | None = None,
+    watcher: Callable[[SignedSeal], Watcher] = lambda _: NoWatcher(),
     parent: str = "",
     start_checkpoint: str = "",
     approve: Callable[[SignedSeal], None] = lambda _: None,
@@ -136,6 +136,7 @@ def supervise(
     """Seal the command, run it guarded, and return how it ended; to be called from the main thread.
 
     `parent` names the run that this one recovers: state files recorded there, or in its own parents, are known.
+    `watcher` makes what sees every entry of the log, from the seal.
     `approve` sees the seal before anything is started; what it raises ends the call, and there is no run.
     `config_file` is where `config` was read from; the process that ships the log reads it again.
     With `clean_room` the command runs in the sealed environment rebuilt from the store. `response` says how findings
@@ -174,7 +175,10 @@ def supervise(
                 for responder in responders:
                     responder.found(index, finding)
 
-            ledger = Ledger(log, run.details, watcher or NoWatcher(), on_finding, _notices(on_event))
+            watching = watcher(sealed)
+            if response is not None and response.gauge is not None:
+                watching = Gauged(watching, response.gauge)
+            ledger = Ledger(log, run.details, watching, on_finding, _notices(on_event))
             shipping: Shipping | None = None
             try:
                 first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())

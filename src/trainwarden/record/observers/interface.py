@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ class Observer:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
 
+    def aside(self, action: Callable[[], None]) -> None:
+        """Do work at a moment of the observer's own (a wrapper); when it fails, the observer is asked no more."""
+        if self in self.recorder.observers:
+            self.recorder.guarded(self.name, lambda: self.recorder.look_on(lambda o: action() if o is self else None))
+
     def joined(self) -> None:
         """The process is a rank from now on: `recorder.rank`, `world` and `key` are set."""
 
@@ -36,11 +42,17 @@ class Observer:
     def forward(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         """A training forward pass of a root module is about to run."""
 
+    def loader_begins(self, iterator: Any) -> None:
+        """A data loader is asked for a batch."""
+
     def loader_gave(self, iterator: Any, batch: Any) -> None:
         """A data loader is about to hand out this batch."""
 
     def backward(self, tensors: Any) -> None:
         """`backward` was called on these tensors and is about to run."""
+
+    def backward_done(self) -> None:
+        """`backward` has returned."""
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced (DDP)."""

@@ -1,0 +1,128 @@
+"""What an attack every 200 steps costs: with TrainWarden under the policy `recover`, left alone, and an honest run.
+
+The attack edits one weight on every rank between two steps (attacks/in_memory.py, `weight-edit`): no rank disagrees, no
+process dies, and without a defence the job ends in other weights, and nobody knows. Measured are the wall time from the
+job's first step to its last, the steps made twice, and the bytes of the final weights.
+
+Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. The small
+job's steps take some 20 ms, so a restart outweighs 200 of them: its own ratio says little. What an attack costs has two
+parts, seconds that do not depend on the job's steps (notice, stop, restore, start) and steps made twice. `ettr_pct`
+puts both to the chat job's step, `ettr_long_steps_pct` to one of 6.34 s (MegaScale, NSDI'24).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import statistics
+import subprocess
+import time
+from typing import Any
+
+from benchmarks.struck import LEAD, Range, guarded
+from trainwarden.model import StepRecord
+
+STEPS, BETWEEN = 400, 200
+STRIKES = (120, 320)
+LONG_STEP_S = 6.34
+_POLICY = """\
+[policy]
+environment_changed = "alert"
+
+[policy.detectors]
+continuity = "recover"
+"""
+
+
+def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The three runs, and what the difference between them comes to."""
+    honest, alone, defended = unguarded(place, strikes=()), unguarded(place, strikes=STRIKES), recovered(place)
+    rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
+    step = statistics.median(b - a for a, b in zip(honest["times"], honest["times"][1:], strict=False))
+    struck = max(1, defended["struck"])
+    again = (defended["steps"] - STEPS) / struck
+    fixed = max(0.0, (defended["wall_s"] - defended["steps"] * step) / struck)
+    summary: dict[str, Any] = {
+        "recoveries": defended["recoveries"],
+        "attacks_under_policy": defended["struck"],
+        "final_state_equals_honest_run": defended["digest"] == honest["digest"],
+        "final_state_without_defence_equals_honest_run": alone["digest"] == honest["digest"],
+        "final_loss_honest": honest["loss"],
+        "final_loss_without_defence": alone["loss"],
+        "final_loss_defended": defended["loss"],
+        "seconds_lost_per_attack": round(fixed, 2),
+        "steps_made_twice_per_attack": round(again, 1),
+        "ettr_pct": ettr(chat_step_s, fixed, again),
+        "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again),
+        "ettr_small_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
+    }
+    if not defended["recoveries"]:
+        lost = ("ettr_pct", "ettr_long_steps_pct", "seconds_lost_per_attack", "steps_made_twice_per_attack")
+        summary |= {**dict.fromkeys(lost), "recovery_note": defended["why"]}
+    return summary, [{k: v for k, v in row.items() if k != "times"} for row in rows]
+
+
+def ettr(step: float, fixed: float, again: float) -> float:
+    """Per cent of the time in which training goes forward, with one attack every `BETWEEN` steps of `step` seconds."""
+    return round(100 * BETWEEN * step / (BETWEEN * step + fixed + again * step), 1)
+
+
+class Striker:
+    """Strikes once before each of some steps, whatever is recovered and made again."""
+
+    def __init__(self, place: Range, strikes: tuple[int, ...]) -> None:
+        self._place, self._left, self._set = place, list(strikes), 0
+
+    def at_step(self, step: int, pid: int) -> None:
+        """The job has made a step: put the next strike in its way, or take away the one that was carried out."""
+        if self._left and step == self._left[0] - LEAD:
+            self._set = self._left.pop(0)
+            self._place.put("weight-edit", self._set, f"{self._place.marker}.{self._set}")
+        elif self._set and step >= self._set:
+            self._place.strike.unlink(missing_ok=True)
+            self._set = 0
+
+    @property
+    def struck(self) -> int:
+        """How many strikes were carried out."""
+        return len(list(self._place.marker.parent.glob(f"{self._place.marker.name}.*.rank0")))
+
+
+def unguarded(place: Range, strikes: tuple[int, ...]) -> dict[str, Any]:
+    """The job by itself."""
+    place.fresh()
+    striker = Striker(place, strikes)
+    env = {**place.demo.variables, "BENCH_STRIKE": str(place.strike)}
+    command = place.command(steps=STEPS)
+    command[0] = shutil.which("torchrun", path=env["PATH"]) or command[0]
+    process = subprocess.Popen(command, cwd=place.job, env=env, stdout=subprocess.PIPE, text=True)
+    times, loss = [], None
+    for line in process.stdout or ():
+        words = line.split()
+        if words[:1] == ["step"]:
+            times.append(time.time())
+            loss = float(words[3])
+            striker.at_step(int(words[1]), process.pid)
+    code = process.wait()
+    return {**_ended(place, times, loss), "code": code, "struck": striker.struck}
+
+
+def recovered(place: Range) -> dict[str, Any]:
+    """The job under the policy `recover`."""
+    place.fresh()
+    (place.job / "trainwarden.toml").write_text(_POLICY)
+    striker = Striker(place, STRIKES)
+    ran = guarded(place, place.command(steps=STEPS), at_step=striker.at_step, options=())
+    last = place.demo.case(ran.runs[-1]).entries if ran.runs else ()
+    loss = next((e.loss for e in reversed(last) if isinstance(e, StepRecord) and e.rank == 0), None)
+    row = _ended(place, [when for when, _ in ran.steps], None if loss is None else round(loss, 3))
+    why = "" if ran.runs else "the run could not start: this version knows no policy by detector"
+    recoveries = max(0, len(ran.runs) - 1)
+    return {**row, "code": ran.code, "struck": striker.struck, "recoveries": recoveries, "why": why, "runs": ran.runs}
+
+
+def _ended(place: Range, times: list[float], loss: float | None) -> dict[str, Any]:
+    file = place.job / "out" / f"step-{STEPS:06d}" / "model.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+    wall = times[-1] - times[0] if times else 0.0
+    return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}

@@ -1,0 +1,159 @@
+"""Sees that other processes take the CPUs and accelerators that ranks run on, by the harm that it does.
+
+Rules
+-----
+* Harm first: the share of the time in which a rank's first thread was ready and no CPU was free (/proc/PID/schedstat)
+  rises above what it was in this run before, and stays there for `SUSTAINED` looks. Only then others are looked at.
+* Foreign is a process that does not descend from the supervisor. It is named when it may run on a rank's CPUs and takes
+  at least `LEAST_TAKEN` of one. A run whose own processes crowd each other out names nobody.
+* On accelerators, a foreign process with memory on the device of a rank is told once (`nvidia-smi`, where it exists).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Collection
+
+from trainwarden.model import Foreign, HostCrowded
+from trainwarden.supervise import proc
+from trainwarden.supervise.monitors.interface import Host
+from trainwarden.supervise.presence import Live
+from trainwarden.supervise.process import descends_from
+
+FIRST = 6  # looks that say what is usual, before any harm is seen
+SUSTAINED = 6  # looks in a row
+LEAST_SHARE = 0.15
+RISE = 3.0
+LEAST_TAKEN = 0.3
+MOST_NAMED = 8
+_ACCELERATOR_LOOKS = 12  # looks between looks at accelerators
+_QUERY = ("--query-compute-apps=gpu_uuid,pid,used_memory,process_name", "--format=csv,noheader,nounits")
+
+
+class Crowds:
+    """Watches how long ranks wait for CPUs."""
+
+    name = "crowds"
+    every = 5.0
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._smi = shutil.which("nvidia-smi")
+        self._before: dict[int, float] = {}  # pid → seconds that it waited
+        self._looked = 0.0
+        self._usual: deque[float] = deque(maxlen=120)
+        self._high = 0
+        self._told = False
+        self._looks = 0
+        self._told_devices: set[tuple[str, int]] = set()
+
+    def look(self, now: float) -> None:
+        ranks = self._host.presence.ranks()
+        share = self._waiting(ranks, now)
+        if share >= 0:
+            self._judge(ranks, share)
+        if self._smi and ranks and self._looks % _ACCELERATOR_LOOKS == 0:
+            self._look_at_accelerators(ranks)
+        self._looks += 1
+
+    def _waiting(self, ranks: list[Live], now: float) -> float:
+        """The largest share of any rank's time since the last look that it waited for a CPU; −1 when not known."""
+        found = {live.pid: told[1] for live in ranks if (told := proc.queued(live.pid)) is not None}
+        span = now - self._looked
+        shares = [(waited - self._before[pid]) / span for pid, waited in found.items() if pid in self._before]
+        self._before, self._looked = found, now
+        return max(shares, default=-1.0) if span > 0 else -1.0
+
+    def _judge(self, ranks: list[Live], share: float) -> None:
+        usual = sorted(self._usual)[len(self._usual) // 2] if self._usual else 0.0
+        high = len(self._usual) >= FIRST and share > max(LEAST_SHARE, RISE * usual, usual + LEAST_SHARE)
+        if not high:
+            self._usual.append(share)
+            self._high, self._told = 0, False
+            return
+        self._high += 1
+        if self._high < SUSTAINED or self._told:
+            return
+        self._told = True
+        processes = foreign(ranks, self._host.supervisor_pid)
+        if processes:
+            self._tell(ranks, "cpu", processes, share, usual)
+
+    def _tell(
+        self, ranks: list[Live], kind: str, processes: tuple[Foreign, ...], share: float = 0.0, usual: float = 0.0
+    ) -> None:
+        self._host.submit(
+            HostCrowded(
+                attempt=ranks[0].attempt,
+                ranks=tuple(r.rank for r in ranks)[:64],
+                kind=kind,
+                waiting_share=round(share, 3),
+                usual_share=round(usual, 3),
+                seconds=self._high * self.every if kind == "cpu" else 0.0,
+                processes=processes,
+                wall_ns=time.time_ns(),
+            )
+        )
+
+    def _look_at_accelerators(self, ranks: list[Live]) -> None:
+        if self._smi is None:
+            return
+        try:
+            told = subprocess.run([self._smi, *_QUERY], capture_output=True, text=True, timeout=20, check=False).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            return
+        found = squatters(told, {r.pid for r in ranks}, lambda pid: descends_from(pid, self._host.supervisor_pid))
+        new = tuple(f for f in found if (f.device, f.pid) not in self._told_devices)[:MOST_NAMED]
+        self._told_devices.update((f.device, f.pid) for f in new)
+        if new:
+            self._tell(ranks, "accelerator", new)
+
+
+def foreign(ranks: list[Live], supervisor_pid: int, seconds: float = 1.0) -> tuple[Foreign, ...]:
+    """The processes that take most of the ranks' CPUs and are none of this run, over so many seconds."""
+    cpus = set().union(*(_cpus(live.pid) for live in ranks))
+    before = _cpu_times()
+    time.sleep(seconds)
+    taken = {pid: (cpu - before[pid]) / seconds for pid, cpu in _cpu_times().items() if pid in before}
+    found: list[Foreign] = []
+    for pid, share in sorted(taken.items(), key=lambda item: -item[1]):
+        if share < LEAST_TAKEN or len(found) == MOST_NAMED:
+            break
+        if not descends_from(pid, supervisor_pid) and _cpus(pid) & cpus:
+            who = proc.process(pid)
+            found.append(Foreign(pid=pid, uid=who.uid, program=who.program, cpu_share=round(share, 3)))
+    return tuple(found)
+
+
+def _cpu_times() -> dict[int, float]:
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return {pid: told.cpu for pid in pids if (told := proc.stat(pid)) is not None}
+
+
+def _cpus(pid: int) -> set[int]:
+    try:
+        return os.sched_getaffinity(pid)
+    except OSError:
+        return set()
+
+
+def squatters(told: str, ranks: Collection[int], ours: Callable[[int], bool]) -> tuple[Foreign, ...]:
+    """Foreign processes on the accelerators of these ranks, from `nvidia-smi`'s comma-separated answer.
+
+    Lines that are none ("No running processes found", values "[N/A]") are passed over or counted as 0 MiB.
+    """
+    rows = []
+    for line in told.splitlines():
+        words = [w.strip() for w in line.split(",", 3)]
+        if len(words) == 4 and words[1].isdecimal():
+            rows.append((words[0], int(words[1]), int(words[2]) if words[2].isdecimal() else 0, words[3]))
+    devices = {device for device, pid, _, _ in rows if pid in ranks}
+    return tuple(
+        Foreign(pid=pid, uid=proc.process(pid).uid, program=name[:1000], device=device[:100], memory_mib=memory)
+        for device, pid, memory, name in rows
+        if device in devices and pid not in ranks and not ours(pid)
+    )
