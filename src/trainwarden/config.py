@@ -62,6 +62,17 @@ class PolicyConfig(_Section):
     detectors: dict[str, Action] = msgspec.field(default_factory=dict)  # by detector; "default": all others
 
 
+class RecoverConfig(_Section):
+    """How far recoveries go by themselves, and how. Whether they do is said in `[policy.detectors]`."""
+
+    most: int = 5  # recoveries in a row that get no further than one before; then somebody must look
+    in_all: int = 50  # recoveries of one command
+    backoff_seconds: float = 1.0  # waited after the first of such a row, doubled after each further one
+    clean_room_after: int = 2  # after so many recoveries for one detector, go on in a clean room; 0: never
+    verify_steps: int = 8  # steps of a resumed run that are replayed beside it, to see that it replays; 0: none
+    clear_ahead: bool = False  # replay segments beside the run as checkpoints come, on processors that are left over
+
+
 class AuditConfig(_Section):
     """The sampled audit that runs beside training: single (step, rank) units, drawn after they are recorded."""
 
@@ -156,6 +167,7 @@ class Config(_Section):
     policy: PolicyConfig = PolicyConfig()
     alerts: tuple[ChannelConfig, ...] = ()
     audit: AuditConfig = AuditConfig()
+    recover: RecoverConfig = RecoverConfig()
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
 

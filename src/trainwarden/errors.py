@@ -123,5 +123,9 @@ class CannotDecide(TrainWardenError):
     exit_code = 2
 
 
+class NothingCleared(CannotDecide):
+    """There is no state that is known to be safe to go back to, and no replay can find one."""
+
+
 class MissingExtra(TrainWardenError):
     """An optional dependency is not installed; the hint is the command that installs it."""

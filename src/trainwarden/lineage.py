@@ -37,7 +37,7 @@ from trainwarden.model import (
     Standing,
     StepRecord,
 )
-from trainwarden.standing import Doubt, Seen, collect, judge, worst
+from trainwarden.standing import Doubt, Seen, collect, is_open, judge, worst
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +102,16 @@ def last_cleared(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The cleared checkpoint with the most steps done, None when there is none."""
     cleared = (c for c in checkpoints if c.standing is Standing.CLEARED)
     return max(cleared, key=lambda c: (c.step, c.attempt), default=None)
+
+
+def outstanding(entries: Sequence[Entry], checkpoint: Checkpoint) -> tuple[Segment, ...] | None:
+    """The segments of this run that must still be replayed before `checkpoint` can be cleared, in their order.
+
+    None when no replay can clear it: in one of them a replay diverged, or records are missing.
+    """
+    seen = collect(entries)
+    own = [s for s in checkpoint.lineage if not s.run and judge(s, seen[s.attempt]) is not None]
+    return tuple(own) if all(is_open(s, seen[s.attempt]) for s in own) else None
 
 
 def as_inherited(checkpoints: Iterable[Checkpoint], run: str) -> tuple[Checkpoint, ...]:

@@ -107,6 +107,15 @@ def judge(segment: Segment, seen: Seen) -> Doubt | None:
     return Doubt(standing, reason)
 
 
+def is_open(segment: Segment, seen: Seen) -> bool:
+    """May a replay still clear this segment? Not where one diverged, and not where records are missing.
+
+    A replay without an answer closes nothing: the next one may have what that one lacked.
+    """
+    complete = [v for v in seen.verdicts if isinstance(v, Matched) and is_complete(v, seen)]
+    return _diverged(segment, seen, complete) is None and not _gap(segment, seen)
+
+
 def _diverged(segment: Segment, seen: Seen, complete: Sequence[Matched]) -> Doubt | None:
     conflict = None
     for verdict in seen.verdicts:

@@ -20,18 +20,23 @@ from trainwarden.detect.environment import Environment
 from trainwarden.detect.gaps import Gaps
 from trainwarden.detect.kills import Kills
 from trainwarden.detect.reduction import Reduction
+from trainwarden.detect.replay import Replay
 from trainwarden.detect.replicas import Replicas
 from trainwarden.model import (
     CheckpointLoaded,
     CheckpointSaved,
     CodeDifference,
     CodeSeen,
+    Coverage,
     DataDiffers,
     Deviation,
+    Diverged,
     FileChanged,
     Gap,
+    Inconclusive,
     Location,
     LossSeen,
+    Matched,
     Misfit,
     ModelSeen,
     Numerics,
@@ -44,6 +49,8 @@ from trainwarden.model import (
     ReductionSeen,
     Reseeded,
     RunEnded,
+    Sealed,
+    Segment,
     Severity,
     Stage,
     StageDigest,
@@ -217,6 +224,33 @@ def test_other_entries_are_no_change_of_files() -> None:
     assert feed(Environment(), [step(0), saved(), exited(0, -9)]) == []
 
 
+# -- replay
+
+
+def diverged(at: int = 5) -> Diverged:
+    where = Location(step=at, rank=0, stage=Stage.WEIGHTS, tensor="w", recorded="a", replayed="b")
+    return Diverged(segment=Segment(attempt=0, first=4, last=7), coverage=Coverage(), at=where, mode="start")
+
+
+def resumed(parent: str = "20260101-000000-aaaa") -> Sealed:
+    return Sealed(run="20260101-000001-bbbb", seal="", key="", parent=parent)
+
+
+def test_a_run_that_does_not_replay_is_told_with_its_place() -> None:
+    (found,) = feed(Replay(), [resumed(), diverged()])
+    assert (found.severity, found.step, found.stage, found.tensor) == (Severity.HIGH, 5, Stage.WEIGHTS, "w")
+    assert "goes on from run 20260101-000000-aaaa does not replay" in found.seen
+
+
+def test_a_resumed_run_that_replays_is_silent_and_one_that_cannot_be_replayed_is_told_as_not_checked() -> None:
+    segment = Segment(attempt=0, first=4, last=7)
+    assert feed(Replay(), [resumed(), Matched(segment=segment, coverage=Coverage())]) == []
+    unknown = Inconclusive(segment=segment, reasons=("no room",))
+    (found,) = feed(Replay(), [resumed(), unknown, unknown])
+    assert found.severity is Severity.INFO
+    assert feed(Replay(), [resumed(""), unknown]) == []
+
+
 # -- kills
 
 
@@ -224,6 +258,11 @@ def test_a_killed_rank_is_told_with_its_signal() -> None:
     (found,) = feed(Kills(), [started(0), exited(0, -9)])
     assert "ended by SIGKILL" in found.seen
     assert found.evidence == (0, 1)
+
+
+def test_a_killed_launch_command_is_told() -> None:
+    (found,) = feed(Kills(), [started(0), exited(-1, -9)])
+    assert "launch command" in found.seen
 
 
 def test_a_rank_that_vanished_is_told() -> None:
@@ -239,7 +278,9 @@ def test_ends_in_order_crashes_of_scripts_stops_and_the_launchers_clean_up_are_s
     assert feed(Kills(), [exited(0, 0, goodbye=True), exited(1, -1, known=False, goodbye=True)]) == []
     assert feed(Kills(), [exited(0, 1, goodbye=True), exited(1, -15)]) == []
     assert feed(Kills(), [exited(0, -15, stopping=15), exited(1, -9, stopping=2)]) == []
-    assert feed(Kills(), [exited(-1, -9)]) == []
+    assert feed(Kills(), [exited(-1, 1), exited(-1, -15, stopping=15), exited(-1, -11)]) == []  # the launch command
+    rank_itself = msgspec.structs.replace(exited(-1, -9), pid=1)  # its end as a rank is told
+    assert feed(Kills(), [started(0), rank_itself]) == []
     assert len(feed(Kills(), [exited(0, -9), exited(1, -1, known=False)])) == 1  # only the one that was not cleaned up
 
 
@@ -297,6 +338,7 @@ def test_every_finding_is_whole() -> None:
         PrecisionSeen(attempt=0, rank=0, step=0, flags={"f": "1"}),
         PrecisionSeen(attempt=0, rank=1, step=0, flags={"f": "2"}),
         ReductionSeen(attempt=0, step=0, faults=(ReductionFault(kind="rank", ranks=(1,), factor=0.0),)),
+        diverged(),
         *told_of_hosts(),
         CheckpointLoaded(attempt=0, rank=0, path="/p", digest="p"), msgspec.structs.replace(step(8)[0], loss=math.nan),
         step(9), TrackerSeen(rank=0, tracker="wandb", unchecked="accuracy"),

@@ -15,6 +15,7 @@ Rules
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,9 +66,13 @@ class Audit:
         room: Room,
         on_step: OnStep = lambda attempt, step: None,
         on_verdict: OnVerdict = lambda verdict: None,
+        abort: Callable[[], bool] = lambda: False,
     ) -> None:
+        """Once `abort()` is true replays end, and no further verdict is given."""
         self._recorded, self._room = recorded, room
         self._on_step, self._on_verdict = on_step, on_verdict
+        self._stopped = threading.Event()
+        self._abort: Callable[[], bool] = lambda: self._stopped.is_set() or abort()
         self._proved: set[Start] = {Start.START}  # ways of starting that have matched in this run
 
     def run(self, segments: Sequence[Segment], *, jobs: int = 1, first_only: bool = False) -> list[Verdict]:
@@ -81,7 +86,11 @@ class Audit:
                     break
             return found
         with ThreadPoolExecutor(jobs) as pool:
-            return [v for part in pool.map(lambda g: self._group(g, first_only), work) for v in part]
+            try:
+                return [v for part in pool.map(lambda g: self._group(g, first_only), work) for v in part]
+            except BaseException:  # an interruption: the others need not end by themselves
+                self._stopped.set()
+                raise
 
     def _group(self, segments: Sequence[Segment], first_only: bool) -> list[Verdict]:
         """One replay through neighbouring segments; after a difference the rest start anew."""
@@ -89,6 +98,8 @@ class Audit:
         rest = list(segments)
         while rest:
             said = self._from(rest)
+            if self._abort():
+                break
             for verdict in said:
                 self._on_verdict(verdict)
             found += said
@@ -102,6 +113,8 @@ class Audit:
         head = segments[0]
         doubts: list[str] = []
         for kind in ways(self._recorded, head):
+            if self._abort():
+                break
             try:
                 result = self._replay(segments, kind)
             except CannotDecide as e:
@@ -114,7 +127,7 @@ class Audit:
             if said and isinstance(said[0], Diverged) and (kind in self._proved or said[0].at.step > head.first):
                 return [self._again(said[0], head.first, kind)]
             doubts += [f"{kind}: {reason}" for reason in _reasons(result)]
-        if head.first != self._recorded.attempt(head.attempt).base:
+        if head.first != self._recorded.attempt(head.attempt).base and not self._abort():
             from_start = self._through(segments, doubts)
             if from_start:
                 return from_start
@@ -126,7 +139,14 @@ class Audit:
         base = self._recorded.attempt(head.attempt).base
         try:
             result = replay(
-                self._recorded, self._room, head.attempt, base, segments[-1].last, Start.START, self._on_step
+                self._recorded,
+                self._room,
+                head.attempt,
+                base,
+                segments[-1].last,
+                Start.START,
+                self._on_step,
+                self._abort,
             )
         except CannotDecide as e:
             doubts.append(f"{Start.START}: {e}")
@@ -140,7 +160,7 @@ class Audit:
     def _again(self, said: Diverged, first: int, kind: Start) -> Verdict:
         """The verdict, if another clean replay computes the same in place of what was recorded."""
         segment, at = said.segment, said.at
-        other = replay(self._recorded, self._room, segment.attempt, first, at.step, kind).divergence
+        other = replay(self._recorded, self._room, segment.attempt, first, at.step, kind, stop=self._abort).divergence
         if other is not None and same(other, at):
             return said
         where = f"step {at.step}, rank {at.rank}, {at.subject}" + (f", {at.tensor}" if at.tensor else "")
@@ -149,7 +169,8 @@ class Audit:
 
     def _replay(self, segments: Sequence[Segment], kind: Start) -> Result:
         head = segments[0]
-        return replay(self._recorded, self._room, head.attempt, head.first, segments[-1].last, kind, self._on_step)
+        last = segments[-1].last
+        return replay(self._recorded, self._room, head.attempt, head.first, last, kind, self._on_step, self._abort)
 
 
 def same(one: Location, other: Location) -> bool:

@@ -9,9 +9,20 @@ import msgspec
 
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen
+from trainwarden.casefile import CaseFile, read_entries
 from trainwarden.errors import CannotDecide
 from trainwarden.lineage import Attempt, History, in_place, trace
-from trainwarden.model import CheckpointSaved, DataOpened, Detail, Entry, ProcessStarted, SignedSeal, Stage, StepRecord
+from trainwarden.model import (
+    CheckpointSaved,
+    DataOpened,
+    Detail,
+    Entry,
+    ProcessStarted,
+    Sealed,
+    SignedSeal,
+    Stage,
+    StepRecord,
+)
 from trainwarden.record.entropy import FILE_NAME as ENTROPY_FILE
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise.details import DetailReader
@@ -139,3 +150,28 @@ class Recorded:
         name = f"a{attempt}-r{rank}"
         folders = self.folder.pinned / name, self.folder.snapshots / name
         return {int(p.stem.partition("-")[2]): p for f in folders for p in sorted(f.glob(f"{kind}-*.safetensors"))}
+
+
+def earlier_entries(store: Store, parent: str) -> list[Entry]:
+    """The entries of the run that another recovers, and of those before it, oldest first."""
+    earlier: list[Entry] = []
+    seen: set[str] = set()
+    while parent and parent not in seen:
+        seen.add(parent)
+        entries, _ = read_entries(store.run(parent))
+        earlier = [*entries, *earlier]
+        parent = next((e.parent for e in entries if isinstance(e, Sealed)), "")
+    return earlier
+
+
+def recorded_of(store: Store, case: CaseFile) -> Recorded:
+    """The record of a run, with what the runs saved that it recovers.
+
+    Raises:
+        CannotDecide: its seal cannot be read.
+        StoreError: its private folder is not there.
+    """
+    if case.seal is None:
+        raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
+    earlier = earlier_entries(store, case.sealed.parent)
+    return Recorded(store, store.run(case.run), case.seal, case.entries, earlier)

@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 import msgspec
@@ -34,6 +35,10 @@ from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
 
 STALL_SECONDS = 300.0
+NICE: ContextVar[int] = ContextVar("NICE", default=0)
+"""How much lower the priority is of the replays that this thread starts, see nice(2). Whoever holds the log of a run
+that goes on must not be niced itself: it would hold up the others while it waits for a processor.
+"""
 SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -221,6 +226,8 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
                 start_new_session=True,
                 preexec_fn=_die_with_us,
             )
+        if NICE.get():
+            os.setpriority(os.PRIO_PROCESS, process.pid, NICE.get())
         processes.append((rank, process))
     return processes
 

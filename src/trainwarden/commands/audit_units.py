@@ -20,8 +20,9 @@ from typing import assert_never
 
 import msgspec
 
+from trainwarden.audit.recorded import earlier_entries
 from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, consoles, open_store, print_json
-from trainwarden.commands.opening import earlier_entries, opened
+from trainwarden.commands.opening import opened
 from trainwarden.config import share_of
 from trainwarden.errors import LogError, UsageError
 from trainwarden.log.reader import LogReader

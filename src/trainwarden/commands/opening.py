@@ -6,13 +6,13 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from trainwarden.audit.recorded import Recorded
-from trainwarden.casefile import CaseFile, Intact, load_case, read_entries
+from trainwarden.audit.recorded import Recorded, recorded_of
+from trainwarden.casefile import CaseFile, Intact, load_case
 from trainwarden.commands.common import open_store
-from trainwarden.errors import CannotDecide, LogTampered
+from trainwarden.errors import LogTampered
 from trainwarden.keys import SigningKey
 from trainwarden.log.journal import LogWriter
-from trainwarden.model import Entry, Sealed, canonical
+from trainwarden.model import Entry, canonical
 from trainwarden.seal.room import Room, build_room
 from trainwarden.store import Store
 
@@ -45,23 +45,9 @@ def opened(args: argparse.Namespace) -> Iterator[Opened]:
             f"the log of run {case.run} does not verify: {case.state.reason}",
             hint=f"trainwarden verify {case.run} says what is wrong; nothing is audited from a log that was altered",
         )
-    if case.seal is None:
-        raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
-    folder = store.run(case.run)
-    earlier = earlier_entries(store, case.sealed.parent)
-    log = LogWriter.open(folder.log, SigningKey.load())
+    recorded = recorded_of(store, case)
+    log = LogWriter.open(store.run(case.run).log, SigningKey.load())
     try:
-        recorded = Recorded(store, folder, case.seal, case.entries, earlier)
         yield Opened(store, case, recorded, lambda entry: log.append([canonical(entry)]))
     finally:
         log.close()
-
-
-def earlier_entries(store: Store, parent: str) -> list[Entry]:
-    """The entries of the run that another recovers, and of those before it, oldest first."""
-    earlier: list[Entry] = []
-    while parent:
-        entries, _ = read_entries(store.run(parent))
-        earlier = [*entries, *earlier]
-        parent = next((e.parent for e in entries if isinstance(e, Sealed)), "")
-    return earlier

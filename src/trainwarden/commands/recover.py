@@ -1,13 +1,13 @@
 """`trainwarden recover RUN [--apply]`: back to the last cleared checkpoint, in the sealed environment.
 
-Without `--apply` the plan is shown and nothing is changed. With it, stdout belongs to the resumed command, as in
-`trainwarden run`.
+Without `--apply` the plan is shown, with what would be replayed first, and nothing is changed. With it, stdout belongs
+to the resumed command, as in `trainwarden run`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import msgspec
 
 from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json, watcher_of
 from trainwarden.commands.run import add_show_findings
+from trainwarden.config import FILE_NAME
 from trainwarden.errors import LogTampered
 
 if TYPE_CHECKING:
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from trainwarden.config import Config
     from trainwarden.model import SignedSeal
     from trainwarden.respond.plan import Plan
+    from trainwarden.respond.survivors import Survivor
     from trainwarden.store import Store
-    from trainwarden.supervise.responding import Response
-    from trainwarden.supervise.supervisor import RunResult
 
 _EXIT = (
     "exit codes:\n"
@@ -37,6 +37,7 @@ _EXIT = (
     "  3  the call or its input is wrong"
 )
 _SHOWN = 20
+_FIRST = "first; where it does not match, an older checkpoint takes this one's place"
 _NOTHING_CHANGED = "nothing was changed; `--apply` does it"
 
 
@@ -61,37 +62,31 @@ def add(subparsers: Subparsers[Any]) -> None:
         choices=("refuse", "alert"),
         help="policy of the resumed run, as of `trainwarden run` (default: refuse)",
     )
+    parser.add_argument("--clean-room", action="store_true", help="resume in a clean room, as of `trainwarden run`")
     add_show_findings(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the plan, or carry it out and return the resumed command's exit code."""
+    """Show the plan, or carry it out and return the exit code of the command that went on last."""
     from rich.console import Console
 
-    from trainwarden.casefile import Intact, load_case
     from trainwarden.commands.run import with_policy
     from trainwarden.config import load_config
     from trainwarden.respond.answer import response_to
-    from trainwarden.respond.plan import make_plan
+    from trainwarden.respond.clear import open_case
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     store = open_store(args)
     try:
-        case = load_case(store, args.run_name, look_at_files=False)
-        if not isinstance(case.state, Intact) or case.seal is None:
-            reason = getattr(case.state, "reason", "its seal cannot be read")
-            raise LogTampered(
-                f"the log of run {case.run} does not verify: {reason}",
-                hint=f"trainwarden verify {case.run}; nothing is concluded from a log that was altered",
-            )
+        case = open_case(store, args.run_name)
+        if case.seal is None:
+            raise LogTampered(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
         config = load_config(args.config, Path(case.seal.seal.cwd))
         config = with_policy(_as_sealed(config, case.seal), args.on_environment_change)
-        response = response_to(config)
-        with console.status("comparing the disk with the seal"):
-            plan = make_plan(store, case, config.replay.resume, from_start=args.from_start)
-        if not args.apply:
-            return _show(args, console, plan)
-        return _apply(args, console, store, case, config, plan, response)
+        response_to(config)  # a slip of the pen in the policy is told before anything is done
+        return (
+            _apply(args, console, store, case.run, config) if args.apply else _show(args, console, store, case, config)
+        )
     finally:
         store.close()
 
@@ -103,94 +98,73 @@ def _as_sealed(config: Config, seal: SignedSeal) -> Config:
     return msgspec.structs.replace(config, record=msgspec.structs.replace(config.record, **record))
 
 
-def _show(args: argparse.Namespace, console: Console, plan: Plan) -> int:
+def _show(args: argparse.Namespace, console: Console, store: Store, case: CaseFile, config: Config) -> int:
+    from trainwarden.respond.clear import side_by_side
+    from trainwarden.respond.plan import make_plan
+    from trainwarden.respond.point import Point, find_point
+    from trainwarden.respond.survivors import survivors
+
+    with console.status("comparing the disk with the seal"):
+        point = Point(checkpoint=None, why="asked for")
+        if not args.from_start:
+            point = find_point(store, case, jobs=side_by_side(case))
+        plan = make_plan(store, case, config.replay.resume, point)
+        alive = survivors(store.run(case.run))
     if args.json:
-        print_json({"run": plan.run, "applied": False, "plan": plan})
+        print_json({"run": plan.run, "applied": False, "plan": plan, "survivors": alive})
     else:
-        _table(console, plan)
+        _table(console, plan, alive)
         console.print(_NOTHING_CHANGED)
     return CLEAN
 
 
-def _apply(
-    args: argparse.Namespace,
-    console: Console,
-    store: Store,
-    case: CaseFile,
-    config: Config,
-    plan: Plan,
-    response: Response,
-) -> int:
-    from trainwarden.commands.run import progress_bar, say, shell_code, shows_details, summary, tell, told_findings
+def _apply(args: argparse.Namespace, console: Console, store: Store, run: str, config: Config) -> int:
+    from trainwarden.commands.recovering import Shown, finish
+    from trainwarden.commands.run import shows_details, told_findings
     from trainwarden.isolation import job_environ
     from trainwarden.keys import SigningKey
     from trainwarden.respond.alerts.secrets import without_secrets
-    from trainwarden.respond.recover import apply_plan, loaded_its_checkpoint, resume
+    from trainwarden.respond.chain import Means, keep_going, recover
 
-    folder, seal, key = store.run(case.run), case.seal, SigningKey.load()
-    if seal is None:
-        raise LogTampered(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
     details = shows_details(config, args.show_findings)
-    say(console, _headline(plan), "bold")
-    apply_plan(store, folder, seal, plan, key, lambda sentence: say(console, sentence))
-    os.chdir(plan.cwd)
-    with progress_bar(console) as bar:
-        result = resume(
-            store,
-            folder,
-            seal,
-            plan,
-            config,
-            key,
-            env=without_secrets(job_environ(), config),
-            on_event=lambda event: tell(console, bar, event, details),
-            progress=bar,
-            watcher=watcher_of(config),
-            response=response,
-        )
-    summary(console, result)
-    began = loaded_its_checkpoint(store, plan, result.run_id)
-    if not began:
-        say(console, f"the script did not load {plan.checkpoint}: it began anew ({_RESUME_HINT})", "yellow")
-    if args.json:
-        print_json(_as_json(plan, result, began, told_findings(result, details)))
-    return shell_code(result.exit_code)
-
-
-_RESUME_HINT = 'say how it resumes: [replay] resume = "--resume {checkpoint}" in trainwarden.toml'
-
-
-def _as_json(plan: Plan, result: RunResult, began: bool, findings: list[object]) -> dict[str, object]:
-    return {
-        "run": plan.run,
+    shown = Shown(console, details)
+    config_file = str((args.config or Path.cwd() / FILE_NAME).absolute())
+    env = without_secrets(job_environ(), config)
+    config_file = config_file if config.log.server else ""
+    means = Means(store, config, SigningKey.load(), env, shown, config_file, watcher_of(config))
+    try:
+        done = recover(means, run, from_start=args.from_start, clean_room=args.clean_room)
+        chain = keep_going(means, done.result, (done.link,), clean_room=args.clean_room)
+    finally:
+        shown.close()
+    more = {
+        "run": done.plan.run,
         "applied": True,
-        "plan": plan,
-        "new_run": result.run_id,
-        "loaded_checkpoint": began,
-        "exit_code": result.exit_code,
-        "records": result.records,
-        "findings": findings,
-        "log_whole": result.log_whole,
+        "plan": done.plan,
+        "new_run": chain.result.run_id,
+        "loaded_checkpoint": done.link.loaded,
+        "records": chain.result.records,
+        "findings": told_findings(chain.result, details),
+        "log_whole": chain.result.log_whole,
     }
+    return finish(args, console, chain, more, details)
 
 
 # --------------------------------------------------------------------------- showing
 
 
-def _headline(plan: Plan) -> str:
-    if not plan.checkpoint:
-        return f"run {plan.run} starts again from the beginning"
-    return f"run {plan.run} goes back to step {plan.from_step} ({plan.checkpoint})"
-
-
-def _table(console: Console, plan: Plan) -> None:
+def _table(console: Console, plan: Plan, alive: Sequence[Survivor]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(_headline(plan)), title_justify="left", show_lines=False)
-    for name in ("act", "file", "why"):
+    from trainwarden.respond.chain import headline
+
+    table = Table(title=escape(headline(plan)), title_justify="left", show_lines=False)
+    for name in ("act", "what", "why"):
         table.add_column(name, overflow="fold")
-    rows = [("quarantine", m.path, m.reason) for m in plan.quarantine]
+    rows = [("end", f"process {p.pid}", f"outlived the run: {p.words}") for p in alive]
+    rows += [("replay", f"attempt {s.attempt}, steps {s.first}–{s.last}", _FIRST) for s in plan.audit]
+    rows += [("quarantine", m.path, m.reason) for m in plan.quarantine]
     rows += [("restore", r.path, f"{r.kind} file, from the store") for r in plan.restore]
     for act, path, why in rows[:_SHOWN]:
         table.add_row(act, escape(path), escape(why))

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from trainwarden.config import Config
     from trainwarden.log.client.shipper import Shipped
+    from trainwarden.respond.beside import Beside
+    from trainwarden.store import Store
     from trainwarden.supervise.supervisor import Event, RunResult
 
 _EXIT = (
@@ -100,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     command = parse_command(argv, str(cwd), without_secrets(job_environ(), config))
     console = Console(file=_Stderr(), highlight=False, soft_wrap=True)
     store = open_store(args, create=True)
+    config_file = str((args.config or cwd / FILE_NAME).absolute()) if config.log.server else ""
     try:
         with progress_bar(console) as bar:
             result = supervise(
@@ -110,16 +113,50 @@ def run(args: argparse.Namespace) -> int:
                 on_event=lambda event: tell(console, bar, event, details),
                 progress=bar,
                 watcher=watcher_of(config),
-                config_file=str((args.config or cwd / FILE_NAME).absolute()) if config.log.server else "",
+                config_file=config_file,
                 clean_room=args.clean_room,
                 response=response,
+                beside=_beside(store, config),
             )
+        if result.asked is Action.RECOVER and not result.interrupted:
+            return _recovered(args, console, store, config, config_file, result)
     finally:
         store.close()
     summary(console, result)
     if args.json:
         print_json(_as_json(result, details))
     return shell_code(result.exit_code)
+
+
+def _beside(store: Store, config: Config) -> Beside | None:
+    """What clears checkpoints while the run goes on, if that is asked for."""
+    if not config.recover.clear_ahead:
+        return None
+    from trainwarden.respond.beside import Beside
+
+    return Beside(store, ahead=True)
+
+
+def _recovered(
+    args: argparse.Namespace, console: Console, store: Store, config: Config, config_file: str, result: RunResult
+) -> int:
+    """Take the run back as policy asks, as often as it does; the exit code of the run that ended last."""
+    from trainwarden.commands.recovering import Shown, finish
+    from trainwarden.isolation import job_environ
+    from trainwarden.keys import SigningKey
+    from trainwarden.respond.alerts.secrets import without_secrets
+    from trainwarden.respond.chain import Means, keep_going
+
+    summary(console, result)
+    details = shows_details(config, args.show_findings)
+    shown = Shown(console, details)
+    env = without_secrets(job_environ(), config)
+    try:
+        means = Means(store, config, SigningKey.load(), env, shown, config_file, watcher_of(config))
+        chain = keep_going(means, result, clean_room=args.clean_room)
+    finally:
+        shown.close()
+    return finish(args, console, chain, _as_json(chain.result, details), details)
 
 
 def shell_code(code: int) -> int:

@@ -26,6 +26,7 @@ from trainwarden.detect.order import Order
 from trainwarden.detect.patched import Patched
 from trainwarden.detect.precision import Precision
 from trainwarden.detect.reduction import Reduction
+from trainwarden.detect.replay import Replay
 from trainwarden.detect.replicas import Replicas
 from trainwarden.detect.rng import Rng
 from trainwarden.detect.sampled import SampledUnits
@@ -69,4 +70,5 @@ def all_detectors(facts: Facts = Facts()) -> tuple[Detector, ...]:  # noqa: B008
         Dynamics(),
         SampledUnits(),
         Gaps(),
+        Replay(),
     )

@@ -1,10 +1,10 @@
-"""A rank was killed: its process ended by a signal, or vanished, without saying goodbye.
+"""A rank was killed: its process ended by a signal, or vanished, without saying goodbye. Or the launch command was.
 
 A rank that ends in order says goodbye, also when its script fails with an exception. A rank that dies of a signal
 cannot. Benign and not raised: the run was being stopped from outside (Ctrl-C, a signal to the supervisor), and the
 end that a launcher makes of the other ranks after one of them has failed, whose own end is told: SIGTERM, or an end
-whose status nobody saw. The finding names the process that sent the signal where the system told, or says why not; the
-kernel's OOM killer is told as such, with severity low.
+whose status nobody saw. A launch command that is a rank itself is told as that. The finding names the process that sent
+the signal where the system told, or says why not; the kernel's OOM killer is told as such, with severity low.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class Kills:
     def __init__(self) -> None:
         self._failed: set[int] = set()  # attempts of which a rank has ended, and not in order
         self._started: dict[tuple[int, int], int] = {}
+        self._last_pid: dict[int, int] = {}  # of each rank
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
         match entry:
             case ProcessStarted():
                 self._started[entry.attempt, entry.rank] = index
+                self._last_pid[entry.rank] = entry.pid
                 return ()
+            case ProcessExited(rank=-1):
+                return (_launcher(index, entry),) if self._is_killed_launcher(entry) else ()
             case ProcessExited(rank=rank) if rank >= 0:
                 first = entry.attempt not in self._failed
                 if not (entry.goodbye and entry.known and entry.code == 0):
@@ -50,6 +54,10 @@ class Kills:
 
     def finish(self) -> Iterable[Finding]:
         return ()
+
+    def _is_killed_launcher(self, entry: ProcessExited) -> bool:
+        ended = entry.known and entry.code < 0 and entry.code not in _CRASHES and not entry.stopping
+        return ended and entry.pid not in self._last_pid.values()
 
     def _killed(self, index: int, entry: ProcessExited) -> Finding:
         started = self._started.get((entry.attempt, entry.rank))
@@ -68,6 +76,19 @@ class Kills:
             benign=_benign(entry, crash),
             wall_ns=entry.wall_ns,
         )
+
+
+def _launcher(index: int, entry: ProcessExited) -> Finding:
+    return Finding(
+        detector=Kills.id,
+        severity=Severity.MEDIUM,
+        confidence=Confidence.HIGH,
+        seen=f"The launch command (process {entry.pid}) was ended by {_signal(entry.code)}, not through its watcher.",
+        expected="A launch command ends by itself, or is ended through its watcher.",
+        evidence=(index,),
+        benign=_BENIGN.get(entry.code, ("somebody ended it on purpose",)),
+        wall_ns=entry.wall_ns,
+    )
 
 
 def _who(entry: ProcessExited) -> str:

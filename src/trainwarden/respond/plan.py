@@ -2,10 +2,12 @@
 
 Rules
 -----
-* The point to go back to is the newest checkpoint of the run that is cleared and of which every file can still
-  be had. Where none can ever be (even the first one is tainted), it is the run's own beginning.
+* The point to go back to is that of `respond.point`. Where replays are missing for it, the plan names them, and what
+  follows is what is done if all of them match.
 * Whatever lies where the run recorded a later or a tainted checkpoint is moved away, also when its bytes are
   not the recorded ones: a script that resumes from the newest file must not find it.
+* So is a file that has come since the run began, whose path differs from a recorded checkpoint's in numbers only, and
+  that the log does not know: what trained on without its watcher, or somebody else, wrote it.
 * Sealed files are put back as they were sealed. What could run or be read and is new is moved away.
 * A path that a checkpoint was saved to is judged as a checkpoint, even if the seal lists it as data.
 
@@ -14,30 +16,33 @@ Trust: verdicts, and the objects of the store by their digests. What is on disk 
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from trainwarden.casefile import CaseFile, load_case
+from trainwarden.casefile import CaseFile
 from trainwarden.errors import CannotDecide
-from trainwarden.lineage import is_of_step, last_cleared, resume_place
+from trainwarden.lineage import is_of_step, resume_place
 from trainwarden.model import (
     Checkpoint,
     CheckpointSaved,
-    Diverged,
     FileChanged,
     FileEntry,
+    Segment,
     Standing,
 )
 from trainwarden.respond.disk import digest_now
+from trainwarden.respond.point import Point, find_point
 from trainwarden.seal.check import KINDS, check_seal, expected
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import source_of
 from trainwarden.store import Store
 
 PLACE = "{checkpoint}"
+_NUMBER = re.compile(r"[0-9]+")
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +69,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that `recover --apply` does, in this order."""
 
     run: str
+    audit: tuple[Segment, ...]  # replayed first; where one does not match, an older checkpoint takes this one's place
     from_step: int
     checkpoint: str  # what the script resumes from: a file or a folder; "" = from the very start
     files: tuple[str, ...]  # the cleared checkpoint's
@@ -77,92 +83,42 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-def make_plan(store: Store, case: CaseFile, resume: str, *, from_start: bool = False) -> Plan:
+def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = None) -> Plan:
     """Work out how to take a run back; `resume` is the configured template of the script's resume arguments.
 
-    `case` is read with `look_at_files=False`: a cleared checkpoint that was edited later is restored.
+    `case` is read with `look_at_files=False`: a cleared checkpoint that was edited later is restored. `point` is
+    where to go back to, if that is known.
 
     Raises:
-        CannotDecide: no checkpoint is cleared, and it is not established that none can be.
+        CannotDecide: no checkpoint is cleared or can be, and it is not established that none can be.
         SealBroken, StoreError, StoreTampered: the seal's manifests cannot be had.
     """
     if case.seal is None:
         raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
     seal = case.seal.seal
-    point, why = (None, "asked for") if from_start else _point(store, case)
-    wanted = {f.path: f for f in point.files} if point else {}
-    saves = _saves(case, point)
+    found = point or find_point(store, case)
+    goal = found.checkpoint
+    wanted = {f.path: f for f in goal.files} if goal else {}
+    saves = _saves(case, goal)
     changes = [c for c in check_seal(store, case.seal) if path_real(c.path) not in saves and c.path not in wanted]
-    moved = [*_checkpoint_moves(case, saves, wanted, point), *sealed_moves(changes)]
+    states = list(_checkpoint_moves(case, saves, wanted, goal))
     back = [*_checkpoint_restores(wanted), *_sealed_restores(store, case, changes)]
     place = resume_place(list(wanted.values()))
     return Plan(
         run=case.run,
-        from_step=point.step if point else 0,
+        audit=found.audit,
+        from_step=goal.step if goal else 0,
         checkpoint=place,
         files=tuple(wanted),
         start_checkpoint=next((f.digest for f in wanted.values()), ""),
-        quarantine=tuple(moved),
-        folders=tuple(sorted({os.path.dirname(m.path) for m in moved if m.path in saves and not m.replaced})),
+        quarantine=(*states, *sealed_moves(changes)),
+        folders=tuple(sorted({os.path.dirname(m.path) for m in states if not m.replaced})),
         restore=tuple(r for r in back if r.link or store.has(r.digest)),
         missing=tuple(r.path for r in back if not r.link and not store.has(r.digest)),
         argv=resumed_argv(seal.argv, resume, place),
         cwd=seal.cwd,
-        why=why,
+        why=found.why,
     )
-
-
-# --------------------------------------------------------------------------- the point to go back to
-
-
-def _point(store: Store, case: CaseFile) -> tuple[Checkpoint | None, str]:
-    """The checkpoint to resume from (None: the run's own beginning), and why that one."""
-    own = [c for c in case.history.checkpoints if _available(store, c.files)]
-    if found := last_cleared(own):
-        return found, found.reason
-    if not _hopeless(case):
-        raise CannotDecide(
-            f"no checkpoint of run {case.run} is cleared: nothing is known to be safe to go back to",
-            hint=f"trainwarden audit {case.run}; or `--from-start`, which needs no checkpoint",
-        )
-    return _stood_on(store, case), "no checkpoint can be cleared: what the first of them stands on diverged"
-
-
-def _hopeless(case: CaseFile) -> bool:
-    """Is it established that none of the run's checkpoints can be cleared?"""
-    checkpoints = case.history.checkpoints
-    if not checkpoints:
-        return any(isinstance(e, Diverged) for e in case.entries)
-    return all(c.standing is Standing.TAINTED for c in checkpoints)
-
-
-def _stood_on(store: Store, case: CaseFile) -> Checkpoint | None:
-    """The cleared checkpoint of an earlier run that this one began from; None when it began from nothing.
-
-    Raises:
-        CannotDecide: it began from a checkpoint that is not cleared, or that cannot be had.
-    """
-    attempts = case.history.attempts
-    loaded = {load.digest for load in attempts[0].loaded if load.known_step >= 0} if attempts else set()
-    if not loaded:
-        return None
-    parent = case.sealed.parent
-    for _ in range(64):
-        if not parent:
-            break
-        earlier = load_case(store, parent, look_at_files=False)
-        found = [c for c in earlier.history.checkpoints if loaded & {f.digest for f in c.files}]
-        if (point := last_cleared(found)) and _available(store, point.files):
-            return point
-        parent = earlier.sealed.parent
-    raise CannotDecide(
-        f"run {case.run} began from a checkpoint that is not cleared",
-        hint=f"trainwarden recover {case.sealed.parent or case.run}; or `--from-start`",
-    )
-
-
-def _available(store: Store, files: Iterable[CheckpointSaved]) -> bool:
-    return all(store.has(f.digest) or digest_now(f.path) == f.digest for f in files)
 
 
 # --------------------------------------------------------------------------- checkpoints
@@ -195,9 +151,25 @@ def _checkpoint_moves(
             yield Move(path=path, digest=now, reason=reason, replaced=path in wanted)
         if path in wanted or (now and not reason):
             stays.add(os.path.dirname(path))
+    for path in _unknown(case, saves):
+        yield Move(path=path, digest=digest_now(path), reason="looks like a checkpoint; the log does not know it")
     for folder in _own_folders(saves):
         for path in _beside(folder, saves) if folder not in stays else ():
             yield Move(path=path, digest=digest_now(path), reason=f"part of the checkpoint folder {folder}")
+
+
+def _unknown(case: CaseFile, saves: Mapping[str, Sequence[CheckpointSaved]]) -> Iterator[str]:
+    """Files with a checkpoint's name that came into being during or after this run and are in no log."""
+    seen = {*saves}
+    for path in saves:
+        *above, folder, name = path.split("/")
+        shape = _NUMBER.sub("[0-9]*", f"{folder}\0{name}".replace("[", "[[]")).split("\0")
+        for found in glob.glob(os.path.join(glob.escape("/".join(above)) or "/", *shape)):
+            numbered = _NUMBER.sub("#", found) == _NUMBER.sub("#", path)
+            if numbered and found not in seen and os.path.isfile(found):
+                seen.add(found)
+                if os.lstat(found).st_ctime_ns > case.sealed.wall_ns:
+                    yield found
 
 
 def _unwanted(now: str, listed: Sequence[CheckpointSaved], tainted: set[tuple[int, int]], from_step: int) -> str:

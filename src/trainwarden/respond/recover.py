@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 
 from trainwarden.casefile import read_entries
@@ -40,7 +40,7 @@ from trainwarden.model import (
 from trainwarden.respond.disk import digest_now, keep, put_back, remove_if_empty, take_away
 from trainwarden.respond.plan import Plan
 from trainwarden.seal.cache import Progress, item_of
-from trainwarden.seal.check import check_seal, expected, load_manifest
+from trainwarden.seal.check import KINDS, check_seal, expected, load_manifest
 from trainwarden.seal.command import LaunchCommand, parse_command
 from trainwarden.seal.manifest import compare, path_real
 from trainwarden.seal.pyc import is_cache_of, source_of
@@ -49,14 +49,25 @@ from trainwarden.seal.seal import relevant_env
 from trainwarden.store import RunDir, Store
 from trainwarden.supervise.ledger import NoWatcher, Watcher
 from trainwarden.supervise.responding import Response
-from trainwarden.supervise.supervisor import Event, RunResult, Started, supervise
+from trainwarden.supervise.supervisor import Beside, Event, RunResult, Started, supervise
 
 OnAct = Callable[[str], None]
 """Called with one sentence after each act."""
 
 
-def apply_plan(store: Store, run: RunDir, seal: SignedSeal, plan: Plan, key: SigningKey, on_act: OnAct) -> None:
+def apply_plan(
+    store: Store,
+    run: RunDir,
+    seal: SignedSeal,
+    plan: Plan,
+    key: SigningKey,
+    on_act: OnAct,
+    *,
+    clean_room: bool = False,
+) -> None:
     """Move away and put back what the plan names, then compare the disk with the seal.
+
+    For a clean room the shared environment need not stay as it was restored.
 
     Raises:
         CannotDecide: a sealed file cannot be restored, or something writes to the files that are moved.
@@ -87,15 +98,15 @@ def apply_plan(store: Store, run: RunDir, seal: SignedSeal, plan: Plan, key: Sig
             put_back(store, back.path, back.digest, back.mode, back.link, back.mtime)
             append(Restored(path=back.path, digest=back.digest, wall_ns=time.time_ns()))
             on_act(f"restored {back.path} ({back.digest[:12]})")
-    _check(store, seal, plan)
+    _check(store, seal, plan, KINDS[1:] if clean_room else KINDS)
 
 
-def _check(store: Store, seal: SignedSeal, plan: Plan) -> None:
-    wrong = [r.path for r in plan.restore if digest_now(r.path) != r.digest]
+def _check(store: Store, seal: SignedSeal, plan: Plan, kinds: Sequence[str]) -> None:
+    wrong = [r.path for r in plan.restore if r.kind in (*kinds, "checkpoint") and digest_now(r.path) != r.digest]
     if wrong:
         raise SealBroken(f"{wrong[0]} is not what was just restored", hint="something writes to it: find that first")
     ours = {*plan.files, *(m.path for m in plan.quarantine)}
-    left = [c for c in check_seal(store, seal) if path_real(c.path) not in ours or c.kind != "data"]
+    left = [c for c in check_seal(store, seal, kinds) if path_real(c.path) not in ours or c.kind != "data"]
     if left:
         raise SealBroken(
             f"{len(left)} sealed files differ again right after they were restored, first {left[0].path}",
@@ -116,8 +127,14 @@ def resume(
     progress: Progress | None = None,
     watcher: Callable[[SignedSeal], Watcher] = lambda _: NoWatcher(),
     response: Response | None = None,
+    beside: Beside | None = None,
+    config_file: str = "",
+    clean_room: bool = False,
 ) -> RunResult:
     """Run the plan's command as a new run, the child of the recovered one; from the main thread, in the sealed folder.
+
+    With `clean_room` it runs under the old seal's own manifests, in the environment rebuilt from the store: what is
+    done to the shared one meanwhile does not reach it. The code lies outside of the room and must be as it was sealed.
 
     Raises:
         SealBroken: environment or code are not the sealed ones; the command was not started.
@@ -139,6 +156,11 @@ def resume(
             )
         on_event(event)
 
+    if clean_room and (changed := check_seal(store, seal, ("code",))):
+        raise SealBroken(
+            f"{changed[0].path} is not as it was sealed, and code lies outside of the clean room",
+            hint="find what writes it, then recover again",
+        )
     return supervise(
         sealed_command(seal.seal, plan.argv, env),
         store,
@@ -151,6 +173,10 @@ def resume(
         parent=run.id,
         start_checkpoint=plan.start_checkpoint,
         approve=lambda new: same_inputs(store, seal.seal, new.seal),
+        beside=beside,
+        config_file=config_file,
+        clean_room=clean_room,
+        as_sealed=seal.seal if clean_room else None,
     )
 
 

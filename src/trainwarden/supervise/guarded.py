@@ -138,6 +138,7 @@ class Guarded:
             server = wire.Server(folder / "s", lambda connection: Session(connection, self._shared()))
             stack.callback(server.close, _DRAIN)
             stack.callback(Control(self._run, self, self._ledger).close)
+            private.write_socket(self._run.private, server.path)
             self._ledger.flush()  # nothing runs under a seal that is not in the log, unless the log cannot be written
             self._senders.start()
             monitors = Monitors(all_monitors(self._host()), self._ledger.submit)
@@ -214,6 +215,16 @@ class Guarded:
         self._child.stop()
         self._hold.end()
         return ""
+
+    @property
+    def stopped(self) -> bool:
+        """Was the command told to end, by policy or by the user?"""
+        return bool(self._child and self._child.stopping)
+
+    @property
+    def interrupted(self) -> int:
+        """The signal with which the user ended the command, 0 for none."""
+        return self._child.interrupted if self._child else 0
 
     def hold(self) -> str:
         """Pause the ranks until `release`; why they are not, or ""."""

@@ -1,6 +1,6 @@
-"""What of a run stays private: the digest key and the values of the ranks' environment variables.
+"""What of a run stays private: the digest key, the values of the ranks' environment variables, the watcher's address.
 
-Both lie in the run's `private` folder (mode 0700). The log carries only digests of them. The key is handed to
+All lie in the run's `private` folder (mode 0700). The log carries only digests of them. The key is handed to
 every rank, so it keeps outsiders from predicting digests; it does not keep a hostile rank from lying.
 """
 
@@ -17,6 +17,7 @@ from trainwarden.errors import StoreError, StoreTampered
 
 KEY_BYTES = 32
 _KEY_FILE = "digest.key"
+_SOCKET_FILE = "socket"
 
 
 def new_digest_key(private: Path) -> bytes:
@@ -74,6 +75,23 @@ def read_env(private: Path, digest: str) -> dict[str, str]:
     if found != digest:
         raise StoreTampered(f"environment variables {digest[:12]} now have the digest {found[:12]}")
     return msgspec.json.decode(data, type=dict[str, str])
+
+
+def write_socket(private: Path, address: Path) -> None:
+    """Keep the address of the watcher's socket: whoever inherited it is a process of this run.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    _write(private / _SOCKET_FILE, str(address).encode())
+
+
+def read_socket(private: Path) -> str:
+    """The address that `write_socket` kept, "" where there is none."""
+    try:
+        return (private / _SOCKET_FILE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _write(path: Path, data: bytes) -> None:

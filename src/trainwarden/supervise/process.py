@@ -27,6 +27,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ FORWARDED = (
     signal.SIGCONT,
 )  # fmt: skip
 STOPPING = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
+STOP_SECONDS = 45.0  # that a command has to end after it was asked to; torchrun gives its ranks 30
 _SI_KERNEL = 0x80
 _ENTER = str(Path(__file__).with_name("enter.py"))
 _PR_SET_CHILD_SUBREAPER = 36
@@ -113,6 +115,8 @@ class Child:
         """
         self._shares_group = _in_foreground()
         self.stopping = 0
+        self.interrupted = 0  # the signal to end that came from outside and was passed on, 0 for none
+        self._kill_at = float("inf")
         self.on_signal: Callable[[int], None] = lambda _: None  # called after a signal was passed on
         self.stopped_by: Writer | None = None  # who sent the signal that is passed on
         self.pid = self._entered(argv, env, mask, binds) if binds else self._spawned(argv, env, mask)
@@ -157,6 +161,8 @@ class Child:
     def wait(self) -> int:
         """Pass signals on until the command ends; its exit code, negative for a signal. It stays a zombie."""
         while True:
+            if time.monotonic() > self._kill_at:
+                os.kill(self.pid, signal.SIGKILL)
             info = signal.sigtimedwait({*FORWARDED, signal.SIGCHLD}, 1.0)
             if info is not None and info.si_signo != signal.SIGCHLD:
                 self._pass_on(info)
@@ -166,7 +172,7 @@ class Child:
 
     def _pass_on(self, info: signal.struct_siginfo) -> None:
         if info.si_signo in STOPPING:
-            self.stopping = info.si_signo
+            self.stopping = self.interrupted = info.si_signo
             if info.si_code != _SI_KERNEL:
                 self.stopped_by = msgspec.structs.replace(proc.process(info.si_pid), uid=info.si_uid)
         if not (self._shares_group and info.si_code == _SI_KERNEL):
@@ -174,9 +180,10 @@ class Child:
         self.on_signal(info.si_signo)
 
     def stop(self) -> None:
-        """Ask the command to end (SIGTERM), once; any thread may."""
+        """Ask the command to end (SIGTERM), once; any thread may. It is killed if it does not within `STOP_SECONDS`."""
         if not self.stopping:
             self.stopping = signal.SIGTERM
+            self._kill_at = time.monotonic() + STOP_SECONDS
             try:
                 signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
             except OSError:

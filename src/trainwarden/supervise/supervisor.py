@@ -24,7 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
+
+import msgspec
 
 from trainwarden.actors.approvals import admit, policy_for
 from trainwarden.config import Config
@@ -41,6 +43,7 @@ from trainwarden.model import (
     Entry,
     Finding,
     RunEnded,
+    Seal,
     Sealed,
     SignedSeal,
     Undelivered,
@@ -50,9 +53,9 @@ from trainwarden.model import (
 from trainwarden.seal.cache import Progress
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.inotify import Folders
-from trainwarden.seal.seal import seal_command, write_seal
+from trainwarden.seal.seal import seal_command, sign_seal, write_seal
 from trainwarden.seal.walked import SealWalk
-from trainwarden.store import Store
+from trainwarden.store import RunDir, Store
 from trainwarden.supervise.files import KnownFiles
 from trainwarden.supervise.guarded import Guarded
 from trainwarden.supervise.ledger import Ledger, NoWatcher, Watcher
@@ -83,6 +86,16 @@ class Notice:
     hint: str = ""
 
 
+class Beside(Protocol):
+    """Works beside a run while its command runs, such as an audit of what is recorded already (`respond.beside`)."""
+
+    def begin(self, run: RunDir, sealed: SignedSeal, submit: Callable[[Entry], object]) -> None:
+        """The command is about to run; `submit` appends to the run's log until `end` has returned."""
+
+    def end(self, *, wait: bool) -> None:
+        """The command has ended. With `wait` what it must finish may take its time; called twice at most."""
+
+
 Event: TypeAlias = Started | Notice | Finding | Told | Undelivered
 
 
@@ -99,6 +112,7 @@ class RunResult:
     room: str = ""  # the kind of clean room that it ran in, "" for none
     asked: Action | None = None  # STOP or RECOVER when policy demanded it, also of a command that had ended already
     alert: Alert | None = None  # that it was demanded for
+    interrupted: int = 0  # the signal with which the user ended it, 0 for none
 
 
 def supervise(
@@ -116,6 +130,8 @@ def supervise(
     config_file: str = "",
     clean_room: bool = False,
     response: Response | None = None,
+    beside: Beside | None = None,
+    as_sealed: Seal | None = None,
 ) -> RunResult:
     """Seal the command, run it guarded, and return how it ended; to be called from the main thread.
 
@@ -124,7 +140,8 @@ def supervise(
     `approve` sees the seal before anything is started; what it raises ends the call, and there is no run.
     `config_file` is where `config` was read from; the process that ships the log reads it again.
     With `clean_room` the command runs in the sealed environment rebuilt from the store. `response` says how findings
-    are answered; without it they are logged and told alone.
+    are answered; without it they are logged and told alone. `beside` works while the command runs. With `as_sealed`
+    nothing is sealed anew: environment, code and data are those of that seal, for a clean room.
 
     Raises:
         UsageError: the command cannot be sealed or started, or the log server's settings are not usable.
@@ -138,7 +155,7 @@ def supervise(
         SigningKey.load(Path(target.host_key) if target.host_key else None)
     seen = SealWalk(Folders())
     sealed, approved = _in_quiet_thread(
-        lambda: _admitted(store, command, config, key, progress, start_checkpoint, seen)
+        lambda: _admitted(store, command, config, key, progress, start_checkpoint, seen, as_sealed)
     )
     approve(sealed)
     shelter = _in_quiet_thread(lambda: Shelter.build(store, sealed, command)) if clean_room else None
@@ -190,8 +207,14 @@ def supervise(
                     shipping = Shipping(
                         store, run, target, config_file, ledger.submit, _notices(on_event), config.log.drain_seconds
                     )
+                if beside is not None:
+                    beside.begin(run, sealed, ledger.submit)
                 code = guarded.run(command, mask)
+                if beside is not None:
+                    beside.end(wait=not guarded.stopped)
             except BaseException:
+                if beside is not None:
+                    beside.end(wait=False)
                 _end(ledger, _NOT_STARTED, responders)
                 if shipping is not None:
                     shipping.close(lambda entry: None)
@@ -206,7 +229,9 @@ def supervise(
             room = str(shelter.room.kind) if shelter else ""
             action, alert = next((r.asked for r in responders if r.asked), (None, None))
             findings = (*ledger.findings, *late)
-            return RunResult(run.id, code, findings, ledger.records, whole, shipped, room, action, alert)
+            return RunResult(
+                run.id, code, findings, ledger.records, whole, shipped, room, action, alert, guarded.interrupted
+            )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -230,12 +255,27 @@ def _admitted(
     progress: Progress | None,
     start_checkpoint: str,
     walk: SealWalk,
+    as_sealed: Seal | None = None,
 ) -> tuple[SignedSeal, Approved | None]:
     """The seal to run under: a new one, or where policy demands approvals the one that has them."""
     policy = policy_for(store, config.seal)
-    sealed = seal_command(
-        store, command, config, key, progress=progress, start_checkpoint=start_checkpoint, approval=policy, walk=walk
-    )
+    if as_sealed is not None:
+        now = time.time_ns()
+        seal = msgspec.structs.replace(
+            as_sealed, argv=command.argv, created_ns=now, start_checkpoint=start_checkpoint, approval=policy
+        )
+        sealed = sign_seal(seal, key)
+    else:
+        sealed = seal_command(
+            store,
+            command,
+            config,
+            key,
+            progress=progress,
+            start_checkpoint=start_checkpoint,
+            approval=policy,
+            walk=walk,
+        )
     admitted = admit(store, sealed, key)
     require_recorder(store, admitted[0].seal, walk)
     return admitted
