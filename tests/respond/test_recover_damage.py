@@ -65,12 +65,13 @@ def test_a_damaged_newest_checkpoint_comes_back_from_the_store(stopped: Job, dam
 
 def test_a_checkpoint_that_no_log_knows_is_not_resumed_from(stopped: Job) -> None:
     shutil.copy(stopped.checkpoint(2), stopped.checkpoint(10))
-    old = stopped.out / "best-10.pt"
-    shutil.copy(stopped.checkpoint(2), old)
+    other, notes = stopped.out / "best.pt", stopped.out / "notes.txt"
+    shutil.copy(stopped.checkpoint(2), other)
+    notes.write_text("kept")
     done = stopped.recover(Attacked(stopped.library), settings(verify=0))
     assert (done.plan.from_step, stopped.state) == (NEWEST, stopped.honest)
-    assert str(stopped.checkpoint(10)) in [m.path for m in done.plan.quarantine]
-    assert old.exists()
+    assert {str(stopped.checkpoint(10)), str(other)} <= {m.path for m in done.plan.quarantine}
+    assert notes.exists()
 
 
 def test_where_the_stores_copy_is_poisoned_too_the_one_before_is_used(stopped: Job) -> None:

@@ -110,4 +110,7 @@ def _say_link(console: Console, link: Link) -> None:
     words += [f"in a clean room ({link.clean_room})"] if link.clean_room else []
     say(console, f"{how} ({'; '.join(words)})", "bold red" if link.replays == "diverged" else "")
     if not link.loaded:
-        say(console, f"the script did not load {link.checkpoint}: it began anew ({_RESUME_HINT})", "yellow")
+        if link.checkpoint:
+            say(console, f"the script did not load {link.checkpoint}: it began anew ({_RESUME_HINT})", "yellow")
+        else:
+            say(console, "it was to begin anew, and loaded a state that no log knows: do not trust it", "bold red")

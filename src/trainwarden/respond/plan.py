@@ -6,8 +6,9 @@ Rules
   follows is what is done if all of them match.
 * Whatever lies where the run recorded a later or a tainted checkpoint is moved away, also when its bytes are
   not the recorded ones: a script that resumes from the newest file must not find it.
-* So is a file that has come since the run began, whose path differs from a recorded checkpoint's in numbers only, and
-  that the log does not know: what trained on without its watcher, or somebody else, wrote it.
+* So is a file that has come since the run began, that no log knows, and whose path differs from a recorded checkpoint's
+  in numbers only, or that lies in a folder which the command names for its output and has the suffix of a state file:
+  what trained on without its watcher, or somebody else, wrote it.
 * Sealed files are put back as they were sealed. What could run or be read and is new is moved away.
 * A path that a checkpoint was saved to is judged as a checkpoint, even if the seal lists it as data.
 
@@ -37,11 +38,13 @@ from trainwarden.model import (
 from trainwarden.respond.disk import digest_now
 from trainwarden.respond.point import Point, find_point
 from trainwarden.seal.check import KINDS, check_seal, expected
+from trainwarden.seal.command import named_paths
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import source_of
 from trainwarden.store import Store
 
 PLACE = "{checkpoint}"
+_STATES = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".distcp", ".npz", ".pkl")
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -168,8 +171,19 @@ def _unknown(case: CaseFile, saves: Mapping[str, Sequence[CheckpointSaved]]) -> 
             numbered = _NUMBER.sub("#", found) == _NUMBER.sub("#", path)
             if numbered and found not in seen and os.path.isfile(found):
                 seen.add(found)
-                if os.lstat(found).st_ctime_ns > case.sealed.wall_ns:
+                if _came_since(case, found):
                     yield found
+    seal = case.seal.seal if case.seal else None
+    for folder in named_paths(seal.argv[1:], seal.cwd)[1] if seal else ():
+        for parent, _, names in os.walk(folder):
+            for found in (os.path.join(parent, name) for name in sorted(names) if name.endswith(_STATES)):
+                if found not in seen and _came_since(case, found):
+                    seen.add(found)
+                    yield found
+
+
+def _came_since(case: CaseFile, path: str) -> bool:
+    return os.lstat(path).st_ctime_ns > case.sealed.wall_ns
 
 
 def _unwanted(now: str, listed: Sequence[CheckpointSaved], tainted: set[tuple[int, int]], from_step: int) -> str:

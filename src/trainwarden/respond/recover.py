@@ -204,9 +204,14 @@ def sealed_command(seal: Seal, argv: tuple[str, ...], env: Mapping[str, str]) ->
 
 
 def loaded_its_checkpoint(store: Store, plan: Plan, new_run: str) -> bool:
-    """Did the new run read the checkpoint that it was to go on from? True when there was none to read."""
+    """Did the new run read the checkpoint it was to go on from or, where there was none, no state unknown to us?"""
     entries, _ = read_entries(store.run(new_run))
-    return not plan.files or any(isinstance(e, CheckpointLoaded) and e.path in plan.files for e in entries)
+    loads = [e for e in entries if isinstance(e, CheckpointLoaded)]
+    if plan.files:
+        return any(e.path in plan.files for e in loads)
+    earlier, _ = read_entries(store.run(plan.run))
+    before = {e.digest for e in earlier if isinstance(e, CheckpointLoaded)}
+    return all(e.known_step >= 0 or e.sealed or e.digest in before for e in loads)
 
 
 # --------------------------------------------------------------------------- is it the sealed environment?
