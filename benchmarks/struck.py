@@ -25,7 +25,7 @@ from trainwarden.demo import Demo
 from trainwarden.model import Entry, Finding, Severity, StepRecord
 
 SMALL = ("--width", "64", "--layers", "2", "--heads", "2", "--inner", "128", "--batch-size", "4", "--block", "64")
-STEPS, FIRST, CHECKPOINT_EVERY = 120, 60, 25
+STEPS, FIRST, CHECKPOINT_EVERY = 120, 60, 24
 LEAD = 15  # steps before the first tampered one at which the payload gets in
 _TOLD = re.compile(r"trainwarden: (\w+) · ([\w-]+): (.*)")
 _STEP = re.compile(r"step (\d+) loss ")
