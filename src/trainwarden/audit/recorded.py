@@ -112,6 +112,9 @@ class Recorded:
             known = [s for s in self._saves if s.digest == load.digest]
             if not known:
                 continue  # data of the seal, or a finding of its own; the workspace has what was sealed
+            # What training does not change is equal in every checkpoint: then place and step say which it was.
+            known = [s for s in known if s.path == load.path] or known
+            known = [s for s in known if s.step == load.known_step] or known
             same = {(s.attempt, s.step, str(Path(s.path).parent)) for s in known}
             for s in self._saves:
                 if (s.attempt, s.step, str(Path(s.path).parent)) in same:
