@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboardX import SummaryWriter
 
 from trainwarden.model import Noun, Reported, TrackerSeen
 from trainwarden.record.observers.metrics import Metrics, is_loss
@@ -50,7 +52,8 @@ class Run:
 
 @pytest.fixture
 def trackers(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
-    """Fresh stand-ins for the trackers that are known."""
+    """Fresh stand-ins for the trackers that are known; the real one is put back after the test."""
+    monkeypatch.setattr(SummaryWriter, "add_scalar", SummaryWriter.add_scalar)
     made = {
         name: types.ModuleType(name)
         for name in ("trackio", "wandb", "wandb.sdk.wandb_run", "mlflow", "torch.utils.tensorboard.writer")
@@ -95,6 +98,18 @@ def test_every_tracker_is_heard_in_every_way_to_call_it(trackers: dict[str, Any]
     ]  # fmt: skip
     assert writer.written[0] == ("Loss/train", 7.0, 4)
     assert run.logged == [({"loss": 2.0}, None), ({"loss": 3.0}, 9)]
+
+
+def test_a_real_tracker_is_heard_and_writes_what_it_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SummaryWriter, "add_scalar", SummaryWriter.add_scalar)
+    recorder = Recorder()
+    Metrics(recorder).boundary()  # type: ignore[arg-type]
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("train/loss", 2.5, 3)
+        writer.add_scalar("lr", 0.1, 3)
+    assert told(recorder) == [("tensorboard", "train/loss", 2.5, 3)]
+    (events,) = tmp_path.glob("events.*")
+    assert b"train/loss" in events.read_bytes()
 
 
 def test_a_tracker_that_is_imported_later_is_heard_from_then_on(
