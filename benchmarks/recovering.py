@@ -5,22 +5,25 @@ process dies, and without a defence the job ends in other weights, and nobody kn
 job's first step to its last, the steps made twice, and the bytes of the final weights.
 
 Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. The small
-job's steps take some 20 ms, so a restart outweighs 200 of them: its own ratio says little. What an attack costs has two
-parts, seconds that do not depend on the job's steps (notice, stop, restore, start) and steps made twice. `ettr_pct`
-puts both to the chat job's step, `ettr_long_steps_pct` to one of 6.34 s (MegaScale, NSDI'24).
+job's steps take some 20 ms, so a restart outweighs 200 of them: its own ratio says little. What an attack costs has
+three parts: seconds that do not depend on the job's steps (stop, restore, start, and starting the replay), steps made
+twice, and steps replayed before the job may go on. `ettr_pct` puts them to the chat job's step, `ettr_long_steps_pct`
+to one of 6.34 s (MegaScale, NSDI'24). Segments are cleared ahead, beside the run: few are left to be replayed then.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import statistics
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.struck import LEAD, Range, guarded
-from trainwarden.model import StepRecord
+from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
 
 STEPS, BETWEEN = 400, 200
 STRIKES = (120, 320)
@@ -31,6 +34,9 @@ environment_changed = "alert"
 
 [policy.detectors]
 continuity = "recover"
+
+[recover]
+clear_ahead = true
 """
 
 
@@ -39,9 +45,10 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
     honest, alone, defended = unguarded(place, strikes=()), unguarded(place, strikes=STRIKES), recovered(place)
     rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
     step = statistics.median(b - a for a, b in zip(honest["times"], honest["times"][1:], strict=False))
-    struck = max(1, defended["struck"])
-    again = (defended["steps"] - STEPS) / struck
-    fixed = max(0.0, (defended["wall_s"] - defended["steps"] * step) / struck)
+    stops = defended["stops"]
+    replayed = statistics.mean(s["replayed"] for s in stops) if stops else 0.0
+    fixed = max(0.0, statistics.mean(s["seconds"] for s in stops) - replayed * step) if stops else 0.0
+    again = (defended["steps"] - STEPS) / max(1, len(stops))
     summary: dict[str, Any] = {
         "recoveries": defended["recoveries"],
         "attacks_under_policy": defended["struck"],
@@ -52,12 +59,13 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
         "final_loss_defended": defended["loss"],
         "seconds_lost_per_attack": round(fixed, 2),
         "steps_made_twice_per_attack": round(again, 1),
-        "ettr_pct": ettr(chat_step_s, fixed, again),
-        "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again),
+        "steps_replayed_per_attack": round(replayed, 1),
+        "ettr_pct": ettr(chat_step_s, fixed, again + replayed),
+        "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again + replayed),
         "ettr_small_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
     }
     if not defended["recoveries"]:
-        lost = ("ettr_pct", "ettr_long_steps_pct", "seconds_lost_per_attack", "steps_made_twice_per_attack")
+        lost = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
         summary |= {**dict.fromkeys(lost), "recovery_note": defended["why"]}
     return summary, [{k: v for k, v in row.items() if k != "times"} for row in rows]
 
@@ -118,7 +126,23 @@ def recovered(place: Range) -> dict[str, Any]:
     row = _ended(place, [when for when, _ in ran.steps], None if loss is None else round(loss, 3))
     why = "" if ran.runs else "the run could not start: this version knows no policy by detector"
     recoveries = max(0, len(ran.runs) - 1)
-    return {**row, "code": ran.code, "struck": striker.struck, "recoveries": recoveries, "why": why, "runs": ran.runs}
+    told = {"code": ran.code, "struck": striker.struck, "recoveries": recoveries, "why": why, "runs": ran.runs}
+    return {**row, **told, "stops": stops_between([place.demo.case(run).entries for run in ran.runs])}
+
+
+def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
+    """Between each run and the one that recovers it: seconds from step to step, and the steps replayed meanwhile."""
+    found = []
+    for before, after in itertools.pairwise(runs):
+        last = max((e.wall_ns for e in before if isinstance(e, StepRecord)), default=0)
+        first = min((e.wall_ns for e in after if isinstance(e, StepRecord)), default=0)
+        if not last or not first:
+            continue
+        end = next((i for i, e in enumerate(before) if isinstance(e, RunEnded)), len(before))
+        replays = [e.segment for e in before[end:] if isinstance(e, Matched | Diverged)]
+        replayed = sum(segment.last - segment.first + 1 for segment in replays)
+        found.append({"seconds": round((first - last) / 1e9, 2), "replayed": float(replayed)})
+    return found
 
 
 def _ended(place: Range, times: list[float], loss: float | None) -> dict[str, Any]:

@@ -6,17 +6,22 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from attacks import in_memory, outside
 from benchmarks import defence, defence_report, recovering, struck
-from trainwarden.model import Confidence, Entry, Finding, Severity, StepRecord
+from trainwarden.model import Confidence, Coverage, Entry, Finding, Matched, RunEnded, Segment, Severity, StepRecord
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def record(step: int) -> StepRecord:
     return StepRecord(attempt=0, rank=0, world=2, step=step, optimizer=0, seq=step, stages={})
+
+
+def at(step: int, seconds: float) -> StepRecord:
+    return msgspec.structs.replace(record(step), wall_ns=int(seconds * 1e9))
 
 
 def finding(detector: str, severity: Severity = Severity.HIGH) -> Finding:
@@ -83,6 +88,14 @@ def test_the_docs_show_what_was_missed_as_missed() -> None:
 def test_effective_training_time_is_the_share_of_time_that_goes_forward() -> None:
     assert recovering.ettr(1.0, 0.0, 0.0) == 100.0
     assert recovering.ettr(1.0, 100.0, 100.0) == 50.0
+
+
+def test_what_a_recovery_costs_is_from_the_last_step_before_it_to_the_first_after_it() -> None:
+    segment = Segment(attempt=0, first=10, last=19)
+    replayed = Matched(segment=segment, coverage=Coverage(records=20, digests=1), mode="start", seconds=1.0)
+    before = [at(19, 5.0), replayed, RunEnded(code=1, records=1, wall_ns=0), replayed]
+    assert recovering.stops_between([before, [at(10, 9.5), at(11, 9.6)]]) == [{"seconds": 4.5, "replayed": 10.0}]
+    assert recovering.stops_between([before]) == []
 
 
 def test_every_attack_says_what_the_catalogue_wants_to_know() -> None:
