@@ -264,9 +264,10 @@ def overhead(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "chat_step_ms": round(statistics.median(r["plain_ms"] for r in chat), 1),
         "large_overhead_pct": round(100 * spent / step, 2) if step else None,
         "large_recording_s": round(spent, 3),
-        **parts,
+        "observers_us": round(sum(parts["observers"].values()), 1),
+        "detectors_us": round(sum(parts["detectors"].values()), 1),
     }
-    return summary, [*chat, *large]
+    return summary, [*chat, *large, {"kind": "shares", **parts}]
 
 
 def _measured(name: str, key: str, otherwise: float) -> float:

@@ -72,7 +72,16 @@ def block(results: Mapping[str, Any] | None) -> str:
     if not results:
         return "not measured yet"
     parts = ["![seconds from the first tampered step to the first finding](defence.svg)", table(results)]
-    return "\n\n".join([*parts, honest_table(results)])
+    return "\n\n".join([*parts, honest_table(results), shares_table(results)])
+
+
+def shares_table(results: Mapping[str, Any]) -> str:
+    """What each observer takes in a rank and each detector in the watcher."""
+    lines = ["| of a step record | CPU, µs |", "|---|---|"]
+    for row in (r for r in results.get("runs", ()) if r.get("kind") == "shares"):
+        for kind in ("observers", "detectors"):
+            lines += [f"| {kind[:-1]} `{name}` | {us:g} |" for name, us in sorted(row[kind].items())]
+    return "\n".join(lines)
 
 
 def plot(results: Mapping[str, Any]) -> str:

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.struck import Range
+    from trainwarden.demo import Demo
 
 
-def measure(place: Range, command: Sequence[str]) -> dict[str, Any]:
-    """Run a command with the clock on; `observer_…_us` and `detector_…_us`."""
+def measure(place: Range, command: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Run a command with the clock on; microseconds a step by observer and by detector."""
     demo = place.demo
     shutil.rmtree(demo.job / "bench", ignore_errors=True)
     library = demo.job / "lib"  # not this repository itself: a folder on PYTHONPATH is sealed whole
@@ -43,15 +44,12 @@ def measure(place: Range, command: Sequence[str]) -> dict[str, Any]:
         cli = [sys.executable, "-m", "trainwarden.cli", "run", "--on-environment-change", "alert", "--"]
         subprocess.run([*cli, *short], cwd=demo.job, env=env, check=True, stdout=sys.stderr)
         ranks = [json.loads(p.read_text()) for p in sorted(Path(folder).glob("shares.rank*"))]
-    found: dict[str, Any] = {}
-    for name in sorted({n for r in ranks for n in r["spent"]}):
-        found[f"observer_{name}_us"] = round(
-            statistics.mean(r["spent"].get(name, 0) / r["steps"] for r in ranks) / 1e3, 1
-        )
-    return found | of_detectors(demo)
+    names = sorted({name for r in ranks for name in r["spent"]})
+    spent = {n: statistics.mean(r["spent"].get(n, 0) / r["steps"] for r in ranks) / 1e3 for n in names}
+    return {"observers": {n: round(us, 1) for n, us in spent.items()}, "detectors": of_detectors(demo)}
 
 
-def of_detectors(demo: Any) -> dict[str, Any]:
+def of_detectors(demo: Demo) -> dict[str, float]:
     """Microseconds that each detector takes for a step record and what comes with it, over the last run's log."""
     from trainwarden.detect import all_detectors
     from trainwarden.model import StepRecord
@@ -64,7 +62,7 @@ def of_detectors(demo: Any) -> dict[str, Any]:
         for index, entry in enumerate(entries):
             list(detector.observe(index, entry, None))
         spent = time.thread_time_ns() - begin
-        found[f"detector_{detector.id}_us"] = round(spent / max(1, records) / 1e3, 1)
+        found[detector.id] = round(spent / max(1, records) / 1e3, 1)
     return found
 
 
