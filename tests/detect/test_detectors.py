@@ -138,6 +138,22 @@ def test_shards_with_equal_step_counters_are_not_replicas() -> None:
     assert found.severity is Severity.INFO
 
 
+@pytest.mark.parametrize(("reduced", "found"), [("", []), ("same", [Severity.HIGH])])
+def test_state_of_optimizers_that_compute_gradients_themselves_is_each_ranks_own(
+    reduced: str, found: list[Severity]
+) -> None:
+    fed = []
+    for rank in (0, 1):
+        record, details = step(0, rank, {"a": "1"})
+        state = {"a/prev_loss": f"{rank}"}
+        stages = record.stages | {
+            Stage.REDUCED_GRADIENTS: StageDigest(root=reduced, unseen="" if reduced else "a closure"),
+            Stage.OPTIMIZER_STATE: StageDigest(root=root(state), tensors=1),
+        }
+        fed.append((msgspec.structs.replace(record, stages=stages), details | {Stage.OPTIMIZER_STATE: detail(state)}))
+    assert [f.severity for f in feed(Replicas(), fed)] == found
+
+
 def test_replicas_that_once_agreed_do_not_become_shards() -> None:
     found = feed(Replicas(), [step(0), step(0, 1), step(1), step(1, 1, {"a": "x", "b": "y"})])
     assert [f.severity for f in found] == [Severity.HIGH]

@@ -99,6 +99,8 @@ def _differs(one: _Seen, other: _Seen, stage: Stage) -> bool:
 def _root(record: StepRecord, stage: Stage) -> str:
     if stage is Stage.WEIGHTS:
         return record.parameters
+    if stage is Stage.OPTIMIZER_STATE and not _root(record, Stage.REDUCED_GRADIENTS):
+        return ""  # an optimizer that computes gradients itself keeps the rank's own loss in its state (LBFGS)
     digest = record.stages.get(stage)
     return digest.root if digest else ""
 
