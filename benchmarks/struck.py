@@ -65,13 +65,21 @@ class Range:
         for path in self.marker.parent.glob(self.marker.name + ".*"):
             path.unlink()
 
-    def command(self, *, steps: int = STEPS, seed: int = 0, script: str = "pretrain") -> list[str]:
-        """The launch command of the small job."""
-        small = [*SMALL, "--data", str(self.data)] if script == "pretrain" else ["--data", str(self.demo.data)]
+    def command(
+        self,
+        *,
+        steps: int = STEPS,
+        seed: int = 0,
+        script: str = "pretrain",
+        ranks: int = 2,
+        model: Sequence[str] = SMALL,
+        every: int = CHECKPOINT_EVERY,
+    ) -> list[str]:
+        """The launch command of the small job; `every` steps it saves a checkpoint."""
+        own = [*model, "--data", str(self.data)] if script == "pretrain" else ["--data", str(self.demo.data)]
         return [
-            *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "chat/sleeper.py", script),
-            *("--out", "out", "--steps", str(steps), "--seed", str(seed)),
-            *("--checkpoint-every", str(CHECKPOINT_EVERY), *small),
+            *("torchrun", "--nproc-per-node", str(ranks), "--max-restarts", "2", "chat/sleeper.py", script),
+            *("--out", "out", "--steps", str(steps), "--seed", str(seed), "--checkpoint-every", str(every), *own),
         ]
 
     def put(self, attack: str, first: int, marker: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -80,6 +81,8 @@ def _slices(batch: wire.Batch, scale: float) -> Iterator[_Part]:
     """A batch as arrays, cut into its tensors where their counters differ; with them, the other gradient if any."""
     if not batch.names or not len(batch.names) == len(batch.starts) == len(batch.counts):
         raise ValueError("a batch of slices does not hold together")
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"gradients scaled by {scale}")
     size = sum(batch.counts)
     if min(batch.counts) < 1 or size > MOST_ELEMENTS or (batch.whole and len(batch.names) > 1):
         raise ValueError(f"slices of {size} elements")

@@ -107,7 +107,6 @@ class Reduction(Observer):
         self._open: list[_Open] = []
         self._step = -1
         self._weights: Weights | None = None  # of this step, None: it is not looked at
-        self._starts: dict[tuple[int, int, int], list[int]] = {}
         self._own: dict[int, tuple[int, frozenset[int]]] = {}
         self._told: set[str] = set()
         self._seen = False
@@ -132,7 +131,11 @@ class Reduction(Observer):
             self._unchecked("gradients that are sparse or no real numbers")
             return
         parameters = bucket.parameters()
-        starts = self._starts_in(bucket.index(), parameters, buffer.numel())
+        # DDP may put other tensors into a bucket of the same number and size: where each starts is asked anew.
+        starts = [0, *itertools.accumulate(p.numel() for p in parameters)]
+        if starts[-1] != buffer.numel():
+            self._unchecked("buckets that hold more than their tensors' gradients")
+            return
         draws = blake3(f"reduction {step} {bucket.index()}".encode(), key=self.recorder.key).digest(8 * (TENSORS + 1))
         first = int.from_bytes(draws[:8], "big")
         for i in range(min(TENSORS, len(parameters))):
@@ -147,18 +150,6 @@ class Reduction(Observer):
         key = self.recorder.key
         draw = blake3(f"reduction step {step}".encode(), key=key).digest(1)[0] if step >= ALWAYS else 0
         return Weights(key, step) if draw % EVERY == 0 else None
-
-    def _starts_in(self, index: int, parameters: list[torch.Tensor], size: int) -> list[int]:
-        """Where each tensor starts in the bucket's buffer, and where the last one ends."""
-        key = index, id(parameters[0]), len(parameters)
-        starts = self._starts.get(key)
-        if starts is None or starts[-1] != size:
-            if len(self._starts) > 4096:
-                self._starts.clear()
-            starts = self._starts[key] = [0]
-            for p in parameters:
-                starts.append(starts[-1] + p.numel())
-        return starts
 
     def reduced(self) -> None:
         open_, self._open = self._open, []
