@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from trainwarden.supervise.needs import RECORDER_NEEDS, lacking
+import json
+import subprocess
+import sys
+
+from trainwarden.supervise.needs import ORDERED_NEEDS, RECORDER_NEEDS, lacking
 
 ROOTS = ("/env/lib/python3.11", "/env/lib/python3.11/site-packages")
 
@@ -26,3 +30,18 @@ def test_a_package_beside_the_import_roots_does_not_count() -> None:
 
 def test_an_environment_without_torch_is_left_alone() -> None:
     assert lacking(ROOTS, packages("numpy")) == ()
+
+
+def test_an_ordered_reduction_needs_what_signs() -> None:
+    assert lacking(ROOTS, packages("torch", *RECORDER_NEEDS), ORDERED_NEEDS) == ("cryptography",)
+
+
+def test_the_recorder_imports_what_it_needs_and_nothing_else_of_ours() -> None:
+    code = (
+        "import json, sys, torch; before = set(sys.modules); import trainwarden.record.recorder, "
+        "trainwarden.record.hooks, trainwarden.record.files; "
+        "print(json.dumps(sorted({n.partition('.')[0] for n in set(sys.modules) - before})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    taken = set(json.loads(done.stdout)) - set(sys.stdlib_module_names) - {"trainwarden", "torch"}
+    assert taken <= set(RECORDER_NEEDS)

@@ -121,6 +121,7 @@ from trainwarden.model.responses import (
     Undone,
 )
 from trainwarden.model.sealed import (
+    ORDERED,
     Approval,
     ApprovalPolicy,
     ComparisonPolicy,
@@ -212,6 +213,7 @@ __all__ = [
     "Note",
     "Noun",
     "Numerics",
+    "ORDERED",
     "Outcome",
     "PartDiffers",
     "PartTimes",

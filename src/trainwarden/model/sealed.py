@@ -46,12 +46,16 @@ class Numerics(Noun):
     accelerator: str = ""
 
 
+ORDERED = "ordered"
+"""The reduction in rank order with parts signed by their senders."""
+
+
 class ComparisonPolicy(Noun):
     """How a replay is compared, fixed before the run. Exact is the default; a tolerance is the attacker's budget."""
 
     exact: bool = True
     activations_every: int = 16  # steps between sampled activations on average, chosen by a keyed PRF; 0 = never
-    reduction: str = "default"  # how DDP's gradients are added over ranks: "default" (its own way) or "ordered"
+    reduction: str = "default"  # how DDP's gradients are added over ranks: "default" (its own way) or `ORDERED`
 
 
 class Signature(Noun):

@@ -33,7 +33,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from trainwarden.model import DIGEST_BYTES
 from trainwarden.record.fingerprint import tensor_digest
 
-ORDERED = "ordered"
 _SIGNATURE = 64
 _PUBLIC = 32
 _KEY = blake3(b"trainwarden ordered reduction: digests of parts").digest()  # public: all hosts take the same digests

@@ -18,13 +18,13 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import blake3
 import torch
 
 from trainwarden import codeform, wire
-from trainwarden.model import BUFFERS, Detail, Note, Stage, StepRecord
+from trainwarden.model import BUFFERS, ORDERED, Detail, Note, Stage, StepRecord
 from trainwarden.record import entropy, rng, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
@@ -35,11 +35,12 @@ from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
 from trainwarden.record.loaders import LoaderTracker
 from trainwarden.record.observers import Observer, all_observers
-from trainwarden.record.ordered import ORDERED
 from trainwarden.record.saving import SavedFiles
-from trainwarden.record.signed import SignedReduction
 from trainwarden.record.snapshots import Snapshots
 from trainwarden.record.stacks import stacks
+
+if TYPE_CHECKING:
+    from trainwarden.record.signed import SignedReduction
 
 T = TypeVar("T")
 
@@ -276,6 +277,8 @@ class Recorder:
 
         hook = BucketHook(ddp, observe, lambda: self.guarded("reduced", lambda: self.look_on(lambda o: o.reduced())))
         if os.environ.get(wire.REDUCTION_ENV) == ORDERED:
+            from trainwarden.record.signed import SignedReduction  # needs cryptography, which nothing else here does
+
             self.signed = self.signed or SignedReduction(self)
             self.signed.use(hook)
         return hook

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from trainwarden.errors import UsageError
-from trainwarden.model import Seal
+from trainwarden.model import ORDERED, Seal
 from trainwarden.seal.check import expected, roots_of
 from trainwarden.seal.walked import SealWalk
 from trainwarden.store import Store
 
 RECORDER_NEEDS = ("blake3", "msgspec", "numpy", "safetensors")  # numpy: safetensors writes torch's tensors with it
+ORDERED_NEEDS = (*RECORDER_NEEDS, "cryptography")  # every rank signs what it sends
 
 
 def require_recorder(store: Store, seal: Seal, walk: SealWalk) -> None:
@@ -28,7 +29,8 @@ def require_recorder(store: Store, seal: Seal, walk: SealWalk) -> None:
     """
     walked = walk.of(seal.environment)
     files = walked.items if walked else expected(store, seal, "environment").files
-    if missing := lacking(roots_of(seal, "environment"), files):
+    needs = ORDERED_NEEDS if seal.comparison.reduction == ORDERED else RECORDER_NEEDS
+    if missing := lacking(roots_of(seal, "environment"), files, needs):
         raise UsageError(
             f"the environment of {seal.interpreter} has torch and lacks {', '.join(missing)}: "
             "nothing could be recorded",
@@ -36,11 +38,11 @@ def require_recorder(store: Store, seal: Seal, walk: SealWalk) -> None:
         )
 
 
-def lacking(roots: Iterable[str], files: Collection[str]) -> tuple[str, ...]:
-    """What the recorder needs and an environment with torch has not, of its `files` below its import `roots`."""
+def lacking(roots: Iterable[str], files: Collection[str], needs: Iterable[str] = RECORDER_NEEDS) -> tuple[str, ...]:
+    """What the recorder `needs` and an environment with torch has not, of its `files` below its import `roots`."""
     roots = tuple(roots)
 
     def there(name: str) -> bool:
         return any(f"{root}/{name}/__init__.py" in files for root in roots)
 
-    return tuple(name for name in RECORDER_NEEDS if not there(name)) if there("torch") else ()
+    return tuple(name for name in needs if not there(name)) if there("torch") else ()
