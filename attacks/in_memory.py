@@ -43,8 +43,16 @@ class Scene:
         self.torch = torch
         self.first, self.marker = int(config["first"]), str(config["marker"])
         self.optimizer = self.find(torch.optim.Optimizer)
-        self.model = self.find(torch.nn.parallel.DistributedDataParallel).module
+        self.model = self._model()
         self.rank = torch.distributed.get_rank()
+
+    def _model(self) -> Any:
+        """The largest module that holds what the optimizer moves, without DDP's wrapper around it."""
+        first = self.optimizer.param_groups[0]["params"][0]
+        wrapper = self.torch.nn.parallel.DistributedDataParallel
+        modules = [o for o in gc.get_objects() if issubclass(type(o), self.torch.nn.Module)]
+        holding = [m for m in modules if not isinstance(m, wrapper) and any(p is first for p in m.parameters())]
+        return max(holding, key=lambda m: sum(1 for _ in m.parameters()))
 
     def find(self, kind: type) -> Any:
         """The one live object of a type."""

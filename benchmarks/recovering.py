@@ -4,11 +4,11 @@ The attack edits one weight on every rank between two steps (attacks/in_memory.p
 process dies, and without a defence the job ends in other weights, and nobody knows. Measured are the wall time from the
 job's first step to its last, the steps made twice, and the bytes of the final weights.
 
-Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. What an
-attack costs has three parts: seconds that do not depend on the job's steps (stop, restore, start, and starting the
-replay), steps made twice, and steps replayed before the job may go on. `ettr_own_pct` is the ratio as it was measured;
-`ettr_pct` puts the parts to the chat job's step, `ettr_long_steps_pct` to one of 6.34 s (MegaScale, NSDI'24). Segments
-are cleared ahead, beside the run, on the processor that its one rank leaves free.
+Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. The small
+job's steps take some 20 ms, so a restart outweighs 200 of them: its own ratio says little. What an attack costs has
+three parts: seconds that do not depend on the job's steps (stop, restore, start, and starting the replay), steps made
+twice, and steps replayed before the job may go on. `ettr_pct` puts them to the chat job's step, `ettr_long_steps_pct`
+to one of 6.34 s (MegaScale, NSDI'24). Segments are cleared ahead, beside the run: few are left to be replayed then.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from typing import Any
 from benchmarks.struck import LEAD, Range, guarded
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
 
-STEPS = BETWEEN = 200
-STRIKES = (120,)
-EVERY = 10  # steps between checkpoints
-MODEL = ("--width", "256", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "8", "--block", "128")
+STEPS, BETWEEN = 400, 200
+STRIKES = (120, 320)
 LONG_STEP_S = 6.34
 _POLICY = """\
 [policy]
@@ -64,8 +62,7 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
         "steps_replayed_per_attack": round(replayed, 1),
         "ettr_pct": ettr(chat_step_s, fixed, again + replayed),
         "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again + replayed),
-        "own_step_ms": round(1e3 * step, 1),
-        "ettr_own_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
+        "ettr_small_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
     }
     if not defended["recoveries"]:
         lost = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
@@ -76,11 +73,6 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
 def ettr(step: float, fixed: float, again: float) -> float:
     """Per cent of the time in which training goes forward, with one attack every `BETWEEN` steps of `step` seconds."""
     return round(100 * BETWEEN * step / (BETWEEN * step + fixed + again * step), 1)
-
-
-def launch(place: Range) -> list[str]:
-    """The job: one rank, so that a processor is left over for what is replayed beside it."""
-    return place.command(steps=STEPS, ranks=1, model=MODEL, every=EVERY)
 
 
 class Striker:
@@ -109,7 +101,7 @@ def unguarded(place: Range, strikes: tuple[int, ...]) -> dict[str, Any]:
     place.fresh()
     striker = Striker(place, strikes)
     env = {**place.demo.variables, "BENCH_STRIKE": str(place.strike)}
-    command = launch(place)
+    command = place.command(steps=STEPS)
     command[0] = shutil.which("torchrun", path=env["PATH"]) or command[0]
     process = subprocess.Popen(command, cwd=place.job, env=env, stdout=subprocess.PIPE, text=True)
     times, loss = [], None
@@ -128,7 +120,7 @@ def recovered(place: Range) -> dict[str, Any]:
     place.fresh()
     (place.job / "trainwarden.toml").write_text(_POLICY)
     striker = Striker(place, STRIKES)
-    ran = guarded(place, launch(place), at_step=striker.at_step, options=())
+    ran = guarded(place, place.command(steps=STEPS), at_step=striker.at_step, options=())
     last = place.demo.case(ran.runs[-1]).entries if ran.runs else ()
     loss = next((e.loss for e in reversed(last) if isinstance(e, StepRecord) and e.rank == 0), None)
     row = _ended(place, [when for when, _ in ran.steps], None if loss is None else round(loss, 3))

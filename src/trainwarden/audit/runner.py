@@ -34,6 +34,7 @@ from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
 
+MOST_GAPS = 100  # a replay that tells of more is going round in circles
 STALL_SECONDS = 300.0
 NICE: ContextVar[int] = ContextVar("NICE", default=0)
 """How much lower the priority is of the replays that this thread starts, see nice(2). Whoever holds the log of a run
@@ -85,6 +86,7 @@ class _Stage:
         self.unfit: list[str] = []
         self.opened: set[str] = set()
         self.loaded: list[str] = []
+        self.gaps = 0
         self.alive = time.monotonic()
 
 
@@ -114,7 +116,9 @@ class _Handler:
                 case wire.Opened():
                     self._stage.opened.add(message.path)
                 case wire.Missed():
-                    self._stage.problems.append(f"rank {self._rank}: {message.reason}")
+                    self._stage.gaps += 1
+                    if self._stage.gaps <= MOST_GAPS:
+                        self._stage.problems.append(f"rank {self._rank}: {message.reason}")
                 case wire.Bye():
                     return wire.Acked(seq=message.records)
                 case _:
@@ -253,6 +257,9 @@ def _follow(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], stage: _S
             gone_at = now
         if gone_at is not None and now - gone_at > 5:
             return  # its peers would wait for it until their own timeout
+        if stage.gaps > MOST_GAPS:
+            stage.problems.append(f"the replay was ended after {MOST_GAPS} gaps")
+            return
         if now - stage.alive > STALL_SECONDS:
             stage.problems.append(f"the replay stood still for {STALL_SECONDS:.0f} s")
             return

@@ -9,13 +9,14 @@ Rules
 * Training comes first: replays have a low priority, and the lowest once the first steps are judged. The log is read
   again only when twenty times the time has passed that it took.
 * When the run is told to end, whatever is replayed is broken off without a verdict. When it ends by itself, the first
-  steps are still judged.
+  steps are still judged, and what was cleared ahead is broken off; a signal to the watcher ends that wait too.
 
 Trust: as `audit.engine`. The log is read as the ledger wrote it, before its end is known.
 """
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from trainwarden.respond.clear import MakeRoom
 from trainwarden.respond.point import find_point
 from trainwarden.seal.room import build_room
 from trainwarden.store import RunDir, Store
+from trainwarden.supervise.process import STOPPING
 
 Submit = Callable[[Entry], object]
 _NICE_FIRST, _NICE_AHEAD = 10, 19
@@ -71,8 +73,10 @@ class Beside:
         self._over.set()
         if self._thread is None:
             return
-        if wait:
-            self._thread.join(_WAIT_SECONDS)
+        until = time.monotonic() + (_WAIT_SECONDS if wait else 0.0)
+        # Signals are blocked in the thread that calls this: one that was sent meanwhile waits to be looked at.
+        while self._thread.is_alive() and time.monotonic() < until and not signal.sigpending() & STOPPING:
+            self._thread.join(0.2)
         self._broken_off.set()
         self._thread.join()
 
@@ -93,7 +97,7 @@ class Beside:
         while not self._broken_off.is_set():
             over = self._over.is_set()
             if (case := self._read(run)) and (segment := self._first_steps(case, over)):
-                (self.first_verdict,) = self._replay(case, [segment], submit) or (None,)
+                (self.first_verdict,) = self._replay(case, [segment], submit, self._broken_off.is_set) or (None,)
                 return
             if over:
                 return
@@ -116,7 +120,7 @@ class Beside:
         segments = [s for s in missing if s not in self._tried]
         self._tried.update(segments)
         if segments:
-            self._replay(case, segments, submit)
+            self._replay(case, segments, submit, self._over.is_set)
 
     def _read(self, run: str) -> CaseFile | None:
         """The case after a pause; None when the log cannot be read just now."""
@@ -129,14 +133,16 @@ class Beside:
         self._took = time.monotonic() - begin
         return case if case is not None and isinstance(case.state, Intact) else None
 
-    def _replay(self, case: CaseFile, segments: Sequence[Segment], submit: Submit) -> list[Verdict]:
+    def _replay(
+        self, case: CaseFile, segments: Sequence[Segment], submit: Submit, abort: Callable[[], bool]
+    ) -> list[Verdict]:
         def told(verdict: Verdict) -> None:
             submit(verdict)
             self._on_verdict(verdict)
 
         recorded = recorded_of(self._store, case)
         room = self._make_room(self._store, recorded.seal)
-        return Audit(recorded, room, on_verdict=told, abort=self._broken_off.is_set).run(segments, first_only=True)
+        return Audit(recorded, room, on_verdict=told, abort=abort).run(segments, first_only=True)
 
 
 def in_words(beside: Beside) -> str:
