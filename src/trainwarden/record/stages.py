@@ -45,12 +45,15 @@ def weights(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Named
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[tuple[str, Any]]:
-    """`<parameter>/<key>` of every entry of the optimizer's state, tensors and plain values alike."""
+    """`<parameter>/<key>` of every entry of the optimizer's state, tensors and plain values alike, keys sorted.
+
+    The order of the keys means nothing, and is another one in a state that was loaded from a file.
+    """
     found: list[tuple[str, Any]] = []
     for p in parameters(optimizer):
         state = optimizer.state.get(p)
         if state:
-            found += [(f"{names[id(p)]}/{key}", value) for key, value in state.items()]
+            found += [(f"{names[id(p)]}/{key}", state[key]) for key in sorted(state, key=str)]
     return found
 
 
