@@ -283,7 +283,7 @@ class Sums(_Message, tag="sums"):
 
 
 class Bye(_Message, tag="bye"):
-    """The process ends in order after `records` step records; answered with `Acked`."""
+    """The process ends in order after `records` step records; answered with `Go` when all is durable."""
 
     records: int
 

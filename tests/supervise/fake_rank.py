@@ -186,8 +186,9 @@ class Rank:
 
     def bye(self, _: str) -> None:
         self.wire.send(wire.Bye(records=self.seq))
-        while self.answer(wire.Acked) and self.acked < self.seq - 1:
-            pass
+        self.answer(wire.Go)
+        while self.acked < self.seq - 1:
+            self.answer(wire.Acked)
         say(f"bye {self.acked}")
 
     def garbage(self, _: str) -> None:

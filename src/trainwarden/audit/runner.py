@@ -120,7 +120,7 @@ class _Handler:
                     if self._stage.gaps <= MOST_GAPS:
                         self._stage.problems.append(f"rank {self._rank}: {message.reason}")
                 case wire.Bye():
-                    return wire.Acked(seq=message.records)
+                    return wire.Go()
                 case _:
                     pass
         return None

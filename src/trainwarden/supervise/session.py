@@ -319,7 +319,7 @@ class Session:
             raise ValueError(f"a note above the limit of {MAX_NOTE} bytes")
         self._shared.ledger.submit(self._shared.marked(placed))
 
-    def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Acked:
+    def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Go:
         """Answered when everything of this rank is durable; when it cannot be, the rank need not wait."""
         self._shared.files.drain()
         if message.records != rank.records:
@@ -330,7 +330,7 @@ class Session:
         self._shared.left(rank.attempt, rank.rank)
         if not self._shared.ledger.flush():
             raise ValueError("the log cannot be written: the goodbye cannot be acknowledged")
-        return wire.Acked(seq=rank.seq)
+        return wire.Go()
 
     def _exited(self, rank: _Rank, ended: Exit) -> None:
         reason = "" if ended.known else "the exit status belongs to its parent and was not seen"
