@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from trainwarden.detect.settings import rate
 from trainwarden.model import Confidence, Detail, Entry, Finding, ModelSeen, Severity, Stage, StepRecord
 
 EVERY = 8  # updates between two looks
@@ -91,7 +92,7 @@ class Frozen:
         weights, gradients = detail.get(Stage.WEIGHTS), detail.get(Stage.REDUCED_GRADIENTS)
         if weights is None or gradients is None or (one.updates - 1) % EVERY:
             return
-        if one.weights is not None and one.gradients is not None and all(_rate(g) for g in record.hyper):
+        if one.weights is not None and one.gradients is not None and all(rate(g) for g in record.hyper):
             yield from _looked(index, one, record, weights, gradients)
         one.index, one.weights, one.gradients = index, weights, gradients
 
@@ -178,11 +179,6 @@ def _stands_still(
         Confidence.MEDIUM if moved else Confidence.LOW,
         _BENIGN_STILL,
     )
-
-
-def _rate(group: Mapping[str, object]) -> float:
-    value = group.get("lr", 1.0)
-    return float(value) if isinstance(value, int | float) else 1.0
 
 
 def _finding(

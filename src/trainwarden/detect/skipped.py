@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from trainwarden.detect.settings import rate
 from trainwarden.model import Confidence, Detail, Entry, Finding, Severity, Stage, StepRecord
 
 MAX_KEPT = 4_096  # optimizers of ranks
@@ -63,7 +64,7 @@ def _nothing(index: int, one: _Optimizer, record: StepRecord) -> Iterator[Findin
     """The update changed no weight."""
     last = one.record
     same = record.parameters and record.parameters == last.parameters and record.seq > last.seq
-    if not same or record.skipped or not any(_rate(g) for g in record.hyper):
+    if not same or record.skipped or not any(rate(g) for g in record.hyper):
         return
     new, old = (r.stages.get(Stage.REDUCED_GRADIENTS) for r in (record, last))
     if new is None or old is None or not new.root or new.root == old.root:
@@ -127,11 +128,6 @@ def _refused(index: int, one: _Optimizer, record: StepRecord) -> Iterator[Findin
         Confidence.MEDIUM,
         ("training diverges, or its numbers do not fit half precision",),
     )
-
-
-def _rate(group: Mapping[str, object]) -> float:
-    value = group.get("lr", 1.0)
-    return float(value) if isinstance(value, int | float) else 1.0
 
 
 def _finding(
