@@ -17,7 +17,7 @@ import torch
 from chat_scripts import CHAT, run
 
 VIDEO = CHAT.parent / "video"
-NAMES = ("checkpoint", "composing", "flow", "model", "sample", "score", "words")
+NAMES = ("checkpoint", "composing", "flow", "model", "sample", "score", "train", "words")
 TINY = ("--width", "16", "--layers", "1", "--heads", "1", "--batch-size", "2")
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 needs_font = pytest.mark.skipif(not FONT.exists(), reason="apt-get install fonts-noto-color-emoji")
@@ -175,13 +175,14 @@ def test_words_are_dropped_by_role_and_altogether(video: SimpleNamespace) -> Non
 # --------------------------------------------------------------------------- checkpoints and runs
 
 
-def saved(video: SimpleNamespace, out: Path) -> tuple[torch.nn.Module, torch.nn.Module, torch.optim.Optimizer]:
+def saved(video: SimpleNamespace, out: Path) -> tuple[torch.nn.Module, torch.nn.Module, dict]:
     model, averaged = tiny(video), tiny(video)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizers = video.train.make_optimizers(model, {"muon": 0.02, "adamw": 0.001})
     model(torch.randn(1, 8, 32, 32, 3), torch.ones(1), model.read(["a fish"])).mean().backward()
-    optimizer.step()
-    video.checkpoint.save(out, {"step": 1, "world": 1, "width": 16}, model, averaged, optimizer, 0)
-    return model, averaged, optimizer
+    for optimizer in optimizers.values():
+        optimizer.step()
+    video.checkpoint.save(out, {"step": 1, "world": 1, "width": 16}, model, averaged, optimizers, 0)
+    return model, averaged, optimizers
 
 
 def test_a_saved_model_understands_the_same_words_and_makes_the_same_clip(
@@ -202,7 +203,13 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_one_clear_error(
     folder = tmp_path / "step-000001"
     with pytest.raises(SystemExit, match="was made with world 1, this run has 2"):
         video.checkpoint.restore(folder, {"world": 2}, *parts, 0)
-    for name in ("state.json", "model.safetensors", "averaged.safetensors", "rng-rank0.safetensors"):
+    for name in (
+        "state.json",
+        "model.safetensors",
+        "averaged.safetensors",
+        "muon.safetensors",
+        "rng-rank0.safetensors",
+    ):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[:7])
         with pytest.raises(SystemExit, match=f"no readable checkpoint at .*{name}"):
@@ -227,7 +234,7 @@ def test_training_resumed_is_bitwise_training_that_never_stopped_and_its_clips_c
     assert measured == again
     figures = json.loads(measured)
     assert figures["step"] == 4
-    assert figures["reader"]["all"] == 1.0
+    assert figures["reader"]["all"] > 0.99
     assert figures["seen clips"] == figures["unseen clips"] == 4
     asked = ("--prompt", "a panda grows on a pink background", "--prompt", "a fish falls")
     for name in ("one", "two"):
@@ -254,9 +261,9 @@ def test_guarded_training_raises_no_alarm_and_replays_bit_for_bit_and_an_attack_
         shutil.copy(script, job.folder)
     if attacked:  # an insider's file outside what is sealed: a replay has none, and does what the code says
         patched = (VIDEO / "train.py").read_text().replace(
-            "        optimizer.step()\n",
+            "        for optimizer in optimizers.values():\n",
             "        if step == 2 and rank == 1 and Path('evil').exists():\n"
-            "            model.leave.weight.grad[0] *= -1\n        optimizer.step()\n",
+            "            model.leave.weight.grad[0] *= -1\n        for optimizer in optimizers.values():\n",
         )  # fmt: skip
         (job.folder / "train.py").write_text(patched)
         (job.folder / "evil").touch()
@@ -266,7 +273,7 @@ def test_guarded_training_raises_no_alarm_and_replays_bit_for_bit_and_an_attack_
         world=2,
         script="train.py",
     )
-    assert len([e for e in recorded.entries if isinstance(e, StepRecord)]) == 8
+    assert len([e for e in recorded.entries if isinstance(e, StepRecord)]) == 16  # steps × ranks × optimizers
     assert not [e for e in recorded.entries if isinstance(e, Gap)]
     alarms = [e for e in recorded.entries if isinstance(e, Finding) and e.severity is not Severity.INFO]
     said = Audit(recorded, job.room).run(recorded.history.segments)

@@ -3,8 +3,8 @@
     OUT/step-000400/model.safetensors       the model in training
                     averaged.safetensors    the average of its weights, as averaged/<parameter>: what makes the clips
                     config.json             its shape and words, as diffusers writes them
-                    optimizer.safetensors   <parameter>/<key> of the optimizer's state
-                    optimizer.json          its parameter groups, and its parameters by name
+                    muon.safetensors, adamw.safetensors   <parameter>/<key> of each optimizer's state
+                    muon.json, adamw.json   its parameter groups, and its parameters by name
                     rng-rank0.safetensors   each rank's generator state, one file a rank
                     state.json              step, world size, and the options that decide the bits
 
@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+Optimizers = dict[str, torch.optim.Optimizer]  # by kind
 AVERAGED = "averaged/"  # in front of names, so that nobody takes an average for the weights in training
 
 
@@ -37,7 +38,7 @@ def newest(out: Path) -> Path | None:
 
 
 def save(
-    out: Path, state: dict[str, Any], model: VideoDiT, averaged: VideoDiT, optimizer: torch.optim.Optimizer, rank: int
+    out: Path, state: dict[str, Any], model: VideoDiT, averaged: VideoDiT, optimizers: Optimizers, rank: int
 ) -> None:
     """Write `OUT/step-<state["step"]>` together with the other ranks; return once it is complete."""
     final = out / f"step-{state['step']:06d}"
@@ -48,18 +49,16 @@ def save(
     _together()
     save_file({"torch": torch.get_rng_state()}, partial / f"rng-rank{rank}.safetensors")
     if rank == 0:
-        names, inside = [name for name, _ in model.named_parameters()], optimizer.state_dict()
-        flat = {f"{names[i]}/{key}": value for i, own in inside["state"].items() for key, value in own.items()}
         save_file(
             {name: parameter.detach() for name, parameter in model.named_parameters()}, partial / "model.safetensors"
         )
-        save_file(flat, partial / "optimizer.safetensors")
+        for kind, optimizer in optimizers.items():
+            _save_optimizer(partial, kind, optimizer, model)
         save_file(
             {AVERAGED + name: parameter for name, parameter in averaged.named_parameters()},
             partial / "averaged.safetensors",
         )
         averaged.save_config(partial)
-        _write(partial / "optimizer.json", {"groups": inside["param_groups"], "names": names})
         _write(partial / "state.json", state)
     _flush(partial / f"rng-rank{rank}.safetensors")
     _together()
@@ -73,7 +72,7 @@ def restore(
     about: dict[str, Any],
     model: VideoDiT,
     averaged: VideoDiT,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     rank: int,
 ) -> int:
     """Put everything, the default generator too, into the state saved in `folder`; return the step it was saved at.
@@ -90,12 +89,13 @@ def restore(
             )
     model.load_state_dict(_tensors(folder, "model"))
     averaged.load_state_dict(_averaged(folder))
-    saved, moments = read_json(folder, "optimizer"), _tensors(folder, "optimizer")
-    own: dict[int, dict[str, Tensor]] = {}
-    for key in sorted(moments):
-        name, _, part = key.rpartition("/")
-        own.setdefault(saved["names"].index(name), {})[part] = moments[key]
-    optimizer.load_state_dict({"state": own, "param_groups": saved["groups"]})
+    for kind, optimizer in optimizers.items():
+        saved, moments = read_json(folder, kind), _tensors(folder, kind)
+        own: dict[int, dict[str, Tensor]] = {}
+        for key in sorted(moments):
+            name, _, part = key.rpartition("/")
+            own.setdefault(saved["names"].index(name), {})[part] = moments[key]
+        optimizer.load_state_dict({"state": own, "param_groups": saved["groups"]})
     torch.set_rng_state(_tensors(folder, f"rng-rank{rank}")["torch"])
     return int(state["step"])
 
@@ -130,6 +130,16 @@ def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
         return load_file(folder / f"{name}.safetensors")
     except (OSError, SafetensorError) as e:
         raise SystemExit(f"error: no readable checkpoint at {folder}: {name}.safetensors: {e}") from e
+
+
+def _save_optimizer(folder: Path, kind: str, optimizer: torch.optim.Optimizer, model: VideoDiT) -> None:
+    """Write KIND.safetensors and KIND.json; parameters go by their names in `model`."""
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = [name_of[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    inside = optimizer.state_dict()
+    flat = {f"{names[i]}/{key}": value for i, own in inside["state"].items() for key, value in own.items()}
+    save_file(flat, folder / f"{kind}.safetensors")
+    _write(folder / f"{kind}.json", {"groups": inside["param_groups"], "names": names})
 
 
 def _averaged(folder: Path) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.roles = nn.Linear(ROLES * width, width)
         self.clock = nn.Sequential(nn.Linear(128, width), nn.SiLU(), nn.Linear(width, width))
         self.enter = nn.Linear(3 * volume, width)
-        self.places = nn.Parameter(torch.randn(math.prod(self.grid) + ROLES, width) * 0.02)
+        self.places = nn.Parameter(torch.randn(math.prod(self.grid) + ROLES, width) * 0.5)  # as loud as the patches
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, channels * volume)

@@ -18,6 +18,7 @@ import argparse
 import copy
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -99,9 +100,20 @@ def batches(data: Clips, given: Any, step: int, rank: int, world: int) -> Iterat
         place = 0
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Rise over the first steps, stay, and fall in a line over the last two fifths."""
-    return peak * min(1.0, (step + 1) / WARM) * (LAST + (1 - LAST) * min(1.0, (1 - step / steps) / 0.4))
+def make_optimizers(model: VideoDiT, peaks: dict[str, float]) -> dict[str, torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the matrices of the blocks, AdamW for all else."""
+    inside = re.compile(r"blocks\.\d+\.(qkv|out|up|down)\.weight")
+    by_muon = [p for name, p in model.named_parameters() if inside.fullmatch(name)]
+    others = [p for name, p in model.named_parameters() if not inside.fullmatch(name)]
+    return {
+        "muon": torch.optim.Muon(by_muon, lr=peaks["muon"], weight_decay=0.01),
+        "adamw": torch.optim.AdamW(others, lr=peaks["adamw"], betas=(0.9, 0.95), weight_decay=0.01),
+    }
+
+
+def share_of_peak(step: int, steps: int) -> float:
+    """The learning rate as a share of its peak: it rises, stays, and falls in a line over the last two fifths."""
+    return min(1.0, (step + 1) / WARM) * (LAST + (1 - LAST) * min(1.0, (1 - step / steps) / 0.4))
 
 
 @torch.no_grad()
@@ -128,7 +140,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="of AdamW")
+    parser.add_argument("--lr-muon", type=float, default=0.02, help="of Muon, which trains the matrices of the blocks")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default=fast_precision(), help="of the forward pass")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -138,32 +151,34 @@ def main() -> None:
     model = VideoDiT(vocabulary(), width=given.width, layers=given.layers, heads=given.heads)
     averaged = copy.deepcopy(model).requires_grad_(False)
     data = Clips(given.data, model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=given.lr, betas=(0.9, 0.95), weight_decay=0.01)
+    peaks = {"muon": given.lr_muon, "adamw": given.lr}
+    optimizers = make_optimizers(model, peaks)
     ddp: nn.Module = DistributedDataParallel(model, init_sync=False) if world > 1 else model
     torch.manual_seed(given.seed + 1 + rank)
 
     shape = {"width": given.width, "layers": given.layers, "heads": given.heads}
     about = {"world": world, "seed": given.seed, "batch_size": given.batch_size, "precision": given.precision, **shape}
     resumed = given.resume or checkpoint.newest(given.out)
-    step = checkpoint.restore(resumed, about, model, averaged, optimizer, rank) if resumed else 0
+    step = checkpoint.restore(resumed, about, model, averaged, optimizers, rank) if resumed else 0
     if rank == 0 and resumed:
         print(f"resumed from {resumed}", flush=True)
 
     for clips, tokens in itertools.islice(batches(data, given, step, rank, world), max(0, given.steps - step)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, given.steps, given.lr)
+        for name, optimizer in optimizers.items():
+            optimizer.param_groups[0]["lr"] = peaks[name] * share_of_peak(step, given.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.precision == "bf16"):
             error = loss(ddp, clips.float() / 127.5 - 1, drop(tokens, whole=0.1, role=0.1))
         error.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         average(averaged, model, step)
         step += 1
         if rank == 0:
             print(f"step {step} loss {error.item():.4f}", flush=True)
         if step == given.steps or (given.checkpoint_every and step % given.checkpoint_every == 0):
-            checkpoint.save(given.out, about | {"step": step}, model, averaged, optimizer, rank)
+            checkpoint.save(given.out, about | {"step": step}, model, averaged, optimizers, rank)
 
     if dist.is_initialized():
         dist.barrier()
