@@ -1,13 +1,14 @@
 """Writes what the docs take from the code and from results/*.json: `python -m benchmarks.docs [--check]`.
 
-Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and docs/:
+Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md, docs/ and workloads/:
 
 * `defence`: a row for each attack and honest run of the defence benchmark (docs/benchmarks.md), and its picture
   (docs/defence.svg);
 * `results`: the measured figures beside their targets (README.md, docs/benchmarks.md);
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
-* `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md).
+* `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
+* `ranking`: what the ranking workload reaches (workloads/ranking/README.md).
 
 Nothing outside the markers is touched. A figure that was never measured says so.
 """
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report
+from benchmarks import defence_report, ranking
 from trainwarden import model, wire
 from trainwarden.cli import VERBS, build_parser
 
@@ -86,6 +87,9 @@ FIGURES = (
     ),
     Figure("log", "bytes_per_record", "what it stores for a step record", " B", "about 64 B"),
     Figure("log", "crash_losses", "acknowledged entries lost over all crash points", "", "0"),
+    Figure("ranking", "auc", "ranking workload, AUC on each person's later events, mean of 5 seeds", "", "none set"),
+    Figure("ranking", "fields_auc", "the same of a logistic regression on the same fields", "", "less"),
+    Figure("ranking", "fields_and_history_auc", "and of one with features made by hand", "", "less"),
 )
 
 
@@ -165,6 +169,7 @@ def generated(root: Path) -> dict[Path, str]:
         },
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}
     if "defence" in results:
