@@ -114,7 +114,7 @@ def histories(person: np.ndarray, film: np.ndarray, time: np.ndarray, liked: np.
     return films, answers
 
 
-def prepare(wheel: Path) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, int]]:
+def prepare(wheel: Path) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[str, int]]]:
     """The columns of all events, in time order; the part of each; how many values each field has, 0 included."""
     people, films, ratings = (read(wheel, name) for name in ("user", "item", "inter"))
     time, person, film, stars = np.array(
@@ -134,7 +134,7 @@ def prepare(wheel: Path) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, i
         "liked": liked,
         "time": time,
     }
-    return columns, split(person, time), {name: int(column.max()) + 1 for name, column in fields.items()}
+    return columns, split(person, time), [(name, int(column.max()) + 1) for name, column in fields.items()]
 
 
 def main() -> None:

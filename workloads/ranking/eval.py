@@ -1,6 +1,6 @@
 """How well a checkpoint ranks what came later, as one line of JSON.
 
-    python workloads/ranking/eval.py --data data/ranking --checkpoint out/ranking/step-000640
+    python workloads/ranking/eval.py --data data/ranking --checkpoint out/ranking/step-000477
 
 AUC, AUC within each person's events, and log loss on the validation part (which the options were chosen by) and on the
 test part (which nothing was chosen by); beside them two logistic regressions, fitted anew (baseline.py). Nothing is
@@ -31,7 +31,7 @@ def main() -> None:
     figures = {"kind": state["kind"], "step": state["step"], "seed": state["seed"]}
     for part in ("validation", "test"):
         events = Events(given.data, part, state["shape"]["history"])
-        figures[part] = scores(all_logits(model, events), events.liked, events.fields[:, 0])
+        figures[part] = scores(all_logits(model, events), events.liked, events.person)
     if not given.no_baselines:
         figures["baselines"] = baselines(given.data)
     print(json.dumps(figures))

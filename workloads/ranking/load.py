@@ -22,7 +22,7 @@ class Events(Dataset[Batch]):
         columns = _columns(data / f"{part}.safetensors")
         self.fields, self.genres = columns["fields"].long(), columns["genres"].float()
         self.history, self.answers = (columns[name][:, :history].long() for name in ("history", "answers"))
-        self.liked, self.time = columns["liked"].float(), columns["time"]
+        self.liked, self.person = columns["liked"].float(), self.fields[:, 0]
 
     def __len__(self) -> int:
         return len(self.liked)

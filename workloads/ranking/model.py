@@ -3,7 +3,8 @@
 * An embedding table a field (person, film, age, …), and a bias a value of the same fields.
 * Target attention over the history (Deep Interest Network, Zhou et al. 2018, arXiv:1706.06978): how much a film rated
   before counts depends on the film in question. What it gives: the mean of the films with the answers they got, and
-  how like the film in question those that were liked are, and those that were not.
+  how like the film in question those that were liked are, and those that were not. Beside it the answers alone,
+  weighted by their place: how generous somebody is lately matters more than any film.
 * Cross layers of DCN-v2 (Wang et al. 2021, arXiv:2008.13535): x ← x₀ · (W x + b) + x.
 * A small feed-forward part beside them; the logit is linear in both, plus the biases.
 
@@ -12,7 +13,8 @@ Shapes: B events, H places of history, F fields, D the width of an embedding.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ FAR = -1e4  # the attention's score of an empty place
 class Shape(NamedTuple):
     """What a model is built from: part of every checkpoint's state.json."""
 
-    fields: dict[str, int]  # how many values each field has, 0 (none) included
+    fields: Sequence[tuple[str, int]]  # their order in a batch; how many values each has, 0 (none) included
     genres: int
     width: int
     history: int  # events of it that are looked at
@@ -50,10 +52,10 @@ class Ranker(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        width, names = shape.width, list(shape.fields)
+        width, names = shape.width, [name for name, _ in shape.fields]
         self.item = names.index(ITEM)
-        self.biases = nn.ModuleDict({name: nn.Embedding(size, 1) for name, size in shape.fields.items()})
-        self.tables = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in shape.fields.items()})
+        self.biases = nn.ModuleDict({name: nn.Embedding(size, 1) for name, size in shape.fields})
+        self.tables = nn.ModuleDict({name: nn.Embedding(size, width) for name, size in shape.fields})
         self.answers = nn.Embedding(3, width)
         self.places = nn.Linear(shape.history, 1, bias=False)
         self.genres = nn.Linear(shape.genres, width, bias=False)
@@ -92,8 +94,9 @@ class Ranker(nn.Module):
             crossed = first * layer(crossed) + crossed
         return (self.out(torch.cat([crossed, self.deep(first)], dim=1)) + bias).squeeze(1)
 
-    def attend(self, target: Tensor, history: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Three (B, D): the history as the target sees it, and its likeness to what was liked and to what was not."""
+    def attend(self, target: Tensor, history: Tensor, answers: Tensor) -> tuple[Tensor, ...]:
+        """Four (B, D): the history as the target sees it, its likeness to what was liked and to what was not, and the
+        answers alone, weighted by how far back they are."""
         films = self.tables[ITEM](history)
         wanted = target[:, None].expand_as(films)
         alike = films * wanted
@@ -104,8 +107,3 @@ class Ranker(nn.Module):
         mean = (share[..., None] * (films + told)).sum(dim=1)
         likeness = [((share * (answers == kind))[..., None] * alike).sum(dim=1) for kind in (LIKED, DISLIKED)]
         return mean, *likeness, self.places(told.mT).squeeze(2)
-
-
-def fresh_model(shape: dict[str, Any]) -> Ranker:
-    """A model of that shape with fresh weights from the default generator."""
-    return Ranker(Shape(**shape))
