@@ -2,8 +2,8 @@
 
 Two of them, both over every value of every field (person and film included) and the genres. The second also gets what
 somebody who knows the data would work out of the history by hand: the shares liked of its last 10 and 50, how full
-it is, and the latest answer. The ridge penalty is chosen by the AUC on the validation part; fitted on the training part by L-BFGS in
-double precision. Nothing is drawn: the figures are the same each time.
+it is, and the latest answer. The ridge penalty is chosen by the AUC on the validation part; fitted on the training
+part by L-BFGS in double precision. Nothing is drawn: the figures are the same each time.
 """
 
 from __future__ import annotations
