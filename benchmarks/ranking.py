@@ -68,7 +68,7 @@ def block(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return "Not measured yet."
     told = result["summary"]
-    spread = [f"**{told[s]:.4f}** ({told[f'{s}_lowest']:.4f} to {told[f'{s}_highest']:.4f})" for s in SCORES]
+    spread = [f"{told[s]:.4f} ({told[f'{s}_lowest']:.4f} to {told[f'{s}_highest']:.4f})" for s in SCORES]
     cells = {f"the ranker, mean of {told['seeds']} seeds (lowest to highest)": spread}
     cells |= {meaning: [f"{told[f'{name}_{s}']:.4f}" for s in SCORES] for name, meaning in BASELINES.items()}
     rows = [f"| {meaning} | {' | '.join(figures)} |" for meaning, figures in cells.items()]
