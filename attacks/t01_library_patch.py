@@ -1,14 +1,15 @@
 """01, library patch: an insider who can write the shared environment edits PyTorch's source on disk.
 
-How an insider does it: six lines in `DistributedDataParallel.forward` make one rank flip the sign of one tensor's gradient
-at some steps, before it is reduced, so that every rank takes the same wrong update; or one line in Adam. Nothing is
-printed; the loss stays inside honest noise. Then one worker is killed, so that the restart loads the edited file.
+How an insider does it: six lines in `DistributedDataParallel.forward` make one rank flip the sign of one tensor's
+gradient at some steps, before it is reduced, so that every rank takes the same wrong update; or one line in Adam.
+Nothing is printed; the loss stays inside honest noise. Then one worker is killed, so that the restart loads the edited
+file.
 
-Precondition: write access to the environment (E). Expected evidence: `environment` (file changed after the seal), `kills`,
-and on audit a divergence at local_gradients of the attacked rank, reproduced by a factor of −1 and by the file. Before the
-start of an approved job, and under the default policy, nothing is started. Effect: other final weights.
-Benign twin: the same version installed over itself. Clean-up: the range puts the sealed bytes back (the demo lets
-`trainwarden recover` do it).
+Precondition: write access to the environment (E). Expected evidence: `environment` (file changed after the seal),
+`kills`, and on audit a divergence at local_gradients of the attacked rank, reproduced by a factor of −1 and by the
+file. Before the start of an approved job, and under the default policy, nothing is started. Effect: other final
+weights. Benign twin: the same version installed over itself. Clean-up: the range puts the sealed bytes back (the demo
+lets `trainwarden recover` do it).
 
 The demo runs this file as a program. It touches only the environment folder that it is given, a marker file, and
 processes below the given one:

@@ -1,11 +1,11 @@
 """03, startup hook: a `.pth` or `sitecustomize.py` that every Python of the environment runs at its start.
 
-How an insider does it: one file of two lines in a shared site-packages. It waits until the process trains and then lowers
-the learning rate inside the update; the optimizer's settings stay as they are.
+How an insider does it: one file of two lines in a shared site-packages. It waits until the process trains and then
+lowers the learning rate inside the update; the optimizer's settings stay as they are.
 
-Precondition: write access to the environment (E, U). Expected evidence: before the start where the seal is approved (the
-environment is not what was approved); during a run `environment` names the file, before a restarted rank loads it. Under
-the default policy the restart is refused. Effect: the insider's code runs, other final weights.
+Precondition: write access to the environment (E, U). Expected evidence: before the start where the seal is approved
+(the environment is not what was approved); during a run `environment` names the file, before a restarted rank loads
+it. Under the default policy the restart is refused. Effect: the insider's code runs, other final weights.
 Benign twin: a package is installed again over itself with equal bytes. Clean-up: the range puts the environment back.
 """
 

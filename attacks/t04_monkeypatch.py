@@ -3,9 +3,9 @@
 How an insider does it: two lines in anything that the job imports. The wrapper scales one gradient before it calls the
 original, so that the update's own rule still holds for what it is given.
 
-Precondition: code in the process (user's environment). Expected evidence: live, `patched` names the function and where its
-code comes from; in a replay the gradients that the update takes differ at the first tampered step, or the weights do.
-Effect: other final weights. Benign twin: the job's approved code wraps `step` to count calls.
+Precondition: code in the process (user's environment). Expected evidence: live, `patched` names the function and where
+its code comes from; in a replay the gradients that the update takes differ at the first tampered step, or the weights
+do. Effect: other final weights. Benign twin: the job's approved code wraps `step` to count calls.
 Clean-up: none needed, the process ends.
 """
 

@@ -2,8 +2,8 @@
 
 How an insider does it: one call of `torch.manual_seed` in a shared library, at a step of its choice.
 
-Precondition: code in the process (shared environment, user's environment). Expected evidence: live, `rng` with the place
-of the call; in a replay the rng stage differs at the first step that begins with the other state.
+Precondition: code in the process (shared environment, user's environment). Expected evidence: live, `rng` with the
+place of the call; in a replay the rng stage differs at the first step that begins with the other state.
 Effect: other final weights (where the job draws random numbers). Benign twin: an evaluation by approved code that seeds
 inside `fork_rng` and puts everything back. Clean-up: none needed, the process ends.
 """

@@ -50,7 +50,7 @@ TECHNIQUE = Technique(
     ),
     twin=Twin(
         name="a resumed job",
-        does="the job ends half-way and goes on from its newest checkpoint: its optimizer is new, and its state is loaded",
+        does="the job ends and goes on from its newest checkpoint: a new optimizer, into which its state is loaded",
         again=True,
         needs=("resumes",),
     ),

@@ -1,11 +1,11 @@
 """22, rank sign flip: one rank turns the sign of one tensor's gradient before it is reduced.
 
-How an insider does it: code in the process registers a hook on a parameter, as any profiler does. Peers receive what was
-sent and cannot tell; the loss drifts as a slightly worse job's would.
+How an insider does it: code in the process registers a hook on a parameter, as any profiler does. Peers receive what
+was sent and cannot tell; the loss drifts as a slightly worse job's would.
 
 Precondition: code in the rank (shared environment). Expected evidence: in a replay the attacked rank's local gradients
-differ at the first tampered step, in this tensor; live, code in memory that no seal lists. Cause proved: a factor of −1.
-Effect: other final weights. Benign twin: a gradient-reversal hook that the job's own approved code registers.
+differ at the first tampered step, in this tensor; live, code in memory that no seal lists. Cause proved: a factor of
+−1. Effect: other final weights. Benign twin: a gradient-reversal hook that the job's own approved code registers.
 Clean-up: none needed, the process ends.
 """
 

@@ -3,9 +3,9 @@
 How an insider does it: `time.sleep` inside the update, at random, where at least so many ranks train. Nothing that is
 computed changes; a cluster waits for its slowest rank.
 
-Precondition: code in the process (shared environment, checkpoint). Expected evidence: live, `sleep` with the place of the
-call. No replay can find it: every digest is right. Effect: time lost. Benign twin: another program keeps the processors
-busy for a while. Clean-up: none needed; the twin's program ends by itself or with the range.
+Precondition: code in the process (shared environment, checkpoint). Expected evidence: live, `sleep` with the place of
+the call. No replay can find it: every digest is right. Effect: time lost. Benign twin: another program keeps the
+processors busy for a while. Clean-up: none needed; the twin's program ends by itself or with the range.
 """
 
 from __future__ import annotations

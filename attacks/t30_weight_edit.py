@@ -1,10 +1,11 @@
 """30, weight edit: a few bytes of the weights, in a saved checkpoint or in memory between two steps.
 
-How an insider does it: write access to shared checkpoints is enough; no scanner and no safe loader sees an edited number.
-Then a rank is killed, so that the checkpoint is loaded. In memory all ranks are edited alike, so that none disagrees.
+How an insider does it: write access to shared checkpoints is enough; no scanner and no safe loader sees an edited
+number. Then a rank is killed, so that the checkpoint is loaded. In memory all ranks are edited alike, so that none
+disagrees.
 
-Precondition: write access to the checkpoints (K), or code in the rank. Expected evidence: `checkpoints` (the file is not
-what was saved) before it is loaded; in memory `continuity`, exact to the step. Effect: other final weights.
+Precondition: write access to the checkpoints (K), or code in the rank. Expected evidence: `checkpoints` (the file is
+not what was saved) before it is loaded; in memory `continuity`, exact to the step. Effect: other final weights.
 Benign twin: a checkpoint is copied away and put back with the same bytes. Clean-up: checkpoints lie in the copied job.
 """
 

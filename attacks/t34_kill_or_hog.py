@@ -1,10 +1,10 @@
 """34, kill or hog: ranks are killed at random, or the processors are taken from them.
 
-How an insider does it: an account on the host, or the victim's own account through a foothold. A killed rank looks like a
-lack of memory, and the work since the last checkpoint is lost.
+How an insider does it: an account on the host, or the victim's own account through a foothold. A killed rank looks
+like a lack of memory, and the work since the last checkpoint is lost.
 
-Precondition: an account on the node (N). Expected evidence: live, `kills` (a rank gone without a goodbye, with the sender
-where the system tells) and `hogs` (foreign processes that crowd ranks out). Effect: steps made twice, time lost.
+Precondition: an account on the node (N). Expected evidence: live, `kills` (a rank gone without a goodbye, with the
+sender where the system tells) and `hogs` (foreign processes that crowd ranks out). Effect: steps made twice, time lost.
 Benign twin: the job is preempted: it gets a SIGTERM from outside and is started again later, as schedulers do.
 Clean-up: the hogs end by themselves after ten seconds, or with the range.
 """

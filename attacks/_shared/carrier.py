@@ -1,7 +1,8 @@
 """Code that waits in any Python process until it trains, then lets a payload arrive: the text of a small module.
 
-It puts one finder before the others, which is gone as soon as torch's optimizers are imported, and then uses torch's own
-global hook: the payload arrives at the beginning of an optimizer step, on the training thread, at the same step each time.
+It puts one finder before the others, which is gone as soon as torch's optimizers are imported, and then uses torch's
+own global hook: the payload arrives at the beginning of an optimizer step, on the training thread, at the same step
+each time.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 * `foothold`: a sleeper was sealed and approved with the environment (a back door that two people overlooked); it runs a
   payload that no seal lists. What is found is then the effect, at an exact step.
-* `startup_hook`: a file that Python runs at its start is put into the environment during the run; a killed rank loads it.
+* `startup_hook`: a file that Python runs at its start is put into the environment during the run; a killed rank loads
+  it.
 * `before_start`: the same, between the approval of the seal and the start.
 * `approved`: the code was sealed and approved, and does the same from the start. For twins: nobody hides anything.
 """
@@ -53,7 +54,7 @@ def approved(payload: Payload) -> tuple[Act, ...]:
 
 
 def plants_hook(payload: Payload, name: str) -> Callable[[Range], None]:
-    """Write a `.pth` with an import line and its module, or a module that Python imports by itself (`sitecustomize.py`)."""
+    """Write a `.pth` with an import line and its module, or a module that Python imports by itself."""
 
     def plant(place: Range) -> None:
         if name.endswith(".pth"):

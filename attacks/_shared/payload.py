@@ -1,7 +1,7 @@
 """Payloads: functions of a technique's file, turned into text that runs in a rank of any job, and their triggers.
 
-A payload function takes a `Scene`. It may use the scene, builtins, and the functions listed in `uses`; what else it needs
-it imports inside. Its text travels; nothing of this package is imported in the rank.
+A payload function takes a `Scene`. It may use the scene, builtins, and the functions listed in `uses`; what else it
+needs it imports inside. Its text travels; nothing of this package is imported in the rank.
 """
 
 from __future__ import annotations

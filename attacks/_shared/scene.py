@@ -1,5 +1,5 @@
-"""What a payload finds in the process that it landed in. Its source travels with every payload: nothing is imported here
-but the standard library, and nothing is written but marks.
+"""What a payload finds in the process that it landed in. Its source travels with every payload: nothing is imported
+here but the standard library, and nothing is written but marks.
 
     arrive({"payload": "flip", "first": 40, "lasts": 40, "marks": "/range/here/marks/strike", "trigger": {…}})
 """

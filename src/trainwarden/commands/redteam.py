@@ -41,7 +41,7 @@ def add(subparsers: Subparsers[Any]) -> None:
             "trainwarden redteam list",
             "trainwarden redteam show 22",
             "trainwarden redteam run 22/one-tensor --audit --twin",
-            "trainwarden redteam run 30 --job myjob --steps 200 --strike-at 100 -- torchrun --nproc-per-node 2 train.py",
+            "trainwarden redteam run 30 --job myjob --steps 200 --strike-at 100 -- torchrun --nproc-per-node 2 t.py",
         ),
         exit_codes=_EXIT,
     )

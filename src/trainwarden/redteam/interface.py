@@ -1,9 +1,9 @@
 """What an attack is made of. The catalogue itself (`attacks/`) is not in the wheel; these are its seams.
 
 A `Technique` is one way to sabotage training; its `Variant`s differ in what they strike, when, and how it gets there.
-A variant is a list of `Act`s, each at a `Moment` of a guarded job, and says what evidence it must leave (`Evidence`) and
-what it must do to the job (`Effect`), so that a sabotage that is none is not counted. Its `Twin` is the honest change
-that looks like it.
+A variant is a list of `Act`s, each at a `Moment` of a guarded job, and says what evidence it must leave (`Evidence`)
+and what it must do to the job (`Effect`), so that a sabotage that is none is not counted. Its `Twin` is the honest
+change that looks like it.
 
 Rules
 -----

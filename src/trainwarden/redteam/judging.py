@@ -2,11 +2,11 @@
 
 Rules
 -----
-* Only findings graver than a note count. What was told before the insider did anything is no evidence but a false alarm;
-  what is told between the payload's arrival and its first tampered step counts as at once.
+* Only findings graver than a note count. What was told before the insider did anything is no evidence but a false
+  alarm; what is told between the payload's arrival and its first tampered step counts as at once.
 * A place is exact when it agrees with the payload's marks in all that it names.
-* "found" takes every piece of evidence that is needed. A piece of evidence that was not looked for (no audit) leaves the
-  answer undecided, never "found".
+* "found" takes every piece of evidence that is needed. A piece of evidence that was not looked for (no audit) leaves
+  the answer undecided, never "found".
 """
 
 from __future__ import annotations
@@ -122,13 +122,12 @@ def compared(
 def _fits(wanted: Evidence, found: Found, marks: Sequence[Marked]) -> bool:
     if (found.when, found.by) != (wanted.when, wanted.by) or (wanted.stage and found.stage != wanted.stage):
         return False
-    first = marks[0] if marks else None
+    struck = {m.rank for m in marks if m.step == found.step}
     right = {
-        "step": first is not None and found.step == first.step,
-        "rank": bool(found.ranks) and any(set(found.ranks) == {m.rank for m in marks if m.step == s} or (
-            len(found.ranks) == 1 and found.ranks[0] in {m.rank for m in marks if m.step == s}) for s in [found.step]),
+        "step": bool(marks) and found.step == marks[0].step,
+        "rank": len(found.ranks) > 0 and set(found.ranks) <= struck,
         "tensor": any(m.tensor == found.tensor for m in marks if m.tensor),
-    }  # fmt: skip
+    }
     return all(right[name] for name in wanted.exact)
 
 
@@ -141,7 +140,7 @@ def verdict(expected: Sequence[Expected]) -> str:
 
 
 def located(found: Sequence[Found], marks: Sequence[Marked]) -> str:
-    """ "exact" when something names the first tampered step, and rank and tensor rightly; "near" within three steps of it."""
+    """Whether something names the first tampered step, rank and tensor rightly ("exact"), or is within three steps."""
     if any(f.exact and marks and f.step == marks[0].step for f in found):
         return "exact"
     near = any(f.step >= 0 and marks and abs(f.step - marks[0].step) <= 3 for f in found)

@@ -9,8 +9,8 @@
 
 Rules
 -----
-* Acts change files through `write`, `edit`, `remove`, `copy` and `move` alone. What they change in a kept place is saved
-  first and put back by `undo`: at the end of the attack, or, after a crash, when the range is opened again.
+* Acts change files through `write`, `edit`, `remove`, `copy` and `move` alone. What they change in a kept place is
+  saved first and put back by `undo`: at the end of the attack, or, after a crash, when the range is opened again.
 * A file is never changed in place when it has another name (a hard link may lead outside).
 * One process holds a range at a time.
 """
@@ -138,11 +138,11 @@ class Range:
             **self.added,
         }
 
-    def words(self, command: Sequence[str], **more: object) -> list[str]:
+    def words(self, command: Sequence[str], **more: str) -> list[str]:
         """A command with the workload's settings put in."""
         given = {
             "data": str(self.data), "seed": str(self.seed), "python": sys.executable,
-            "steps": str(self.workload.steps), "every": str(self.workload.every), **{k: str(v) for k, v in more.items()},
+            "steps": str(self.workload.steps), "every": str(self.workload.every), **more,
         }  # fmt: skip
         filled = list(command)
         for name, value in given.items():

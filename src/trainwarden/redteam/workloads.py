@@ -20,7 +20,7 @@ STEP = r"(?i)\b(?:step|iter(?:ation)?)[\s:=]+(\d+)"
 
 @dataclass(frozen=True)
 class Workload:
-    """A job. In `set_up` and `command` stand {data}, {seed}, {steps}, {every}; commands run in the copied job folder."""
+    """A job. `set_up` and `command` may hold {data}, {seed}, {steps}, {every}; they run in the copied job folder."""
 
     name: str
     source: Path  # the folder that is copied
