@@ -13,16 +13,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from attacks._shared.checkpoints import PUT_BACK, flip_last_bit
 from attacks._shared.deliver import foothold, restart
 from attacks._shared.payload import Payload
-from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
+from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 from trainwarden.redteam.place import Range
 
 
 def edit_newest(place: Range) -> None:
-    """The last byte of the newest checkpoint's weights: sign and exponent of one number, harmless to every parser."""
-    file = place.weights(place.checkpoints[-1])
-    place.edit(file, lambda data: data[:-1] + bytes([data[-1] ^ 1]), keep_times=True)
+    """One bit of the newest checkpoint's weights."""
+    flip_last_bit(place, place.weights(place.checkpoints[-1]))
 
 
 def scale_row(scene: Any) -> None:
@@ -34,13 +34,6 @@ def scale_row(scene: Any) -> None:
             parameter[0].mul_(1.05)
 
     scene.between_steps(act, name)
-
-
-def put_back(place: Range) -> None:
-    """The newest checkpoint is copied away and back: new files, the same bytes."""
-    newest = place.checkpoints[-1]
-    aside = place.copy(newest, place.tmp / newest.name)
-    place.copy(aside, newest)
 
 
 TECHNIQUE = Technique(
@@ -71,10 +64,5 @@ TECHNIQUE = Technique(
             level=2,
         ),
     ),
-    twin=Twin(
-        name="a checkpoint from the backup",
-        does="the newest checkpoint is copied away and put back with the same bytes",
-        acts=(Act(Moment.STEP, put_back),),
-        needs=("restarts",),
-    ),
+    twin=PUT_BACK,
 )

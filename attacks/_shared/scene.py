@@ -58,7 +58,7 @@ class Scene:
     def on(self) -> bool:
         """Whether the step that is being made is one to tamper with: in the episode, and the trigger fits."""
         since, t = self.done - self.first, self.trigger
-        if not 0 <= since < self.lasts or (t.get("ranks") is not None and self.rank not in t["ranks"]):
+        if not 0 <= since < self.lasts or not self.mine:
             return False
         if self.world < t.get("min_world", 0) or (t.get("hours") and datetime.now().hour not in t["hours"]):
             return False
@@ -87,6 +87,11 @@ class Scene:
     def replace(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         """Put what `make` returns for the original in its place."""
         setattr(owner, name, make(getattr(owner, name)))
+
+    @property
+    def mine(self) -> bool:
+        """Whether the trigger wants this rank at all: others are left as they are."""
+        return self.trigger.get("ranks") is None or self.rank in self.trigger["ranks"]
 
     def on_gradient(self, change: Callable[[Any], Any]) -> None:
         """Have `change` see the target's local gradient, before it is reduced, at every step to tamper with."""
@@ -154,4 +159,6 @@ def watched() -> bool:
 
 def arrive(config: dict[str, Any]) -> None:
     """Carry out the payload that `config` names in this process."""
-    globals()[config["payload"]](Scene(config))
+    scene = Scene(config)
+    if scene.mine:
+        globals()[config["payload"]](scene)

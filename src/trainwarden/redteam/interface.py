@@ -112,6 +112,7 @@ class Twin:
     options: tuple[str, ...] = ("--on-environment-change", "alert")
     again: bool = False
     needs: tuple[str, ...] = ()
+    seed: int | None = None  # another one than the attack's
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Rules
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -50,6 +51,7 @@ class Range:
         self.roots: list[subprocess.Popen[Any]] = []
         self.added: dict[str, str] = {}  # variables of the job that an act at PREPARE adds
         self.runs: list[str] = []  # of this attack, as they get known
+        self.source = ""  # digest of the job as it was copied
         self._lock: int | None = None
 
     # ------------------------------------------------------------------ the copy
@@ -108,7 +110,14 @@ class Range:
             folder.mkdir(parents=True)
         left_out = shutil.ignore_patterns(*_NOT_COPIED, self.workload.out)
         shutil.copytree(self.workload.source, self.job / self.workload.below, symlinks=True, ignore=left_out)
-        self.added, self.runs = {}, []
+        for name, text in self.workload.adds:
+            (self.job / name).write_text(text)
+        for name, old, new in self.workload.edits:
+            before = (self.job / name).read_text()
+            if before.count(old) < 1:
+                raise CannotDecide(f"{name} no longer holds {old.strip()!r}", hint="adapt redteam/workloads.py to it")
+            (self.job / name).write_text(before.replace(old, new, 1))
+        self.added, self.runs, self.source = {}, [], _digest(self.job)
 
     def clean_up(self) -> None:
         """End what still runs below the range, and put back what is kept."""
@@ -281,6 +290,14 @@ class Range:
                 _copied(undo / note.stem, target)
             note.unlink()
         shutil.rmtree(undo, ignore_errors=True)
+
+
+def _digest(folder: Path) -> str:
+    """Over the names and bytes of all files below a folder."""
+    told = hashlib.sha256()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        told.update(f"{file.relative_to(folder)}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return told.hexdigest()
 
 
 def _gone(path: Path) -> None:

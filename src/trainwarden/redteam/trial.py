@@ -72,7 +72,10 @@ def honest(place: Range, say: Say) -> tuple[Measured, Outcome | None]:
 
 
 def _settings(place: Range) -> str:
-    return hashlib.sha256(json.dumps(place.words(place.workload.command)).encode()).hexdigest()[:12]
+    """What the honest run depends on: the copied job, its command, the environment's packages."""
+    w = place.workload
+    told = [place.words(w.command), place.source, list(w.packages), str(w.venv)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def _end_of(ran: Ran) -> str:
@@ -150,16 +153,22 @@ def twin(place: Range, technique: Technique, say: Say) -> Outcome:
     """Run a technique's benign twin the same way: nothing above a low finding may be raised."""
     benign: Twin = technique.twin
     reason = lacking(place, benign.needs)
+    names = {"technique": technique.id, "variant": benign.name}
     if reason:
         row = Outcome(
             kind="twin", workload=place.workload.name, seed=place.seed, verdict="not carried out", note=reason
         )
-    else:
-        told = lambda step: say(f"twin of {technique.id}", step)  # noqa: E731
-        row = innocent(
-            "twin", place, carry_out(place, benign.acts, options=benign.options, again=benign.again, tell=told)
-        )
-    return msgspec.structs.replace(row, technique=technique.id, variant=benign.name)
+        return msgspec.structs.replace(row, **names)
+    seed = place.seed
+    place.seed = seed if benign.seed is None else benign.seed
+    try:
+        ran = carry_out(
+            place, benign.acts, options=benign.options, again=benign.again,
+            tell=lambda step: say(f"twin of {technique.id}", step),
+        )  # fmt: skip
+        return msgspec.structs.replace(innocent("twin", place, ran), **names)
+    finally:
+        place.seed = seed
 
 
 def innocent(kind: str, place: Range, ran: Ran) -> Outcome:

@@ -38,12 +38,28 @@ class Workload:
     weights: str = "model.safetensors"  # the weights in one of these; "" = the checkpoint is a file itself
     resume: tuple[str, ...] = ()  # words that make it go on, with {checkpoint}; () = the same command does
     step: str = STEP  # a regular expression for the lines that tell a step
+    edits: tuple[tuple[str, str, str], ...] = ()  # of the copied job: (file, what stands there once, what shall)
+    adds: tuple[tuple[str, str], ...] = ()  # files beside it: (file, text)
     has: frozenset[str] = field(default_factory=frozenset)  # of what variants need: ranks, restarts, adam, pickle, …
 
 
 _ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "blake3", "msgspec")
 _SMALL = ("--width", "64", "--layers", "2", "--heads", "2", "--inner", "128", "--batch-size", "4", "--block", "64")
+
+_TRACKER = '''\
+"""A stand-in for a tracker (https://pypi.org/project/trackio/): the same call, and a file beside the checkpoints."""
+
+import json
+
+
+def log(metrics, step=None):
+    """Append metrics to the tracker's file."""
+    with open("out/tracked.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, **metrics}) + "\\n")
+'''
+_SAID = '                print(f"step {step} loss {loss.item():.3f}", flush=True)\n'
+_REPORT = '                trackio.log({"train/loss": loss.item()}, step=step)\n'
 
 WORKLOADS = {
     w.name: w
@@ -62,7 +78,17 @@ WORKLOADS = {
             first=60,
             lead=15,
             every=24,
-            has=frozenset({"ranks", "restarts", "adam", "safetensors", "loader", "cross-entropy", "resumes"}),
+            adds=(("chat/trackio.py", _TRACKER),),
+            edits=(
+                ("chat/loop.py", _SAID, _SAID + _REPORT),
+                ("chat/loop.py", "import torch\n", "import torch\nimport trackio\n"),
+            ),
+            has=frozenset(
+                {
+                    *("ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "tracker"),
+                    *("safetensors", "optimizer-file", "state-json"),
+                }
+            ),
         ),
     )
 }
