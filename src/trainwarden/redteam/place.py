@@ -255,6 +255,14 @@ class Range:
         found = (self.job / self.workload.out).glob(self.workload.checkpoints)
         return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
 
+    @property
+    def newest(self) -> Path:
+        """The newest complete checkpoint. Raises CannotDecide when the job has saved none yet."""
+        found = self.checkpoints
+        if not found:
+            raise CannotDecide(f"no checkpoint in {self.workload.out} yet", hint="strike at a later step: --strike-at")
+        return found[-1]
+
     def weights(self, checkpoint: Path) -> Path:
         """The file of a checkpoint that holds the weights."""
         return checkpoint / self.workload.weights if self.workload.weights else checkpoint

@@ -84,16 +84,23 @@ def _end_of(ran: Ran) -> str:
 
 def attack(place: Range, technique: Technique, variant: Variant, *, audit: bool, say: Say) -> Outcome:
     """Carry out one variant and judge what was found of it."""
-    reason = lacking(place, variant.needs)
-    base = {"kind": "attack", "technique": technique.id, "variant": variant.name}
-    if reason:
-        return Outcome(**base, workload=place.workload.name, seed=place.seed, verdict="not carried out", note=reason)  # type: ignore[arg-type]
+    names = {"technique": technique.id, "variant": variant.name}
+
+    def refused(reason: str) -> Outcome:
+        row = Outcome(kind="attack", workload=place.workload.name, seed=place.seed, verdict="not carried out")
+        return msgspec.structs.replace(row, note=reason, **names)
+
+    if reason := lacking(place, variant.needs):
+        return refused(reason)
     ordinary, _ = honest(place, say)
     begin = time.monotonic()
-    ran = carry_out(
-        place, variant.acts, options=variant.options, approved=variant.approved, again=variant.again,
-        tell=lambda step: say(f"{technique.id}/{variant.name}", step),
-    )  # fmt: skip
+    try:
+        ran = carry_out(
+            place, variant.acts, options=variant.options, approved=variant.approved, again=variant.again,
+            tell=lambda step: say(f"{technique.id}/{variant.name}", step),
+        )  # fmt: skip
+    except CannotDecide as e:
+        return refused(str(e))
     effect = effects(place, ran, ordinary)
     struck = marks(place)
     looked = {When.BEFORE_START, When.LIVE}
@@ -113,7 +120,9 @@ def attack(place: Range, technique: Technique, variant: Variant, *, audit: bool,
     first = {m.rank: m for m in reversed(struck)}
     acted = bool(struck or ran.acted)
     return Outcome(
-        **base,
+        kind="attack",
+        technique=technique.id,
+        variant=variant.name,
         workload=place.workload.name,
         seed=place.seed,
         verdict=judging.verdict(expected) if acted else "not carried out",
