@@ -37,7 +37,7 @@ def test_an_edit_of_memory_is_carried_out_found_at_its_step_and_leaves_the_copy_
         first=10,
         lead=10,
         every=20,
-        packages=("torch", "numpy", "blake3", "msgspec"),
+        packages=("torch", "numpy", "safetensors", "blake3", "msgspec"),
         checkpoints="*.pt",
         weights="",
         has=frozenset({"ranks", "adam", "pickle"}),
