@@ -62,6 +62,11 @@ def carrier(place: Range, payload: Payload) -> str:
     return _WAITS + _WITH_IT.format(text=payload.text(), config=json.dumps(payload.config(place)))
 
 
+def approved_module(place: Range, payload: Payload) -> str:
+    """The payload as honest code: in a file of its own that is sealed, at work from the first forward pass on."""
+    return payload.text() + _APPROVED.format(config=payload.config(place) | {"first": 0})
+
+
 def sleeper(place: Range) -> str:
     """A module that looks for a strike at every step, and carries out what it finds."""
     return _WAITS + _FROM_FILE.format(place=str(place.strike))
