@@ -215,8 +215,9 @@ class Follow:
 
     @property
     def _idle(self) -> bool:
-        """Every rank has run what it may, and the log has not grown for a while."""
-        spent = len(self._waiting) == self._world and min(self._waiting.values()) >= self._allowed()
+        """Every rank has ended or run what it may, and the log has not grown for a while."""
+        waiting = self._waiting
+        spent = self._ended or (len(waiting) == self._world and min(waiting.values()) >= self._allowed())
         return spent and time.monotonic() - self._grew > _STILL_SECONDS
 
     # ------------------------------------------------------------------ what the replay says (`runner.Pace`)

@@ -105,8 +105,8 @@ class Recorded:
         return [(s, read_env(self.folder.private, s.env_digest)) for s in found]
 
     def updates(self, attempt: int) -> Updates:
-        """Every rank's record of each update of an attempt."""
-        return self._updates.get(attempt, {})
+        """Every rank's record of each update of an attempt; it grows with the record."""
+        return self._updates.setdefault(attempt, {})
 
     def seen(self, record: StepRecord) -> Seen:
         """A record with its details."""
