@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
@@ -38,8 +39,9 @@ from trainwarden.seal.room import Workspace
 MOST_GAPS = 100  # a replay that tells of more is going round in circles
 STALL_SECONDS = 300.0
 NICE: ContextVar[int] = ContextVar("NICE", default=0)
-"""How much lower the priority is of the replays that this thread starts, see nice(2). Whoever holds the log of a run
-that goes on must not be niced itself: it would hold up the others while it waits for a processor.
+"""How much lower the priority is of the replays that this thread starts, see nice(2), or has running.
+Whoever holds the log of a run that goes on must not be niced itself: it would hold up the others while it waits for a
+processor.
 """
 SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
 _LIBC = ctypes.CDLL(None)
@@ -298,13 +300,16 @@ def _follow(
     stop: Callable[[], bool],
     pace: Pace | None,
 ) -> None:
-    gone_at = None
+    gone_at, nice = None, NICE.get()
     while any(p.poll() is None for _, p in processes):
         if stop():
             return
         now = time.monotonic()
         if pace is not None and pace.waits:
             stage.alive = now
+        if NICE.get() > nice:
+            nice = NICE.get()
+            _lower(processes, nice)
         failed = [p for _, p in processes if p.poll() not in (None, 0)]
         if failed and gone_at is None:
             gone_at = now
@@ -317,6 +322,14 @@ def _follow(
             stage.problems.append(f"the replay stood still for {STALL_SECONDS:.0f} s")
             return
         time.sleep(0.02)
+
+
+def _lower(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], nice: int) -> None:
+    """On Linux a priority is a thread's own; those that are started later inherit it."""
+    for _, process in processes:
+        with suppress(OSError):
+            for thread in os.listdir(f"/proc/{process.pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
 
 def end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:
