@@ -8,7 +8,7 @@ Effective training time (ETTR) is the time that the steps take in an honest, ung
 attack costs has four parts: seconds that do not depend on the job's steps (stop, what the replay that follows the run
 still has to do, restore, start), steps made twice, steps replayed by a replay that had to be started for it, and the
 checkpoints that are saved so often because of it. `ettr_pct` puts them to the chat job's step, `ettr_long_steps_pct` to
-one of 6.34 s (MegaScale, NSDI'24); `ettr_job_pct` is that of the measured job itself.
+one of 6.34 s (MegaScale, NSDI'24); `ettr_small_job_pct` is the measured job's own.
 
 A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
 has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
@@ -74,7 +74,7 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
         "recovery_job_step_ms": round(1e3 * step, 1),
         "ettr_pct": ettr(chat_step_s, fixed, again + replayed + saves),
         "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again + replayed + saves),
-        "ettr_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
+        "ettr_small_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
     }
     if not defended["recoveries"]:
         lost = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]

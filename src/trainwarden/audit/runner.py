@@ -298,7 +298,7 @@ def _follow(
     processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]],
     stage: _Stage,
     stop: Callable[[], bool],
-    pace: Pace | None,
+    pace: Pace | None = None,
 ) -> None:
     gone_at, nice = None, NICE.get()
     while any(p.poll() is None for _, p in processes):
