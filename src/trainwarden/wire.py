@@ -289,7 +289,7 @@ class Bye(_Message, tag="bye"):
 
 
 class NextUnit(_Message, tag="next_unit"):
-    """A replaying rank has run its unit and asks for another; answered with `NewUnit`."""
+    """A replaying rank has run its plan and asks for another; answered with `NewUnit`, when there is one."""
 
 
 class NewUnit(_Message, tag="new_unit"):
