@@ -203,6 +203,22 @@ def test_another_beta_is_named_with_its_value() -> None:
     assert found["momentum_buffer"] == "as with momentum = 0.5"
 
 
+def test_moments_emptied_inside_of_an_update_are_named() -> None:
+    def empty(i: int, optimizer: optim.Optimizer) -> None:
+        if i == 6:
+
+            def zero(o: optim.Optimizer, args: Any, kwargs: Any) -> None:
+                for state in o.state.values():
+                    state["exp_avg"].zero_()
+
+            optimizer.register_step_pre_hook(zero)
+
+    *before, last = judged("AdamW", lambda ps: optim.AdamW(ps), before_step=empty)
+    assert [m for o in before for m in o.misfits] == []
+    assert {m.part for m in last.misfits} == {"exp_avg"}
+    assert {m.fits for m in last.misfits if m.tensor == "p0"} == {"as if exp_avg had been emptied"}
+
+
 def test_decay_left_out_is_named() -> None:
     found = explained("AdamW", lambda ps: optim.AdamW(ps, weight_decay=0.1), weight_decay=0.0)
     assert found == {"weights": "as without weight decay"}

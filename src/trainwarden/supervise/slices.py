@@ -233,9 +233,9 @@ def _fits(claim: Claim, s: Slices, part: slice, rule: Rule, settings: Settings) 
         times = _times(claim, base, part)
         if times is not None:
             return (_moved if claim.part == "weights" else _gradient)(times) + apart
-    for words, changed in _alternatives(claim, s, part, settings):
+    for words, found, changed in _alternatives(claim, s, part, settings):
         try:
-            again = next((c for c in rule(s, changed) if c.part == claim.part), None)
+            again = next((c for c in rule(found, changed) if c.part == claim.part), None)
         except Unfit:
             continue
         if again is not None and not again.wrong[part].any():
@@ -272,13 +272,16 @@ def _gradient(times: float) -> str:
     return "as without a gradient" if abs(times) <= _SAME else f"as with {times:.3g} times the gradient"
 
 
-def _alternatives(claim: Claim, s: Slices, part: slice, settings: Settings) -> Iterator[tuple[str, Settings]]:
-    """Other settings under which the update might hold its rule."""
+def _alternatives(claim: Claim, s: Slices, part: slice, settings: Settings) -> Iterator[tuple[str, Slices, Settings]]:
+    """Other state before, or other settings, under which the update might hold its rule."""
+    for key, value in s.before.items():
+        if isinstance(value, np.ndarray) and value[part].any():
+            yield f"as if {key} had been emptied", replace(s, before={**s.before, key: np.zeros_like(value)}), settings
     if settings.get("weight_decay"):
-        yield "as without weight decay", {**settings, "weight_decay": 0.0}
+        yield "as without weight decay", s, {**settings, "weight_decay": 0.0}
     for flag in ("nesterov", "maximize", "amsgrad", "decoupled_weight_decay"):
         if flag in settings:
-            yield f"as with {flag} = {not settings[flag]}", {**settings, flag: not settings[flag]}
+            yield f"as with {flag} = {not settings[flag]}", s, {**settings, flag: not settings[flag]}
     square = claim.part == "exp_avg_sq"
     old = s.before.get(claim.part)
     if claim.part not in ("exp_avg", "exp_avg_sq", "momentum_buffer") or not isinstance(old, np.ndarray):
@@ -286,14 +289,14 @@ def _alternatives(claim: Claim, s: Slices, part: slice, settings: Settings) -> I
     gradient = (s.gradient * s.gradient if square else s.gradient)[part]
     if claim.part == "momentum_buffer":
         share = _slope((claim.seen[part] - gradient, old[part]))
-        yield f"as with momentum = {share:.4g}", {**settings, "momentum": share}
+        yield f"as with momentum = {share:.4g}", s, {**settings, "momentum": share}
         return
     beta = _slope((claim.seen[part] - gradient, old[part] - gradient))
     betas = list(settings.get("betas") or (0.0, 0.0))
     # Lion's moment follows its second beta.
     at = 1 if square or "eps" not in settings else 0
     betas[at] = beta
-    yield f"as with beta{at + 1} = {beta:.4g}", {**settings, "betas": betas}
+    yield f"as with beta{at + 1} = {beta:.4g}", s, {**settings, "betas": betas}
 
 
 def _slope(pair: tuple[Array, Array]) -> float:
