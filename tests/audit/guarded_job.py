@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ import pytest
 from trainwarden.audit import replay as replay_module
 from trainwarden.audit import unitrun
 from trainwarden.audit.recorded import Recorded
-from trainwarden.config import AuditConfig, Config, RecordConfig
+from trainwarden.config import AuditConfig, Config, PolicyConfig, RecordConfig
 from trainwarden.keys import SigningKey
 from trainwarden.model import ComparisonPolicy, Entry, Seal, SignedSeal, canonical, decode_entry
 from trainwarden.seal.check import KINDS
@@ -79,6 +79,8 @@ class Job:
     store: Store
     key: SigningKey
     reduction: Literal["default", "ordered"] = "default"
+    audit: AuditConfig = field(default_factory=lambda: AuditConfig(budget="0"))
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
 
     def run(
         self,
@@ -120,7 +122,7 @@ class Job:
             snapshot_share=0.0,
             reduction=self.reduction,
         )
-        config = Config(record=every, audit=AuditConfig(budget="0"))
+        config = Config(record=every, audit=self.audit, policy=self.policy)
         old = os.getcwd()
         os.chdir(self.folder)
         try:

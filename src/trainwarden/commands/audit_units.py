@@ -11,7 +11,6 @@ import argparse
 import itertools
 import os
 import resource
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -240,9 +239,11 @@ def _listen(clocks: Clocks, ended: threading.Event) -> None:
     """What the ranks have used, line by line; the end of stdin is the end of the run."""
     from trainwarden.supervise.auditing import JobUsed
 
-    for line in sys.stdin.buffer:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            clocks.job_ns = max(clocks.job_ns, msgspec.json.decode(line, type=JobUsed).job_cpu_ns)
+    # Unbuffered: a thread that waits with the lock of a buffer aborts the process when that ends for another reason.
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                clocks.job_ns = max(clocks.job_ns, msgspec.json.decode(line, type=JobUsed).job_cpu_ns)
     ended.set()
 
 
