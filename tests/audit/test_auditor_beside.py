@@ -36,15 +36,15 @@ ON_AND_ON = (
     + """
 import pathlib, time
 o = torch.optim.SGD(m.parameters(), lr=1e-3, momentum=.9)
-evil, end, s = pathlib.Path("evil.txt").exists(), time.monotonic() + 100, 0
+evil, end = pathlib.Path("evil.txt").exists(), time.monotonic() + 240
 big = torch.ones(320, 320)
 while time.monotonic() < end:
     for x, y in torch.utils.data.DataLoader(ds, batch_size=8, shuffle=True):
-        if evil and s >= 2: h = m[3].weight.register_hook(lambda g: -g)
+        if evil: h = m[3].weight.register_hook(lambda g: -g)
         torch.nn.functional.cross_entropy(net(x), y).backward()
-        if evil and s >= 2: h.remove()
+        if evil: h.remove()
         for _ in range(4): big @ big
-        o.step(); o.zero_grad(); s += 1
+        o.step(); o.zero_grad()
 final()
 """
 )
@@ -75,7 +75,7 @@ def test_a_tampered_gradient_is_found_by_the_auditor_while_the_job_trains_and_it
     assert told, [e for e in entries if isinstance(e, UnitAudited | SampledAudit | Finding)]
     assert code != 0, "the job would have gone on for minutes: what was found ended it"
     assert told[0].at is not None
-    assert (told[0].at.stage, told[0].at.step >= 2) == (Stage.LOCAL_GRADIENTS, True)
+    assert told[0].at.stage is Stage.REDUCED_GRADIENTS, "of one rank they are its own"
     index = entries.index(told[0])
     assert isinstance(entries[told[0].draw], UnitsDrawn), "drawn, and the draw durable, before it was replayed"
     assert any(isinstance(e, StepRecord) and e.step > told[0].step for e in entries[:index]), "while it trained"
