@@ -103,7 +103,8 @@ def _code(found: list[UnitAudited]) -> int:
 
 def _summary(found: list[UnitAudited], waiting: int, problem: str) -> str:
     if not found and not waiting:
-        return "no unit was audited: " + (problem or "none was drawn at this budget")
+        raised = "none was drawn at this budget; a larger --audit-budget buys some, and without --units all is replayed"
+        return "no unit was audited: " + (problem or raised)
     counts = [f"{n} {r.value}" for r in UnitResult if (n := sum(u.result is r for u in found))]
     rest = f", {waiting} drawn and not run: the budget does not pay for them" if waiting else ""
     return f"{', '.join(counts) or 'none run'} of {len(found) + waiting} units{rest}"
