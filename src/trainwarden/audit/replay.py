@@ -18,12 +18,15 @@ from blake3 import blake3
 from trainwarden.audit import given, runner
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
+from trainwarden.audit.dcpindex import index_digest
 from trainwarden.audit.recorded import Placed, Recorded
 from trainwarden.audit.starts import GIVEN_SETTINGS, WAYS, Way, prepare
 from trainwarden.audit.starts import Start as Start
 from trainwarden.config import load_config
 from trainwarden.errors import CannotDecide
 from trainwarden.model import (
+    DCP,
+    DCP_INDEX,
     Coverage,
     Detail,
     Diverged,
@@ -136,7 +139,11 @@ class _Comparison:
                 continue
             if not self._recorded.store.has(old.digest):
                 continue
-            was, now = content_digest(self._recorded.store.object_path(old.digest)), content_digest(saving.path)
+            try:
+                was = content_digest(self._recorded.store.object_path(old.digest), old.format)
+                now = content_digest(saving.path, old.format)
+            except ValueError:
+                continue  # not what its format says: it is not found to be reproduced
             if was != now:
                 self.divergence = Location(
                     step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
@@ -282,10 +289,16 @@ def _resume_arguments(space: Workspace, place: str) -> tuple[str, ...]:
     return tuple(word.replace("{checkpoint}", space.map_path(place)) for word in template.split())
 
 
-def content_digest(path: Path) -> str:
-    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file."""
+def content_digest(path: Path, format: str) -> str:
+    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file.
+
+    Raises:
+        ValueError: the index of a distributed checkpoint that is none.
+    """
+    if format == DCP_INDEX:
+        return index_digest(path)
     h = blake3()
-    if not zipfile.is_zipfile(path):
+    if format == DCP or not zipfile.is_zipfile(path):  # a part of a distributed checkpoint is many zips, end to end
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 h.update(chunk)

@@ -104,14 +104,17 @@ def _subkey(key: bytes, dtype: str, shape: tuple[int, ...]) -> bytes:
     return blake3(f"{dtype}{shape}".encode(), key=key).digest()
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a sharded tensor (DTensor), the tensor itself otherwise; it shares their memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
     """A dense, contiguous CPU tensor with the same value; the tensor itself when it already is one."""
     import torch
 
     _plain_types.update((torch.Tensor, torch.nn.Parameter))
-    t = tensor.detach()
-    if hasattr(t, "to_local"):
-        t = t.to_local()
+    t = own_part(tensor.detach())
     if t.layout is not torch.strided:
         t = t.to_dense()
     if t.is_quantized:

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -89,6 +89,7 @@ class Recorder:
         self.layouts: list[tuple[int, list[list[str]]]] = []
         self.spent_ns = 0
         self.paused = False
+        self.preparing = False  # steps that an optimizer makes now are none of training
         self._pid = os.getpid()
         self._early: list[wire.Message] = []
         self._opened: set[str] = set()
@@ -285,15 +286,23 @@ class Recorder:
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced."""
-        g = self.gathered
         parameters = bucket.parameters()
-        for p, grad in zip(parameters, bucket.gradients(), strict=True):
+        self.own_gradients(parameters, bucket.gradients())
+        self.gathered.buckets[bucket.index()] = [id(p) for p in parameters]
+        self.look_on(lambda o: o.bucket(bucket))
+
+    def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        """These gradients of this rank's own are about to be reduced."""
+        g = self.gathered
+        for p, grad in zip(parameters, gradients, strict=True):
             digest = tensor_digest(self.key, grad)
             earlier = g.local.get(id(p))
             # Several reductions in one step are chained, so that none can hide behind a later one.
             g.local[id(p)] = digest if earlier is None else value_digest(self.key, earlier + digest)
-        g.buckets[bucket.index()] = [id(p) for p in parameters]
-        self.look_on(lambda o: o.bucket(bucket))
+
+    def loader_making(self, loader: Any) -> None:
+        """An iterator of this loader is about to be made; with workers that already draws its first batches."""
+        self.loaders.making(loader)
 
     def loader_begins(self, iterator: Any) -> None:
         """Before a loader hands out a batch."""
