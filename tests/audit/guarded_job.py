@@ -104,7 +104,7 @@ class Job:
         script: str = "job.py",
         restarts: int = -1,
     ) -> tuple[int, Recorded]:
-        """The same, and what it ended with; with `restarts` it is torchrun that starts the ranks, and so often again."""
+        """The same, and what it ended with; with `restarts`, torchrun starts the ranks, and so often again."""
         argv = (sys.executable, str(LAUNCH), str(world), script, *arguments)
         if restarts >= 0:
             torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}")

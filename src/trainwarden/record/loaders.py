@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data._utils import signal_handling
 
 from trainwarden.record import rng
 
@@ -172,6 +173,9 @@ class LoaderTracker:
             iterator._shutdown_workers()
         iterator.__dict__.clear()
         iterator.__dict__.update(fresh.__dict__)
+        if workers := getattr(fresh, "_workers", ()):
+            signal_handling._remove_worker_pids(id(fresh))
+            signal_handling._set_worker_pids(id(iterator), tuple(w.pid for w in workers))
         fresh.__dict__.clear()
         fresh._shutdown = True  # or its end would be that of the workers, which are the other's now
 
