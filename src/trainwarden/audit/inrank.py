@@ -98,6 +98,9 @@ class Replayer(Recorder):
             self.gathered.before[index] = stage_root(self.key, seen.names, seen.digests)
             self.gathered.found[index] = {n: d.hex() for n, d in zip(seen.names, seen.digests, strict=True)}
 
+    def share(self, optimizer: torch.optim.Optimizer) -> str:
+        return ""  # for the watcher of a live run; a replay is compared by its stages
+
     @property
     def capturing(self) -> bool:
         return self.taker is not None and self.computing == self.plan.capture_step

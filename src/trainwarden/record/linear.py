@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from blake3 import blake3
 
-from trainwarden.record.shares import ACCUMULATORS, MASK64, NOTHING, Sum
+from trainwarden.record.fingerprint import own_part
+from trainwarden.record.shares import ACCUMULATORS, MASK64, NOTHING, Sum, combined
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,6 +63,22 @@ def place_of(tensor: torch.Tensor) -> Place | None:
         return Place((), ())  # another rank holds the same: it is counted there
     _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
     return Place(tuple(offsets), tuple(tensor.shape))
+
+
+def share_of(key: bytes, named: Sequence[tuple[str, torch.Tensor]], rank: int) -> Sum | None:
+    """This rank's share of the fingerprint of all these tensors as wholes; None when none of them is sharded.
+
+    What every rank holds whole is counted on rank 0.
+
+    Raises:
+        ValueError: a tensor is placed so that its parts cannot be told apart.
+    """
+    places = [place_of(t) for _, t in named]
+    if all(place is None for place in places):
+        return None
+    mine = [(name, own_part(t.detach()), p) for (name, t), p in zip(named, places, strict=True) if p or not rank]
+    sums = fingerprinter(key).sums([(t, p) for _, t, p in mine])
+    return combined(key, zip((name for name, _, _ in mine), sums, strict=True))
 
 
 class Fingerprinter:

@@ -25,7 +25,7 @@ import torch
 
 from trainwarden import codeform, wire
 from trainwarden.model import BUFFERS, ORDERED, Detail, Note, Stage, StepRecord
-from trainwarden.record import entropy, rng, stages
+from trainwarden.record import entropy, linear, rng, shares, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
@@ -58,6 +58,7 @@ class Gathered:
         self.local: dict[int, bytes] = {}
         self.before: dict[int, str] = {}
         self.found: dict[int, dict[str, str]] = {}
+        self.began: dict[int, str] = {}
         self.loss: float | None = None
         self.loaders = self.forwards = self.losses = 0
         self.reduced: Detail | str = "the optimizer computes gradients itself (closure)"
@@ -468,9 +469,19 @@ class Recorder:
             before=self.gathered.before.get(index, ""),
             found=self.gathered.found.get(index, {}),
             left=stage_root(self.key, names, digests) if stages.count(details, Stage.WEIGHTS) > len(names) else "",
+            share=self.share(optimizer),
+            began=self.gathered.began.get(index, ""),
         )
         self._last_wall, self._last_cpu, self.spent_ns = wall, cpu, 0
         return record
+
+    def share(self, optimizer: torch.optim.Optimizer) -> str:
+        """This rank's share of the fingerprint of the sharded weights as wholes, "" where there is none."""
+        try:
+            share = linear.share_of(self.key, stages.weights(optimizer, self.names), self.rank)
+        except ValueError:  # cut in a way that has no places (strided shards, sums to come): the digests are there
+            return ""
+        return shares.packed(share).hex() if share is not None else ""
 
     def rng_now(self) -> list[tuple[str, bytes]]:
         """Generator states at the update, where no forward pass was seen."""
@@ -483,6 +494,8 @@ class Recorder:
 
     def check_continuity(self) -> None:
         """Digest weights again before a step begins, up to a budget, in turns; the root says whether they changed."""
+        if not self.seq:
+            self.gathered.began = {index: self.share(optimizer) for optimizer, index in self.optimizers.items()}
         for index, (names, digests, references) in self.last_weights.items():
             weights = [r() for r in references]
             fresh = list(digests)

@@ -39,7 +39,7 @@ def gradients(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Nam
     return [(names[id(p)], p.grad) for p in parameters(optimizer)]
 
 
-def weights(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Named:
+def weights(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[tuple[str, torch.Tensor]]:
     """The optimizer's parameters."""
     return [(names[id(p)], p) for p in parameters(optimizer)]
 
