@@ -80,6 +80,19 @@ def distributed_checkpoints(module: ModuleType, recorder: Recorder) -> None:
     reader.read_data, reader.read_metadata = read_data, read_metadata
 
 
+def processes_that_save(module: ModuleType, recorder: Recorder) -> None:
+    """Say that what `async_save` has another process write is not seen."""
+    kind = module._ProcessBasedAsyncCheckpointExecutor
+    original = kind.execute_save
+
+    @functools.wraps(original)
+    def execute_save(*args: Any, **kwargs: Any) -> Any:
+        recorder.gap("a process of its own writes this checkpoint, which is not seen: AsyncCheckpointerType.THREAD is")
+        return original(*args, **kwargs)
+
+    kind.execute_save = execute_save
+
+
 def empty_steps(module: ModuleType, recorder: Recorder) -> None:
     """Do not count the steps by which `get_state_dict` has an optimizer make its state: without gradients, at rate 0.
 
@@ -105,6 +118,7 @@ def stateful_loaders(module: ModuleType, recorder: Recorder) -> None:
 
 LATE: dict[str, Callable[[ModuleType, Recorder], None]] = {
     "torch.distributed.fsdp._fully_shard._fsdp_param_group": sharded_reduction,
+    "torch.distributed.checkpoint._async_process_executor": processes_that_save,
     "torch.distributed.checkpoint.state_dict": empty_steps,
     "torch.distributed.checkpoint.filesystem": distributed_checkpoints,
     "torchdata.stateful_dataloader.stateful_dataloader": stateful_loaders,

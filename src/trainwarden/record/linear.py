@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WORDS_A_ROW = 1 << 14
-_ROWS_AT_ONCE = 64  # 8 MiB of 64-bit products: they stay in the cache
+_ROWS_AT_ONCE = {"cpu": 8}  # of 64-bit products, 128 KiB each: they stay in the cache
+_ROWS_AT_ONCE_ELSEWHERE = 128
 _PLACES_AT_ONCE = 1 << 18
 _ROWS_STEP = 1 << 10  # keys of rows are drawn so many at a time
 _VIEWS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int32, 16: torch.int32}
@@ -129,8 +130,9 @@ class Fingerprinter:
             column = first % WORDS_A_ROW
             total += _row(words[:head], columns[:, column : column + head]) * rows[:, first // WORDS_A_ROW]
         row = (first + head) // WORDS_A_ROW
-        for r in range(0, whole, _ROWS_AT_ONCE):
-            count = min(_ROWS_AT_ONCE, whole - r)
+        at_once = _ROWS_AT_ONCE.get(words.device.type, _ROWS_AT_ONCE_ELSEWHERE)
+        for r in range(0, whole, at_once):
+            count = min(at_once, whole - r)
             block = words[head + r * WORDS_A_ROW :][: count * WORDS_A_ROW].view(count, WORDS_A_ROW)
             total += (row_sums(block.device)(block, columns) * rows[:, row + r : row + r + count]).sum(1)
         if rest := words.numel() - head - whole * WORDS_A_ROW:
@@ -174,7 +176,8 @@ def _row(words: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 def plain_row_sums(block: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """accumulators × rows: the sum of each row of words under each accumulator's column keys."""
-    return torch.stack([(block * column).sum(1) for column in columns])
+    wide = block.to(torch.int64)
+    return torch.stack([(wide * column).sum(1) for column in columns])
 
 
 @functools.cache
