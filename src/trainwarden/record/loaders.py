@@ -37,6 +37,7 @@ class LoaderTracker:
         self._loaders: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._loader_of: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.begins: list[dict[str, Any]] = []  # one per iterator: {"loader", "epoch", "rng", "generators"}
+        self._generators: dict[int, list[torch.Generator]] = {}  # by loader: an iterator can outlive it
         self._taken: dict[int, int] = {}  # iterator ordinal → batches handed out
         self._ordinal: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._making: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # by loader
@@ -92,9 +93,11 @@ class LoaderTracker:
         loader = self.loader_of(iterator)
         born = self._born.get(iterator, {})
         early = born.get("early", False)
+        number = self._loaders.get(loader, 0) if loader is not None else 0
+        self._generators[number] = generators(loader)
         self.begins.append(
             {
-                "loader": self._loaders.get(loader, 0) if loader is not None else 0,
+                "loader": number,
                 "epoch": _epoch(loader),
                 "rng": born["rng"] if early else rng.states(),
                 "generators": born["generators"] if early else [g.get_state().clone() for g in generators(loader)],
@@ -118,9 +121,8 @@ class LoaderTracker:
     def state(self) -> list[dict[str, Any]]:
         """For each loader its newest iterator's beginning, batches taken, generator states now."""
         states = []
-        live = {self._loaders[loader]: loader for loader in self._loaders}
         for number, ordinal in self.positions().items():
-            now = [g.get_state().clone() for g in generators(live.get(number))]
+            now = [g.get_state().clone() for g in self._generators[number]]
             states.append(self.begins[ordinal] | {"ordinal": ordinal, "taken": self._taken[ordinal], "now": now})
         return states
 
