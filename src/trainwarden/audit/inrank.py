@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +227,12 @@ class Replayer(Recorder):
     def bucket(self, bucket: Any) -> None:
         if self.perturbing and self.trial is not None:
             self.trial.bucket(bucket)
-        if self.capturing and self.taker is not None:
-            self.taker.bucket(bucket)
         super().bucket(bucket)
+
+    def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        if self.capturing and self.taker is not None:
+            self.taker.own_gradients(parameters, gradients)
+        super().own_gradients(parameters, gradients)
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         index = self.next_step(optimizer)

@@ -11,6 +11,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from blake3 import blake3
@@ -27,6 +28,7 @@ from trainwarden.errors import CannotDecide
 from trainwarden.model import (
     DCP,
     DCP_INDEX,
+    CheckpointSaved,
     Coverage,
     Detail,
     Diverged,
@@ -57,6 +59,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class _Written(NamedTuple):
+    """A file that the replay wrote again after `done` steps: the recorded one, and the digests of both contents."""
+
+    done: int
+    old: CheckpointSaved
+    was: str
+    now: str
+
+
 class _Comparison:
     """Collects replayed records until every recorded rank's is there, then compares."""
 
@@ -72,6 +83,7 @@ class _Comparison:
         self.details: dict[tuple[int, int], dict[int, Seen]] = {}
         self.keep: int | None = None
         self.rewritten: dict[int, list[str]] = {}  # last step before a checkpoint → digests of equal files
+        self._files: list[_Written] = []  # not decided yet
 
     def step(self, seen: Seen) -> None:
         step = seen.record.step + self._base
@@ -115,6 +127,7 @@ class _Comparison:
             self._left_out.discard(key)
             self.matched[step] = add(self.matched.get(step, Coverage()), self._covered(new, old))
             self._on_step(self._attempt, step)
+            self._settle()
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -130,7 +143,11 @@ class _Comparison:
         return msgspec.structs.replace(covered, digests=covered.digests - digests, unseen=covered.unseen | given)
 
     def saved(self, saving: runner.Saving, space: Workspace) -> None:
-        """Compare a checkpoint file that the replay wrote with the recorded one of the same place."""
+        """Compare a checkpoint file that the replay wrote with the recorded one of the same place.
+
+        It is read now, since it may be overwritten, and counts when the steps before it are compared: ranks tell on
+        connections of their own, and one's file can be told of before another's step, which may be the cause.
+        """
         done = self._base + self._way.plans[0].first - self._way.plans[0].warmup + saving.done
         if self.divergence is not None or not saving.path.is_file():
             return
@@ -144,12 +161,32 @@ class _Comparison:
                 now = content_digest(saving.path, old.format)
             except ValueError:
                 continue  # not what its format says: it is not found to be reproduced
-            if was != now:
-                self.divergence = Location(
-                    step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
-                )
+            self._files.append(_Written(done, old, was, now))
+        self._settle()
+
+    def _settle(self, *, all_told: bool = False) -> None:
+        """Decide on the files that stand on nothing that is still to be compared."""
+        waiting, self._files = self._files, []
+        for file in waiting:
+            if self.divergence is not None:
+                return
+            if not all_told and any(step < file.done for step, _ in self._left_out):
+                self._files.append(file)
+            elif file.was == file.now:
+                self.rewritten.setdefault(file.done - 1, []).append(file.old.digest)
             else:
-                self.rewritten.setdefault(done - 1, []).append(old.digest)
+                self.divergence = Location(
+                    step=file.done - 1,
+                    rank=file.old.rank,
+                    stage=Stage.CHECKPOINT,
+                    tensor=file.old.path,
+                    recorded=file.was,
+                    replayed=file.now,
+                )
+
+    def ended(self) -> None:
+        """Nothing more is told: decide on the rest."""
+        self._settle(all_told=True)
 
 
 def replay(
@@ -269,6 +306,7 @@ def _run(
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None or stop(),
         )
+        comparison.ended()
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
     finally:
