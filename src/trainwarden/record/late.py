@@ -46,6 +46,9 @@ def distributed_checkpoints(module: ModuleType, recorder: Recorder) -> None:
             future = write(self, plan, planner)
 
             def tell() -> None:
+                if not os.path.isdir(folder):
+                    recorder.gap(f"the checkpoint at {self.path} is not seen: that is no folder of this host")
+                    return
                 names = dict.fromkeys(result.storage_data.relative_path for result in future.value())
                 recorder.files.saved_parts(folder, list(names), getattr(planner, "state_dict", None))
 
@@ -56,17 +59,18 @@ def distributed_checkpoints(module: ModuleType, recorder: Recorder) -> None:
     @functools.wraps(finish)
     def finished(self: Any, metadata: Any, results: Any) -> Any:
         result = finish(self, metadata, results)
-        if recorder.optimizers:
-            path = self._get_metadata_path(None if self.use_collectives else self.rank)
-            recorder.guarded("save", lambda: recorder.files.saved_index(os.path.abspath(os.fspath(path))))
+        path = os.path.abspath(os.fspath(self._get_metadata_path(None if self.use_collectives else self.rank)))
+        if recorder.optimizers and os.path.exists(path):
+            recorder.guarded("save", lambda: recorder.files.saved_index(path))
         return result
 
     @functools.wraps(read)
     def read_data(self: Any, plan: Any, planner: Any) -> Any:
         folder = os.path.abspath(os.fspath(self.path))
         parts = dict.fromkeys(self.storage_data[item.storage_index].relative_path for item in plan.items)
-        for part in parts:
-            recorder.guarded("load", lambda part=part: recorder.loaded(os.path.join(folder, part)))  # type: ignore[misc]
+        for path in (os.path.join(folder, part) for part in parts):
+            if os.path.exists(path):
+                recorder.guarded("load", functools.partial(recorder.loaded, path))
         return read(self, plan, planner)
 
     @functools.wraps(begin)

@@ -29,7 +29,7 @@ from trainwarden.record import entropy, linear, rng, shares, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
-from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
+from trainwarden.record.fingerprint import stage_root, tensor_digest, tensor_digests, value_digest
 from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
@@ -295,8 +295,7 @@ class Recorder:
     def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """These gradients of this rank's own are about to be reduced."""
         g = self.gathered
-        for p, grad in zip(parameters, gradients, strict=True):
-            digest = tensor_digest(self.key, grad)
+        for p, digest in zip(parameters, tensor_digests(self.key, gradients), strict=True):
             earlier = g.local.get(id(p))
             # Several reductions in one step are chained, so that none can hide behind a later one.
             g.local[id(p)] = digest if earlier is None else value_digest(self.key, earlier + digest)
@@ -500,9 +499,9 @@ class Recorder:
             weights = [r() for r in references]
             fresh = list(digests)
             shares = _shares([0 if p is None else p.nbytes for p in weights])
-            for i in shares[self.turn % len(shares)]:
-                if (p := weights[i]) is not None:
-                    fresh[i] = tensor_digest(self.key, p)
+            looked = [(i, p) for i in shares[self.turn % len(shares)] if (p := weights[i]) is not None]
+            for (i, _), digest in zip(looked, tensor_digests(self.key, [p for _, p in looked]), strict=True):
+                fresh[i] = digest
             self.gathered.before[index] = stage_root(self.key, names, fresh)
             if fresh != digests:
                 pairs = zip(names, digests, fresh, strict=True)
