@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from blake3 import blake3
 
 from trainwarden.record import fingerprint, shares
-from trainwarden.record.linear import WORDS_A_ROW, Fingerprinter, Place, fused_row_sums, plain_row_sums
+from trainwarden.record.linear import WORDS_A_ROW, Fingerprinter, Place, fused_row_sums, plain_row_sums, share_of
 
 KEY = bytes(range(32))
 M64 = (1 << 64) - 1
@@ -187,3 +189,54 @@ def test_a_masked_share_tells_nothing_without_the_key_of_the_mask() -> None:
     assert shares.unpacked(shares.packed(logged)) == logged
     with pytest.raises(ValueError, match="31 bytes"):
         shares.unpacked(bytes(31))
+
+
+def shares_of_ranks(
+    whole: torch.Tensor, shape: tuple[int, ...], placements: tuple[Any, ...]
+) -> list[shares.Sum | None]:
+    """What each rank of a mesh of this shape tells of its part of a DTensor; no rank but this process is there."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    found = []
+    for rank in range(math.prod(shape)):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=math.prod(shape))
+        try:
+            mesh = dist.device_mesh.init_device_mesh("cpu", shape)
+            local = whole
+            for dimension, placement in enumerate(placements):
+                if isinstance(placement, Shard):
+                    pieces = local.chunk(shape[dimension], placement.dim)
+                    at = mesh.get_local_rank(dimension)
+                    local = pieces[at] if at < len(pieces) else local.narrow(placement.dim, 0, 0)
+            part = DTensor.from_local(
+                local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
+            )
+            found.append(share_of(KEY, [("w", part), ("whole", whole)], rank))
+        finally:
+            dist.destroy_process_group()
+    return found
+
+
+@pytest.mark.parametrize("shape", [(2,), (3,), (4,), (2, 2)], ids=str)
+@pytest.mark.parametrize("dim", [0, 1])
+def test_shards_of_any_mesh_add_up_to_the_whole(shape: tuple[int, ...], dim: int) -> None:
+    from torch.distributed.tensor import Replicate, Shard
+
+    whole = numbers(7 * 5 * 9).view(7, 5, 9).bfloat16()
+    expected = shares.combined(KEY, zip(("w", "whole"), [one(whole)] * 2, strict=True))
+    # On a mesh of two dimensions the second holds copies: they count once.
+    told = shares_of_ranks(whole, shape, (Shard(dim), Replicate())[: len(shape)])
+    assert shares.add(s for s in told if s is not None) == expected
+    if len(shape) == 2:
+        told = shares_of_ranks(whole, shape, (Shard(0), Shard(1)))
+        assert shares.add(s for s in told if s is not None) == expected
+
+
+def test_nothing_is_told_where_nothing_is_sharded_and_sums_to_come_have_no_place() -> None:
+    from torch.distributed.tensor import Partial
+
+    assert share_of(KEY, [("w", numbers(4))], 0) is None
+    with pytest.raises(ValueError, match="Partial"):
+        shares_of_ranks(numbers(4), (2,), (Partial(),))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from blake3 import blake3
@@ -54,16 +54,21 @@ def place_of(tensor: torch.Tensor) -> Place | None:
     """
     if not hasattr(tensor, "to_local"):
         return None
+    mesh = tensor.device_mesh
+    return _placed(mesh, tuple(mesh.get_coordinate() or ()), tuple(tensor.placements), tuple(tensor.shape))
+
+
+@functools.lru_cache(maxsize=1 << 14)  # asked for every weight at every step, and slow
+def _placed(mesh: Any, at: tuple[int, ...], placements: tuple[Any, ...], shape: tuple[int, ...]) -> Place:
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    mesh, placements = tensor.device_mesh, tensor.placements
     if any(type(p) not in (Shard, Replicate) for p in placements):
         raise ValueError(f"placed as {placements}")
-    if any(isinstance(p, Replicate) and mesh.get_local_rank(d) for d, p in enumerate(placements)):
+    if any(isinstance(p, Replicate) and c for c, p in zip(at, placements, strict=True)):
         return Place((), ())  # another rank holds the same: it is counted there
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
-    return Place(tuple(offsets), tuple(tensor.shape))
+    _, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+    return Place(tuple(offsets), shape)
 
 
 def share_of(key: bytes, named: Sequence[tuple[str, torch.Tensor]], rank: int) -> Sum | None:

@@ -16,6 +16,7 @@ Rules
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class LoaderTracker:
         self._ordinal: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._making: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()  # by loader
         self._born: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
-        self.aside = False  # batches that are taken now are nobody's
+        self._thread = threading.local()
 
     def making(self, loader: Any) -> None:
         """An iterator of a loader is about to be made: note what decides its order, if it draws right then."""
@@ -65,14 +66,19 @@ class LoaderTracker:
         """Whether the script itself told a stateful loader where to begin."""
         return self._born.get(iterator, {}).get("given") is not None
 
+    @property
+    def aside(self) -> bool:
+        """Whether batches that this thread takes now are nobody's: a loader goes forward by itself."""
+        return getattr(self._thread, "aside", False)
+
     @contextmanager
     def taking_aside(self) -> Iterator[None]:
-        """Batches taken within are not the script's."""
-        before, self.aside = self.aside, True
+        """Batches that this thread takes within are not the script's."""
+        before, self._thread.aside = self.aside, True
         try:
             yield
         finally:
-            self.aside = before
+            self._thread.aside = before
 
     def loader_of(self, iterator: Any) -> Any | None:
         """The loader behind an iterator, while it lives."""
