@@ -148,6 +148,7 @@ def _run(
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None or stop(),
         )
+        comparison.ended()
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
     finally:

@@ -67,6 +67,7 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     path: Path
     done: int
+    format: str
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +139,8 @@ class _Handler:
                 case wire.Step():
                     self._stage.on_step(Seen(record=message.record, details=message.details))
                 case wire.Saved():
-                    self._stage.on_saved(Saving(rank=self._rank, path=Path(message.path), done=message.step))
+                    saved = Saving(rank=self._rank, path=Path(message.path), done=message.step, format=message.format)
+                    self._stage.on_saved(saved)
                 case wire.Loaded():
                     self._stage.loaded.append(message.path)
                     return wire.Known(step=-1)
