@@ -172,5 +172,5 @@ def had(effect: Effect, measured: Effects) -> bool | None:
             return measured.metric_differs
         case Effect.ENDED:
             return measured.exit_code != 0
-        case Effect.EVIDENCE:
+        case Effect.EVIDENCE | Effect.SERVED:  # what the acts noted
             return measured.code_ran
