@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 
 from attacks._shared.checkpoints import PUT_BACK, pickle_changed
-from attacks._shared.deliver import restart
+from attacks._shared.deliver import while_stopped
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 from trainwarden.redteam.place import Range
 
@@ -60,8 +60,6 @@ def load_as_victim(place: Range) -> None:
     place.start([str(place.env / "bin" / "python"), "-c", _LOAD, str(place.newest)]).wait()
 
 
-KILL = Act(Moment.STEP, restart)
-
 TECHNIQUE = Technique(
     id="29",
     slug="checkpoint-code",
@@ -73,7 +71,7 @@ TECHNIQUE = Technique(
         Variant(
             name="resumed",
             does="the newest checkpoint gets code, then a kill, so that the ranks load it",
-            acts=(Act(Moment.STEP, poison_newest), KILL),
+            acts=(while_stopped(poison_newest),),
             expects=(Evidence(When.LIVE, "checkpoints"),),
             effect=Effect.CODE_RAN,
             needs=("restarts", "pickle"),
@@ -81,7 +79,7 @@ TECHNIQUE = Technique(
         Variant(
             name="planted",
             does="a checkpoint with code that nobody saved, newer than all, then a kill",
-            acts=(Act(Moment.STEP, plant), KILL),
+            acts=(while_stopped(plant),),
             expects=(Evidence(When.LIVE, "loaded"),),
             effect=Effect.CODE_RAN,
             needs=("restarts", "pickle"),

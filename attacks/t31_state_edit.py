@@ -16,7 +16,7 @@ import struct
 from typing import Any
 
 from attacks._shared.checkpoints import PUT_BACK, flip_last_bit, pickle_changed
-from attacks._shared.deliver import foothold, restart
+from attacks._shared.deliver import foothold, restart, while_stopped
 from attacks._shared.payload import Payload
 from trainwarden.errors import CannotDecide
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
@@ -76,7 +76,7 @@ TECHNIQUE = Technique(
         Variant(
             name="lr",
             does="the learning rate in the newest checkpoint × 0.7, then a kill so that it is loaded",
-            acts=(Act(Moment.STEP, edit_lr), Act(Moment.STEP, restart)),
+            acts=(while_stopped(edit_lr),),
             expects=(Evidence(When.LIVE, "checkpoints"),),
             effect=Effect.WEIGHTS,
             needs=("restarts", "pickle", "adam"),
@@ -84,7 +84,7 @@ TECHNIQUE = Technique(
         Variant(
             name="step",
             does="the newest checkpoint's step + 3, then a kill: the data of three steps is never seen",
-            acts=(Act(Moment.STEP, edit_step), Act(Moment.STEP, restart)),
+            acts=(while_stopped(edit_step),),
             expects=(Evidence(When.LIVE, "checkpoints"),),
             effect=Effect.WEIGHTS,
             needs=("restarts", "state-json"),

@@ -6,8 +6,8 @@ scores checkpoints is edited while the job runs. Decisions rest on both.
 Precondition: code in the process, or write access to the tracker (L) or the repository (R). Expected evidence: live,
 `metrics` compares what the script reports with the recorded loss; `environment` names the edited scorer, which is
 sealed code. Effect: the reported metric differs, or the scorer gives another figure for the same checkpoint.
-Benign twin: approved code reports
-the mean of the last steps from the start. Clean-up: the tracker's file lies in the copied job.
+Benign twin: approved code reports the mean of the last steps from the start. Clean-up: the tracker's file lies in the
+copied job.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
-from attacks._shared.deliver import approved, foothold
+from attacks._shared.deliver import EARLY, approved, foothold
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
 from trainwarden.redteam.place import Range
@@ -101,7 +101,7 @@ TECHNIQUE = Technique(
         Variant(
             name="scorer",
             does="the program that scores checkpoints is edited during the run, and used after its end",
-            acts=(Act(Moment.STEP, edit_scorer), Act(Moment.END, score)),
+            acts=(Act(Moment.STEP, edit_scorer, step=-EARLY), Act(Moment.END, score)),
             expects=(Evidence(When.LIVE, "environment"),),
             effect=Effect.EVIDENCE,
             needs=("scorer",),

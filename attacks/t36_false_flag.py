@@ -25,7 +25,7 @@ from attacks._shared.accounts import (
     revoke,
     rotate,
 )
-from attacks._shared.deliver import startup_hook
+from attacks._shared.deliver import NAME, plants_hook, while_stopped
 from attacks._shared.payload import Payload
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
 
@@ -59,7 +59,7 @@ TECHNIQUE = Technique(
         Variant(
             name="ssh-key",
             does="a .pth during the run, then a kill: a rank writes the insider's key into the victim's home",
-            acts=startup_hook(Payload(plant_key)),
+            acts=(while_stopped(plants_hook(Payload(plant_key), f"{NAME}.pth")),),
             expects=(Evidence(When.LIVE, "environment"),),
             effect=Effect.CODE_RAN,
             needs=("restarts",),

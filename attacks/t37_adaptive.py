@@ -22,7 +22,7 @@ from attacks._shared.against_recorder import (
     old_records,
     patch_package,
 )
-from attacks._shared.deliver import foothold, restart
+from attacks._shared.deliver import EARLY, foothold, while_stopped
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
@@ -116,7 +116,7 @@ TECHNIQUE = Technique(
         Variant(
             name="own-package",
             does="TrainWarden's own copy halves a gradient on rank 1 after its digest; a kill makes the ranks load it",
-            acts=(Act(Moment.STEP, patch_package), Act(Moment.STEP, restart)),
+            acts=(while_stopped(patch_package),),
             expects=(
                 Evidence(When.AUDIT, "replay", "optimizer_state", exact=("step",)),
                 Evidence(When.LIVE, "update-rule", needed=False),
@@ -127,7 +127,7 @@ TECHNIQUE = Technique(
         Variant(
             name="supervisor-killed",
             does="SIGKILL for the process that guards the job, which trains on without it",
-            acts=(Act(Moment.STEP, kill_supervisor),),
+            acts=(Act(Moment.STEP, kill_supervisor, step=-EARLY),),
             expects=(Evidence(When.VERIFY, "records"),),
             effect=Effect.EVIDENCE,
         ),
