@@ -36,6 +36,7 @@ class Workload:
     out: str = "out"  # its folder of checkpoints
     checkpoints: str = "step-*"  # its complete checkpoints in there, the newest sorts last
     weights: str = "model.safetensors"  # the weights in one of these; "" = the checkpoint is a file itself
+    scorer: tuple[str, ...] = ()  # a program of the job that prints figures as JSON, and its words, with {checkpoint}
     resume: tuple[str, ...] = ()  # words that make it go on, with {checkpoint}; () = the same command does
     step: str = STEP  # a regular expression for the lines that tell a step
     edits: tuple[tuple[str, str, str], ...] = ()  # of the copied job: (file, what stands there once, what shall)
@@ -74,6 +75,7 @@ WORKLOADS = {
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "chat/pretrain.py", "--data", "{data}"),
                 *("--out", "out", "--steps", "{steps}", "--seed", "{seed}", "--checkpoint-every", "{every}", *_SMALL),
             ),
+            scorer=("chat/eval.py", "--data", "{data}", "--checkpoint", "{checkpoint}", "--examples", "8"),
             steps=120,
             first=60,
             lead=15,
@@ -86,7 +88,7 @@ WORKLOADS = {
             has=frozenset(
                 {
                     *("ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "tracker"),
-                    *("safetensors", "optimizer-file", "state-json"),
+                    *("safetensors", "optimizer-file", "state-json", "scorer"),
                 }
             ),
         ),
@@ -104,7 +106,10 @@ WORKLOADS = {
             every=8,
             checkpoints="step-*.pt",
             weights="",
-            has=frozenset({"ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "dropout", "pickle"}),
+            scorer=("score.py", "{checkpoint}"),
+            has=frozenset(
+                {"ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "dropout", "pickle", "scorer"}
+            ),
         ),
     )
 }
