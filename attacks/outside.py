@@ -105,8 +105,8 @@ def restore_library(place: Place) -> None:
 
 
 def hog(place: Place) -> None:
-    """Two processes that do nothing but use the processors, for ten seconds."""
-    code = "import time\nend = time.monotonic() + 10\nwhile time.monotonic() < end: pass\n"
+    """Two processes that do nothing but use the processors, for thirty seconds."""
+    code = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass\n"
     for _ in range(os.cpu_count() or 1):
         subprocess.Popen([sys.executable, "-c", code])
 

@@ -26,6 +26,7 @@ from trainwarden.model import Entry, Finding, Severity, StepRecord
 
 SMALL = ("--width", "64", "--layers", "2", "--heads", "2", "--inner", "128", "--batch-size", "4", "--block", "64")
 STEPS, FIRST, CHECKPOINT_EVERY = 120, 60, 24
+LONGER = {"hog": 400}  # steps of a job that is struck by what needs time to do harm
 LEAD = 15  # steps before the first tampered one at which the payload gets in
 _TOLD = re.compile(r"trainwarden: (\w+) · ([\w-]+): (.*)")
 _STEP = re.compile(r"step (\d+) loss ")
@@ -202,7 +203,8 @@ def from_outside(place: Range, attack: outside.Attack, seed: int) -> dict[str, A
             attack.act(outside.Place(scene.out, scene.environment, pid, scene.command))
 
     try:
-        ran = guarded(place, place.command(seed=seed), at_step=at_step)
+        steps = LONGER.get(attack.id, STEPS)
+        ran = guarded(place, place.command(seed=seed, steps=steps), at_step=at_step)
     finally:
         attack.undo(scene)
     began = [when for _, when in struck]

@@ -1,4 +1,4 @@
-"""A rank without torch: speaks the recorder's side of `wire.py`, honestly or not, as its arguments say.
+"""A rank without torch: speaks the recorder's side of `wire`, honestly or not, as its arguments say.
 
     python fake_rank.py start join:0/2 steps:3 save:/tmp/model.safetensors bye
 

@@ -46,6 +46,7 @@ class CheckpointLoaded(Noun, tag="checkpoint_loaded"):
     digest: str
     known_step: int = -1
     sealed: bool = False  # the seal lists this path (a changed sealed file is told as `FileChanged`)
+    newer_gone: str = ""  # a file that this run saved last, at a later step, and that was no longer there
 
 
 class DataOpened(Noun, tag="data_opened"):

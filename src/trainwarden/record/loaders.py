@@ -28,7 +28,10 @@ class LoaderTracker:
     def made(self, loader: Any, iterator: Any) -> None:
         """`iter(loader)` was called."""
         self._loaders.setdefault(loader, len(self._loaders))
-        self._loader_of[iterator] = weakref.ref(loader)
+        # Held while it is iterated: a script may make it where it iterates it. One with persistent workers holds its
+        # iterator itself, and neither would ever go.
+        persistent = getattr(loader, "persistent_workers", False)
+        self._loader_of[iterator] = weakref.ref(loader) if persistent else lambda: loader
 
     def loader_of(self, iterator: Any) -> Any | None:
         """The loader behind an iterator, while it lives."""

@@ -95,6 +95,7 @@ class FileDesk:
         self._missing: dict[str, SavedFile] = {}
         self._renamed: set[str] = set()  # paths that a rank has told to have new names
         self._newest: dict[str, SavedFile] = {}
+        self._steps: dict[str, int] = {}  # of logged files, by where they were last told to be
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(1_000)
         self._thread = threading.Thread(target=self._work, daemon=True, name="trainwarden-files")
         self._thread.start()
@@ -183,6 +184,8 @@ class FileDesk:
             self._gap(file, f"the checkpoint file {file.path} was overwritten while it was being hashed")
             return
         self._known.add(entry)
+        self._steps.pop(file.renamed_from, None)
+        self._steps[file.path] = file.step
         self._ledger.submit(entry)
 
     def _compare(self, file: SavedFile, digest: str) -> str:
@@ -216,10 +219,26 @@ class FileDesk:
             return -1
         step = self._known.step(path, digest)
         sealed = step < 0 and self._sealed(path)
+        gone = self._gone_above(step) if step >= 0 else ""
         self._ledger.submit(
-            CheckpointLoaded(attempt=attempt, rank=rank, path=path, digest=digest, known_step=step, sealed=sealed)
+            CheckpointLoaded(
+                attempt=attempt,
+                rank=rank,
+                path=path,
+                digest=digest,
+                known_step=step,
+                sealed=sealed,
+                newer_gone=gone,
+            )
         )
         return step
+
+    def _gone_above(self, step: int) -> str:
+        """A file of the newest checkpoint that is no longer there, where that is of a later step."""
+        newest = max(self._steps.values(), default=-1)
+        if newest <= step:
+            return ""
+        return min((path for path, at in self._steps.items() if at == newest and not os.path.exists(path)), default="")
 
     def _on_opened(self, attempt: int, rank: int, path: str) -> None:
         if self._sealed(path):
