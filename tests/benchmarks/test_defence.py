@@ -98,6 +98,13 @@ def test_what_a_recovery_costs_is_from_the_last_step_before_it_to_the_first_afte
     assert recovering.stops_between([before]) == []
 
 
+def test_a_step_is_timed_without_the_checkpoint_that_is_saved_before_the_next() -> None:
+    times = [0.0]
+    for step in range(1, 21):
+        times.append(times[-1] + (1.5 if step % recovering.EVERY == 0 else 1.0))
+    assert recovering.step_and_save(times) == (1.0, 0.5)
+
+
 def test_every_attack_says_what_the_catalogue_wants_to_know() -> None:
     everything = [*in_memory.ATTACKS.values(), *outside.ATTACKS.values()]
     assert len(everything) == len({a.id for a in everything}) >= 29

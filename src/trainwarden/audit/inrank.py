@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import torch
 
+from trainwarden import wire
 from trainwarden.audit import perturb
 from trainwarden.audit.plan import Plan, decode
 from trainwarden.audit.regroup import Regrouper
@@ -31,6 +32,8 @@ from trainwarden.record.buckets import BucketHook
 from trainwarden.record.fingerprint import stage_root
 from trainwarden.record.observers import Observer
 from trainwarden.record.recorder import Recorder
+
+_PATIENCE = 7 * 86_400.0  # seconds that a recorded job may stand still while it is followed
 
 
 class Replayer(Recorder):
@@ -176,7 +179,7 @@ class Replayer(Recorder):
             if self.link is not None and self.link.dead:
                 os._exit(1)  # the auditor is gone: nobody waits for what comes
             if self.computing > self.plan.last >= 0:
-                self.stop()
+                self.go_on()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:
                 self.restore_generators()
         changed = None
@@ -252,6 +255,14 @@ class Replayer(Recorder):
         super().after_update(optimizer, skipped)
         if perturbing and self.trial is not None:
             self.trial.done(optimizer)
+
+    def go_on(self) -> None:
+        """The last step of the plan has run: wait for one that goes further, or end."""
+        answer = self.link.ask(wire.NextUnit(), _PATIENCE) if self.plan.follow and self.link is not None else None
+        if not isinstance(answer, wire.NewUnit) or not answer.plan:
+            self.stop()
+        else:
+            self.plan = decode(answer.plan)
 
     def stop(self) -> None:
         """Everything asked for has run: say goodbye and leave without the script's own ending."""

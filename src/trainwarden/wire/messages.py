@@ -264,7 +264,7 @@ class Bye(Base, tag="bye"):
 
 
 class NextUnit(Base, tag="next_unit"):
-    """A replaying rank has run its unit and asks for another; answered with `NewUnit`."""
+    """A replaying rank has run its plan and asks for another; answered with `NewUnit`, when there is one."""
 
 
 class NewUnit(Base, tag="new_unit"):
