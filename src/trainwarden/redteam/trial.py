@@ -238,6 +238,6 @@ def _note(ran: Ran, acted: bool, expected: Sequence[Expected]) -> str:
     if not acted:
         return f"the step to strike at was never told, or the act had no effect: {_end_of(ran)}"
     failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
-    unasked = sorted({e.when for e in expected if e.when in UNASKED})
+    unasked = [w for w in UNASKED if any(e.when == w for e in expected)]
     parts = [f"audit {'; '.join(failed)}" if failed else "", *(UNASKED[w] for w in unasked)]
     return "; ".join(filter(None, parts))
