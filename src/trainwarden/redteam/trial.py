@@ -13,10 +13,14 @@ from trainwarden.errors import CannotDecide
 from trainwarden.model import StepRecord
 from trainwarden.redteam import judging
 from trainwarden.redteam.interface import Technique, Twin, Variant, When
-from trainwarden.redteam.outcome import Effects, Found, Outcome
+from trainwarden.redteam.outcome import Effects, Expected, Found, Outcome
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.running import Ran, audited, carry_out, marks, verified
 
+UNASKED = {
+    When.GATE: "no gate on pull requests is asked here: its evidence is not checked",
+    When.INCIDENT: "no incident is built from the run here: its evidence is not checked",
+}
 Say = Callable[[str, int], None]  # what is going on, and the step that the job is at
 
 
@@ -26,7 +30,7 @@ class Measured(msgspec.Struct, frozen=True):
     weights: str = ""  # SHA-256 of the last checkpoint's weights
     loss: float | None = None
     wall_s: float = 0.0
-    steps: int = 0
+    steps: int = 0  # recorded by rank 0, those that were made twice included
     metrics: str = ""  # SHA-256 of what the job reported to its tracker
     exit_code: int = 0
 
@@ -146,7 +150,7 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
         effect=effect,
         worked=worked,
         runs=tuple(ran.runs),
-        note=_note(ran, acted),
+        note=_note(ran, acted, expected),
     )
 
 
@@ -234,8 +238,10 @@ def _firsts(found: Sequence[Found]) -> list[Found]:
     return list(kept.values())
 
 
-def _note(ran: Ran, acted: bool) -> str:
-    failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
+def _note(ran: Ran, acted: bool, expected: Sequence[Expected]) -> str:
     if not acted:
         return f"the step to strike at was never told, or the act had no effect: {_end_of(ran)}"
-    return f"audit {'; '.join(failed)}" if failed else ""
+    failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
+    unasked = [w for w in UNASKED if any(e.when == w for e in expected)]
+    parts = [f"audit {'; '.join(failed)}" if failed else "", *(UNASKED[w] for w in unasked)]
+    return "; ".join(filter(None, parts))
