@@ -5,6 +5,7 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `defence`: a row for each attack and honest run of the defence benchmark (docs/benchmarks.md), and its picture
   (docs/defence.svg);
 * `results`: the measured figures beside their targets (README.md, docs/benchmarks.md);
+* `video`: how often the video workload's clips show what was asked (workloads/video/README.md);
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
@@ -80,6 +81,8 @@ FIGURES = (
     Figure("defence", "false_alarms_per_10k_steps", "findings in 10,000 honest steps, benign twins included", "", "0"),
     Figure("defence", "chat_overhead_pct", "everything on, chat, 2 × 128 tokens a rank", " %", "≤ 3 %"),
     Figure("defence", "large_overhead_pct", "everything on, 100 M parameters or more", " %", "≤ 1 %"),
+    Figure("video", "seen_all_pct", "clips of the video workload that show all that was asked", " %", "> 90.6 %"),
+    Figure("video", "unseen_all_pct", "the same, object and motion never seen together", " %", "> 72.9 %"),
     Figure("log", "records_per_s", "step records a second into a log server, clients included", "", "≥ 100,000"),
     Figure(
         "log", "records_vs_encoding", "the same, of what the two clients' Parquet alone would allow", " ×", "none set"
@@ -125,6 +128,22 @@ def readme_block(results: Mapping[str, Mapping[str, Any]]) -> str:
     machines = list(dict.fromkeys(_machine(results[f.file]) for f in FIGURES if f.file in results))
     where = f"\n\nMeasured on {'; '.join(machines)}." if machines else ""
     return figures_table(results) + where
+
+
+def video_block(result: Mapping[str, Any] | None) -> str:
+    """What share of the video workload's clips show what was asked, by part of the prompt."""
+    if result is None:
+        return NOT_MEASURED
+    s = result["summary"]
+    rows = ["| prompts | clips | object | motion | background | all three |", "|---|---|---|---|---|---|"]
+    for kind, meaning in (("seen", "object and motion trained on together"), ("unseen", "a held-out pair")):
+        shares = [f"{s[f'{kind}_{role}_pct']} %" for role in ("object", "motion", "background", "all")]
+        rows.append(" | ".join([f"| {meaning}", str(s[f"{kind}_clips"]), *shares[:3], f"**{shares[3]}** |"]))
+    said = (
+        f"{s['parameters'] / 1e6:.2f} million parameters, {s['steps']:,} steps of {s['clips_a_step']} clips. Of clips "
+        f"freshly composed, the rules read {s['reader_pct']} % right.\n{_origin(result)}"
+    )
+    return "\n".join([*rows, "", said])
 
 
 def verbs_block() -> str:
@@ -202,6 +221,7 @@ def generated(root: Path) -> dict[Path, str]:
         },
         "docs/attacks.md": {"attacks": attacks_block},
         "docs/sabotage-format.md": {"rows": rows_block},
+        "workloads/video/README.md": {"video": lambda: video_block(results.get("video"))},
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
