@@ -1,0 +1,86 @@
+"""SabotageBench: sabotage, benign twins and honest runs, against TrainWarden, watched curves and TrainCheck.
+
+    python -m benchmarks.sabotage [run | traincheck | show] [--workload NAME …] [--only TECHNIQUE …] [--budget SECONDS]
+
+* run (default): the matrix against TrainWarden and the curve watcher. The sampled matrix stops after nine minutes at
+  the latest and says what is left; started again, it goes on. `FULL=1` takes the whole matrix and no budget.
+* traincheck: TrainCheck 0.2 on the same attacks, in an environment of its own (benchmarks/sabotage/traincheck.py).
+* show: nothing is run; the figures of what is done.
+
+Each writes results/sabotage.json. Rows, runs in the neutral form (docs/sabotage-format.md) and copies of the job are
+kept in ~/.cache/trainwarden-sabotage; rows count as long as the code that made them is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.machine import write
+from benchmarks.sabotage import curves, jobs, matrix, running, scoring, traces, traincheck
+from benchmarks.sabotage.matrix import Case, Ledger
+
+FULL = bool(os.environ.get("FULL"))
+BUDGET = float("inf") if FULL else 520.0
+CODE = ("src/trainwarden", "attacks", "workloads", "benchmarks/sabotage")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what is asked for and write the results; 0 when every case of it is done."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", nargs="?", choices=("run", "traincheck", "show"), default="run")
+    parser.add_argument("--workload", action="append", help="a workload of the repository (default: chat)")
+    parser.add_argument("--only", action="append", default=[], help="a technique's id; may be given again")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new is begun")
+    given = parser.parse_args(argv)
+
+    from trainwarden.redteam.catalogue import load
+
+    techniques = [t for t in load() if not given.only or t.id in given.only]
+    ledger = Ledger(jobs.cache() / "rows.jsonl", matrix.code_of(*CODE))
+    workloads = given.workload or ["chat"]
+    done, begun = True, time.monotonic()
+    for name in workloads if given.part != "show" else ():
+        left = given.budget - (time.monotonic() - begun)
+        strike = traincheck.run if given.part == "traincheck" else run
+        done &= strike(name, techniques, ledger, left)
+    summary = sum_up(ledger)
+    print("\n".join(f"{key:>28}  {value}" for key, value in summary.items()))
+    if not done:
+        print("the time is up and cases are left: start it again to go on", file=sys.stderr)
+    return 0 if done else 2
+
+
+def run(name: str, techniques: Sequence[Any], ledger: Ledger, budget: float) -> bool:
+    """The matrix of one workload; False when cases are left."""
+    from trainwarden.redteam.place import Range
+
+    folder, begun = jobs.cache(), time.monotonic()
+    cases: list[Case] = (matrix.whole if FULL else matrix.sampled)(techniques, name)
+    with Range(folder / "range" / name, jobs.job(name, folder / "source")) as place:
+        place.open(lambda text: print(text, file=sys.stderr))
+        running.tuning(place, folder / "runs", running.progress)
+        left = budget - (time.monotonic() - begun)
+        return running.all_of(place, matrix.to_do(cases, ledger.rows), techniques, ledger, folder / "runs", budget=left)
+
+
+def sum_up(ledger: Ledger) -> dict[str, Any]:
+    """Judge what the other defences said of the runs that are done, and write results/sabotage.json."""
+    runs = jobs.cache() / "runs"
+    if (runs / "cases").exists():
+        traces.write_verdicts(runs / "curves.jsonl", curves.watch(runs))
+    rows: list[dict[str, Any]] = [dict(row) for row in ledger.rows.values()]
+    rows = running.with_verdicts(rows, runs, "curves")
+    rows = running.with_verdicts(rows, jobs.cache() / "traincheck" / "runs", "traincheck")
+    summary = scoring.summary(rows)
+    write("sabotage", summary, rows)
+    return summary
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The job that is struck, with a log of its curves; and runs of it that nobody guards.
+
+The loop gets one more line, which logs loss, gradient norm and learning rate of every step and rank to
+`out/curves.rankN.jsonl`, as a job with a tracker does. That log is all that the curve watcher sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from benchmarks.sabotage.traces import Run, Step, Struck, Truth, write
+
+if TYPE_CHECKING:
+    from trainwarden.redteam.interface import Act
+    from trainwarden.redteam.outcome import Outcome
+    from trainwarden.redteam.place import Range
+    from trainwarden.redteam.workloads import Workload
+
+_BACKWARD = re.compile(r"^( +)(\w+)\.backward\(\)\n", re.MULTILINE)
+_LOGGER = '''\
+"""A log of the curves, as a tracker keeps one."""
+
+import json
+import math
+import time
+
+import torch
+
+
+def log(out, step, rank, loss, optimizer):
+    """Append a step to this rank's log: the loss, and the norm of the gradient that the optimizer will get."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    row = {
+        "step": step,
+        "rank": rank,
+        "loss": float(loss.detach()),
+        "grad_norm": norm,
+        "lr": optimizer.param_groups[0]["lr"],
+        "wall_ns": time.time_ns(),
+    }
+    for key in ("loss", "grad_norm"):
+        row[key] = row[key] if math.isfinite(row[key]) else None
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / f"curves.rank{rank}.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+'''
+
+
+def cache() -> Path:
+    """Where the benchmark keeps copies, traces and rows between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainwarden-sabotage"
+
+
+def logged(loop: str) -> str | None:
+    """A script with one more line after its backward pass, which logs the curves; None when it has no such pass.
+
+    The line uses the names `given`, `step`, `rank` and `optimizer` that the workloads' loops have.
+    """
+    if len(_BACKWARD.findall(loop)) != 1 or "optimizer.step()" not in loop:
+        return None
+    line = r"\g<0>\1curvelog.log(given.out, step + 1, rank, \2, optimizer)\n"
+    return _BACKWARD.sub(line, loop).replace("import torch\n", "import curvelog\nimport torch\n", 1)
+
+
+def job(name: str, folder: Path) -> Workload:
+    """A workload of the repository, copied below `folder` and made to log its curves.
+
+    Raises:
+        SystemExit: it has no script with one backward pass.
+    """
+    from trainwarden.redteam.workloads import workload
+
+    plain = workload(name)
+    source = folder / name
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(plain.source, source, ignore=shutil.ignore_patterns("__pycache__"))
+    changed = [(f, text) for f in source.glob("*.py") if (text := logged(f.read_text(encoding="utf-8")))]
+    if len(changed) != 1:
+        raise SystemExit(f"error: {len(changed)} scripts of the workload {name} have one backward pass, not one")
+    changed[0][0].write_text(changed[0][1], encoding="utf-8")
+    (source / "curvelog.py").write_text(_LOGGER, encoding="utf-8")
+    return dataclasses.replace(plain, source=source)
+
+
+# ------------------------------------------------------------------ runs that nobody guards
+
+
+@dataclass
+class Unguarded:
+    """What a run without TrainWarden came to."""
+
+    code: int = 0
+    printed: int = 0  # lines that told a step
+    acted: list[float] = field(default_factory=list)  # wall times of the acts
+
+
+def unguarded(place: Range, acts: Sequence[Act] = (), *, limit: float = 600.0) -> Unguarded:
+    """The job in a fresh copy, by itself, with acts at their moments; it is ended after `limit` seconds."""
+    from trainwarden.redteam.interface import Moment
+
+    place.fresh()
+    ran, begun = Unguarded(), time()
+
+    def at(*moments: Moment) -> None:
+        for act in (a for a in acts if a.moment in moments):
+            ran.acted.append(time())
+            act.do(place)
+
+    at(Moment.PREPARE, Moment.START)
+    command = place.words(place.workload.command)
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = place.start(["timeout", "--kill-after=5", str(limit), *command], **options)
+    pending = sorted(((_step(place, a), a) for a in acts if a.moment is Moment.STEP), key=lambda p: p[0])
+    said = open(place.tmp / "said", "w", encoding="utf-8")  # noqa: SIM115
+    with said:
+        for line in process.stdout or ():
+            said.write(line)
+            found = re.search(place.workload.step, line)
+            ran.printed += bool(found)
+            while found and pending and int(found[1]) >= pending[0][0]:
+                ran.acted.append(time())
+                pending.pop(0)[1].do(place)
+    ran.code = process.wait()
+    if time() - begun < limit:
+        at(Moment.END)
+    return ran
+
+
+def _step(place: Range, act: Act) -> int:
+    return place.workload.first + act.step - (place.workload.lead if act.ahead else 0)
+
+
+# ------------------------------------------------------------------ what a run leaves
+
+
+def steps_of(place: Range) -> list[Step]:
+    """The log of the curves of the run that was last made here, in the order of time."""
+    decoder = msgspec.json.Decoder(Step)
+    logs = sorted((place.job / place.workload.out).glob("curves.rank*.jsonl"))
+    steps = [step for log in logs for step in decoder.decode_lines(_whole_lines(log.read_bytes()))]
+    return sorted(steps, key=lambda s: (s.wall_ns, s.rank))
+
+
+def _whole_lines(data: bytes) -> bytes:
+    """Without a last line that a killed rank did not finish."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def truth_of(row: Outcome, steps: Sequence[Step]) -> Truth:
+    """What an outcome tells of what truly happened, beside the log of the run's steps."""
+    struck = tuple(Struck(step=m.step, rank=m.rank, tensor=m.tensor) for m in row.marks if m.step >= 0)
+    if struck:
+        first = min(s.step for s in struck)
+    else:
+        after = (s.step for s in steps if s.wall_ns >= row.struck_ns)
+        first = next(after, steps[-1].step + 1 if steps else 0) if row.kind == "attack" else -1
+    return Truth(kind=row.kind, technique=row.technique, variant=row.variant, struck=struck, first_step=first)  # type: ignore[arg-type]
+
+
+def keep(place: Range, runs: Path, name: str, code: int, truth: Truth | None = None) -> None:
+    """Write the run that was last made here in the neutral form."""
+    steps, w = steps_of(place), place.workload
+    world = len({s.rank for s in steps})
+    run = Run(run=name, workload=w.name, seed=place.seed, world=world, steps=w.steps, exit_code=code)
+    write(runs, run, steps, truth)
