@@ -54,10 +54,10 @@ def series(steps: Iterable[Step], length: int) -> dict[str, Series]:
     """The two curves of a run; of a step that was made twice, the last."""
     out = {}
     for name in ("loss", "grad_norm"):
-        last = {(s.step, s.rank): getattr(s, name) for s in steps if s.step <= length}
+        last = {(s.step, s.rank): getattr(s, name) for s in steps if s.step < length}
         sums = np.full((length, 2), 0.0)
         for (step, _), value in last.items():
-            sums[step - 1] += (np.nan if value is None else value, 1)
+            sums[step] += (np.nan if value is None else value, 1)
         with np.errstate(invalid="ignore", divide="ignore"):
             out[name] = np.log(np.maximum(sums[:, 0] / sums[:, 1], 1e-12))
     return out
@@ -146,7 +146,7 @@ def tune(honest: Sequence[Mapping[str, Series]]) -> Tuned:
 
 def judge(trace: Trace, tuned: Tuned) -> Verdict:
     """The first step at which a watcher's score is above its threshold."""
-    length = max((s.step for s in trace.steps), default=0)
+    length = 1 + max((s.step for s in trace.steps), default=-1)
     alarms = [(s.step, "the loss is no finite number") for s in trace.steps if s.loss is None]
     for curve, values in series(trace.steps, length).items():
         for name, watch in WATCHERS.items():
@@ -154,7 +154,7 @@ def judge(trace: Trace, tuned: Tuned) -> Verdict:
             (above,) = np.nonzero(score > threshold)
             if len(above):
                 at = int(above[0])
-                alarms.append((at + 1, f"{name} of {curve}: {score[at]:.2f}, never above {threshold:.2f} when tuned"))
+                alarms.append((at, f"{name} of {curve}: {score[at]:.2f}, never above {threshold:.2f} when tuned"))
     if not alarms:
         return Verdict(run=trace.run.run, flagged=False)
     step, why = min(alarms)

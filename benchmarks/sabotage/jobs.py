@@ -70,7 +70,7 @@ def logged(loop: str) -> str | None:
     """
     if len(_BACKWARD.findall(loop)) != 1 or "optimizer.step()" not in loop:
         return None
-    line = r"\g<0>\1curvelog.log(given.out, step + 1, rank, \2, optimizer)\n"
+    line = r"\g<0>\1curvelog.log(given.out, step, rank, \2, optimizer)\n"
     return _BACKWARD.sub(line, loop).replace("import torch\n", "import curvelog\nimport torch\n", 1)
 
 
@@ -165,7 +165,7 @@ def truth_of(row: Outcome, steps: Sequence[Step]) -> Truth:
         first = min(s.step for s in struck)
     else:
         after = (s.step for s in steps if s.wall_ns >= row.struck_ns)
-        first = next(after, steps[-1].step + 1 if steps else 0) if row.kind == "attack" else -1
+        first = next(after, steps[-1].step if steps else 0) if row.kind == "attack" else -1
     return Truth(kind=row.kind, technique=row.technique, variant=row.variant, struck=struck, first_step=first)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ Rules
   start, "audit" by replay or verification. What would only accuse an innocent as a low finding does not count either.
 * A flag that comes before the first tampered step is a false accusation, whatever came after it.
 * What was not looked for is "not checked": never found, and never missed.
+* An attack whose effect on the job was measured and is none is no sabotage: it counts for nothing, and is named.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ def false_accusations(rows: Iterable[Row]) -> int:
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
     """The figures of results/sabotage.json over the rows of a matrix."""
     attacks = [r for r in rows if r["kind"] == "attack"]
-    struck = [r for r in attacks if how(r) != "not carried out"]
+    carried_out = [r for r in attacks if how(r) != "not carried out"]
+    struck = [r for r in carried_out if r["worked"] is not False]
     kinds = [how(r) for r in struck]
     found = [r for r, kind in zip(struck, kinds, strict=True) if kind in ("live", "audit")]
     placed = [r for r in found if numeric(r)]
@@ -117,18 +119,18 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         "benign_twins": sum(r["kind"] == "twin" and r["verdict"] != "not carried out" for r in rows),
         "median_steps_to_detect": median([f["steps"] for f in firsts]),
         "median_seconds_to_detect": median([f["seconds"] for f in firsts]),
-        "no_effect_measured": sum(r["worked"] is False for r in struck),
-        **peers(rows, "curves"),
-        **peers(rows, "traincheck"),
+        **peers(struck, rows, "curves"),
+        **peers(struck, rows, "traincheck"),
         "missed": names(struck, kinds, "missed"),
         "not_checked": names(struck, kinds, "not checked"),
+        "without_effect": [r["case"] for r in carried_out if r["worked"] is False],
         "not_carried_out": [r["case"] for r in attacks if how(r) == "not carried out"],
     }
 
 
-def peers(rows: Sequence[Row], name: str) -> dict[str, Any]:
+def peers(struck: Sequence[Row], rows: Sequence[Row], name: str) -> dict[str, Any]:
     """How another defence did: each row holds what its verdict came to under its name."""
-    attacks = [r[name]["result"] for r in rows if r["kind"] == "attack" and r.get(name)]
+    attacks = [r[name]["result"] for r in struck if r.get(name)]
     others = [r[name]["result"] for r in rows if r["kind"] != "attack" and r.get(name)]
     ran, innocent = [a for a in attacks if a != "not run"], [o for o in others if o != "not run"]
     return {

@@ -26,7 +26,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     workload: str
     seed: int
     world: int
-    steps: int  # that the job was to make
+    steps: int  # optimizer steps that the job was to make
     exit_code: int = 0
 
 
@@ -36,7 +36,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     A step that is made again after a restart is logged again.
     """
 
-    step: int  # from 1 on
+    step: int  # optimizer steps of the job that were made before it
     rank: int
     loss: float | None  # of the rank's own batch; None: not a finite number
     grad_norm: float | None  # of the gradient that the optimizer gets, before clipping

@@ -143,12 +143,12 @@ def _range(invariants: Path | None, seed: int) -> Iterator[Range]:
 
 def violated(place: Range, invariants: Path) -> dict[str, int]:
     """The violated invariants of the run that was last made here, by their text, and the step of the job at which each
-    was first violated (TrainCheck counts the loops it has entered: one more), −1 before the first."""
+    was first violated, −1 before the first (TrainCheck counts entered loops: the first step is its second)."""
     folder = place.job / "checked"
     argv = ["traincheck-check", "-f", str(place.job / "trace"), "-i", str(invariants), "-o", str(folder)]
     _tool([*argv, "--no-html-report", "-j", "2"], place.tmp, limit=RUN_LIMIT)
     told = json.loads((folder / "trace" / "violations_summary.json").read_text(encoding="utf-8"))["violations"]
-    return {v["display_name"]: v["first_step"] - 1 if v["first_step"] else -1 for v in told}
+    return {v["display_name"]: max(-1, v["first_step"] - 2) for v in told}
 
 
 def verdict(run: str, found: Mapping[str, int], loose: frozenset[str]) -> Verdict:

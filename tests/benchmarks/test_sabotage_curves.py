@@ -20,7 +20,7 @@ def honest(seed: int, change: Callable[[int, float], float] = lambda step, loss:
     """Two ranks whose loss falls with noise; `change` is what an attack does to it."""
     random = np.random.default_rng(seed)
     steps = []
-    for step in range(1, STEPS + 1):
+    for step in range(STEPS):
         level = 2 + 5 * math.exp(-step / 30)
         for rank in (0, 1):
             loss = change(step, level * (1 + 0.02 * random.standard_normal()))
