@@ -34,16 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is asked for and write the results; 0 when every case of it is done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", nargs="?", choices=("run", "traincheck", "show"), default="run")
-    parser.add_argument("--workload", action="append", help="a workload of the repository (default: chat)")
+    parser.add_argument("--workload", action="append", help="of the repository (default: chat; FULL=1: all)")
     parser.add_argument("--only", action="append", default=[], help="a technique's id; may be given again")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new is begun")
     given = parser.parse_args(argv)
 
     from trainwarden.redteam.catalogue import load
+    from trainwarden.redteam.workloads import WORKLOADS
 
     techniques = [t for t in load() if not given.only or t.id in given.only]
     ledger = Ledger(jobs.cache() / "rows.jsonl", matrix.code_of(*CODE))
-    workloads = given.workload or ["chat"]
+    workloads = given.workload or (list(WORKLOADS) if FULL else ["chat"])
     done, begun = True, time.monotonic()
     for name in workloads if given.part != "show" else ():
         left = given.budget - (time.monotonic() - begun)

@@ -50,24 +50,29 @@ def carry_out(place: Range, case: Case, techniques: Mapping[str, Technique], run
     technique = techniques.get(case.technique)
     if technique is None:
         ran = running.carry_out(place, (), tell=lambda step: say(case.name, step))
-        outcome = trial.innocent("honest", place, ran)
+        outcome = seen = trial.innocent("honest", place, ran)
     elif case.kind == "twin":
-        outcome = trial.twin(place, technique, say)
+        outcome = seen = trial.twin(place, technique, say)
     else:
         variant = next(v for v in technique.variants if v.name == case.variant)
         outcome = trial.attack(place, technique, variant, audit=case.audit, say=say)
-        _see_it_act(place, variant, outcome)
+        seen = _made_to_act(place, variant, outcome)
     if outcome.verdict != "not carried out":
-        truth = jobs.truth_of(outcome, jobs.steps_of(place))
+        truth = jobs.truth_of(seen, jobs.steps_of(place))
         jobs.keep(place, runs / "cases", case.name, outcome.effect.exit_code, truth)
     row: dict[str, Any] = msgspec.to_builtins(outcome)
     return {"case": case.name, "audited": case.audit, **row}
 
 
-def _see_it_act(place: Range, variant: Variant, outcome: Outcome) -> None:
-    """When TrainWarden let nothing happen, the attack is run again without it: curves need a run to look at."""
-    if outcome.verdict != "not carried out" and not jobs.steps_of(place):
-        jobs.unguarded(place, variant.acts)
+def _made_to_act(place: Range, variant: Variant, outcome: Outcome) -> Outcome:
+    """What truly happened in the run that there is to look at: where TrainWarden let none begin, the attack is carried
+    out again without it, since curves need a run."""
+    from trainwarden.redteam.running import marks
+
+    if outcome.verdict == "not carried out" or jobs.steps_of(place):
+        return outcome
+    jobs.unguarded(place, variant.acts)
+    return msgspec.structs.replace(outcome, marks=tuple(marks(place)[:1]))
 
 
 def all_of(
