@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         done &= strike(name, techniques, ledger, left)
     summary = sum_up(ledger)
     print("\n".join(f"{key:>28}  {value}" for key, value in summary.items()))
-    print(f"the runs, for any other detector: {runs()}")
+    print(f"the runs, for any other detector: {jobs.cache() / 'runs'}")
     if not done:
         print("the time is up and cases are left: start it again to go on", file=sys.stderr)
     return 0 if done else 2
@@ -66,22 +66,23 @@ def run(name: str, techniques: Sequence[Any], ledger: Ledger, budget: float) -> 
     cases: list[Case] = (matrix.whole if FULL else matrix.sampled)(techniques, name)
     with Range(folder / "range" / name, jobs.job(name, folder / "source")) as place:
         place.open(lambda text: print(text, file=sys.stderr))
-        running.tuning(place, runs(), running.progress)
+        running.tuning(place, runs(name), running.progress)
         left = budget - (time.monotonic() - begun)
-        return running.all_of(place, matrix.to_do(cases, ledger.rows), techniques, ledger, runs(), budget=left)
+        return running.all_of(place, matrix.to_do(cases, ledger.rows), techniques, ledger, runs(name), budget=left)
 
 
-def runs() -> Path:
-    """Where the runs are in the neutral form: a folder for each state of the jobs' code, since curves depend on it."""
-    return jobs.cache() / f"runs-{matrix.code_of('workloads')}"
+def runs(workload: str) -> Path:
+    """Where its runs are in the neutral form: a folder for each state of its code, since the curves depend on it."""
+    return jobs.cache() / "runs" / f"{workload}-{matrix.code_of(f'workloads/{workload}')}"
 
 
 def sum_up(ledger: Ledger) -> dict[str, Any]:
     """Judge what the other defences said of the runs that are done, and write results/sabotage.json."""
-    if (runs() / "cases").exists():
-        traces.write_verdicts(runs() / "curves.jsonl", curves.watch(runs()))
-    rows: list[dict[str, Any]] = [dict(row) for row in ledger.rows.values()]
-    rows = running.with_verdicts(rows, runs(), "curves")
+    rows: list[dict[str, Any]] = []
+    for name in sorted({row["workload"] for row in ledger.rows.values()}):
+        traces.write_verdicts(runs(name) / "curves.jsonl", curves.watch(runs(name)))
+        own = [row for row in ledger.rows.values() if row["workload"] == name]
+        rows += running.with_verdicts(own, runs(name), "curves")
     rows = running.with_verdicts(rows, jobs.cache() / "traincheck" / "runs", "traincheck")
     summary = scoring.summary(rows)
     write("sabotage", summary, rows)

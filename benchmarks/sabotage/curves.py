@@ -11,9 +11,10 @@ Four watchers look at each of the two curves (logarithms, mean over ranks):
 * `ewma`: an exponentially weighted mean of the noises, for small lasting shifts (Roberts, Technometrics 1(3), 1959);
 * `cusum`: the sum of what the noises exceed half a noise by, for the same (Page, Biometrika 41, 1954).
 
-Each watcher's threshold is the lowest at which no honest tuning run raises it, with the band of the other runs. So none
-can be set to see more without a false alarm there; what it costs on honest runs that were not tuned on is measured. A
-loss that is no finite number is always flagged. Pure but for `main`.
+Each watcher's threshold is the highest score of an honest tuning run by the band of the others, raised where need be to
+the lowest at which no tuning run raises the watcher when it is itself left out of the tuning. So none can be set to see
+more without a false alarm there; what it comes to on honest runs that were not tuned on is measured. A loss that is no
+finite number is always flagged. Pure but for `main`.
 """
 
 from __future__ import annotations
@@ -126,13 +127,25 @@ WATCHERS: dict[str, Callable[[Series, Band], Series]] = {
 
 
 def tune(honest: Sequence[Mapping[str, Series]]) -> Tuned:
-    """Learn from honest runs of equal length; each is scored by the band of the others.
+    """Learn bands and thresholds from honest runs of equal length.
 
     Raises:
-        ValueError: fewer than three runs, or their lengths differ.
+        ValueError: fewer than four runs, or their lengths differ.
     """
-    if len(honest) < 3 or len({len(run["loss"]) for run in honest}) != 1:
-        raise ValueError("tuning takes at least three honest runs of one length")
+    if len(honest) < 4 or len({len(run["loss"]) for run in honest}) != 1:
+        raise ValueError("tuning takes at least four honest runs of one length")
+    learnt = _highest(honest)
+    thresholds = dict(learnt.thresholds)
+    for i, run in enumerate(honest):
+        others = _highest([*honest[:i], *honest[i + 1 :]])
+        for (curve, name), highest in others.thresholds.items():
+            excess = float(WATCHERS[name](run[curve], others.bands[curve]).max()) / highest
+            thresholds[curve, name] = max(thresholds[curve, name], excess * learnt.thresholds[curve, name])
+    return Tuned(learnt.bands, thresholds)
+
+
+def _highest(honest: Sequence[Mapping[str, Series]]) -> Tuned:
+    """The bands, and the highest score of each watcher when every run is left out of its own band."""
     bands, thresholds = {}, {}
     for curve in honest[0]:
         runs = [run[curve] for run in honest]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str, int], None]
 
-TUNING = range(101, 109)  # seeds of the honest runs that the curve watcher is tuned on
+TUNING = range(101, 113)  # seeds of the honest runs that the curve watcher is tuned on
 
 
 def tuning(place: Range, runs: Path, say: Say, seeds: Iterable[int] = TUNING) -> None:

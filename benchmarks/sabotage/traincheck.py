@@ -39,6 +39,7 @@ STEPS, FIRST, LEAD, EVERY = 12, 7, 3, 4
 REFERENCE, TUNING, HONEST = (101, 102), (103, 104), (1, 2)  # seeds
 LIMIT = 1_800.0  # seconds that inferring the invariants may take
 RUN_LIMIT = 300.0  # and tracing a run
+SAMPLED = ("--precond-sampling-threshold", "500")  # examples of a hypothesis; with the default it does not end here
 HERE = Path(__file__).parent
 
 
@@ -76,7 +77,6 @@ def job(invariants: Path | None = None) -> Workload:
     return dataclasses.replace(
         plain, source=folder, below="", venv=set_up(), packages=(), step=r"step (\d+) loss",
         steps=STEPS, first=FIRST, lead=LEAD, every=EVERY, command=("python", "-u", "collect.py", *which, *options),
-        set_up=tuple(w.replace("{python}", sys.executable) for w in plain.set_up),
     )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def learn() -> tuple[Path, frozenset[str]]:
         traces = [_reference(seed, state) for seed in REFERENCE]
         partial = invariants.with_suffix(".partial")
         say(f"inferring invariants from {len(traces)} honest runs (minutes)")
-        argv = ["traincheck-infer", "-f", *map(str, traces), "-o", str(partial), "-j", "2"]
+        argv = ["traincheck-infer", "-f", *map(str, traces), "-o", str(partial), "-j", "2", *SAMPLED]
         _tool(argv, state, limit=LIMIT)
         partial.replace(invariants)
     if not loose.exists():

@@ -39,6 +39,11 @@ def test_no_honest_run_that_was_tuned_on_is_flagged(tuned: curves.Tuned) -> None
     assert [v for seed in range(12) if (v := curves.judge(honest(seed), tuned)).flagged] == []
 
 
+def test_new_honest_runs_are_rarely_flagged(tuned: curves.Tuned) -> None:
+    flagged = [v for seed in range(200, 240) if (v := curves.judge(honest(seed), tuned)).flagged]
+    assert len(flagged) <= 6, flagged  # expected is one in 13
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -78,8 +83,8 @@ def test_a_step_that_was_made_twice_counts_as_it_was_made_last(tuned: curves.Tun
 
 
 def test_too_few_honest_runs_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least three"):
-        curves.tune([curves.series(honest(seed).steps, STEPS) for seed in range(2)])
+    with pytest.raises(ValueError, match="at least four"):
+        curves.tune([curves.series(honest(seed).steps, STEPS) for seed in range(3)])
 
 
 def test_the_detector_reads_a_folder_of_runs_and_writes_verdicts_without_the_truth(
