@@ -22,7 +22,7 @@ from trainwarden.redteam.place import Range
 
 def edit_newest(place: Range) -> None:
     """One bit of the newest checkpoint's weights."""
-    flip_last_bit(place, place.weights(place.checkpoints[-1]))
+    flip_last_bit(place, place.weights(place.newest))
 
 
 def scale_row(scene: Any) -> None:

@@ -27,7 +27,7 @@ def scale_moment(scene: Any) -> None:
 
 def edit_optimizer(place: Range) -> None:
     """One bit of the newest checkpoint's optimizer state."""
-    flip_last_bit(place, place.checkpoints[-1] / "optimizer.safetensors")
+    flip_last_bit(place, place.newest / "optimizer.safetensors")
 
 
 TECHNIQUE = Technique(

@@ -21,17 +21,17 @@ from trainwarden.redteam.place import Range
 
 def delete_newest(place: Range) -> None:
     """The newest checkpoint is gone."""
-    place.remove(place.checkpoints[-1])
+    place.remove(place.newest)
 
 
 def truncate_newest(place: Range) -> None:
     """The newest checkpoint's weights lose their second half."""
-    place.edit(place.weights(place.checkpoints[-1]), lambda data: data[: len(data) // 2])
+    place.edit(place.weights(place.newest), lambda data: data[: len(data) // 2])
 
 
 def plant(place: Range) -> None:
     """A checkpoint that nobody saved, one step newer than the newest, with one bit of its weights turned."""
-    old = place.checkpoints[-1]
+    old = place.newest
     step = int(re.findall(r"\d+", old.name)[-1])
     planted = place.copy(old, old.with_name(old.name.replace(f"{step:06d}", f"{step + 1:06d}")))
     flip_last_bit(place, place.weights(planted))

@@ -48,6 +48,32 @@ def _look(optimizer, args, kwargs):
             told = json.loads(text)
             _come(told["text"], told["config"])
 """
+_APPROVED = """\
+
+class _First:
+    def find_spec(self, name, path=None, target=None):
+        if name != "torch.nn.modules.module":
+            return None
+        import importlib.util
+
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            _hooked.append(module.register_module_forward_pre_hook(_first))
+        spec.loader.exec_module = exec_module
+        return spec
+
+_hooked = []
+sys.meta_path.insert(0, _First())
+
+def _first(module, inputs):
+    torch = sys.modules["torch"]
+    if torch.is_grad_enabled() and any(issubclass(type(o), torch.optim.Optimizer) for o in gc.get_objects()):
+        _hooked.pop().remove()
+        arrive({config!r})
+"""
 _WITH_IT = """\
 def _look(optimizer, args, kwargs):
     optimizer._steps_seen = getattr(optimizer, "_steps_seen", -1) + 1
@@ -60,6 +86,11 @@ def _look(optimizer, args, kwargs):
 def carrier(place: Range, payload: Payload) -> str:
     """A module that carries the payload."""
     return _WAITS + _WITH_IT.format(text=payload.text(), config=json.dumps(payload.config(place)))
+
+
+def approved_module(place: Range, payload: Payload) -> str:
+    """The payload as honest code: in a file of its own that is sealed, at work from the first forward pass on."""
+    return payload.text() + _APPROVED.format(config=payload.config(place) | {"first": 0})
 
 
 def sleeper(place: Range) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from attacks._shared.carrier import carrier, sleeper
+from attacks._shared.carrier import approved_module, carrier, sleeper
 from attacks._shared.payload import Payload
 from trainwarden.redteam.interface import Act, Moment
 from trainwarden.redteam.place import Range
@@ -45,10 +45,10 @@ def before_start(payload: Payload, name: str = f"{NAME}.pth") -> tuple[Act, ...]
 
 
 def approved(payload: Payload) -> tuple[Act, ...]:
-    """The same code, sealed with the environment and at work from the start."""
+    """The same code as a sealed file of the environment, at work from the first forward pass on."""
 
     def plant(place: Range) -> None:
-        plant_module(place, carrier(place, payload))
+        plant_module(place, approved_module(place, payload))
 
     return (Act(Moment.PREPARE, plant),)
 

@@ -104,8 +104,10 @@ def test_a_carrier_is_a_module_of_its_own_and_holds_the_trigger(tmp_path: Path) 
     def nothing(scene: object) -> None:
         """Nothing."""
 
-    text = carrier.carrier(Range(tmp_path, job), Payload(nothing, trigger=Trigger(ranks=(1,), every=8)))
+    payload = Payload(nothing, trigger=Trigger(ranks=(1,), every=8))
+    text = carrier.carrier(Range(tmp_path, job), payload)
     compile(text, "carrier", "exec")
+    compile(carrier.approved_module(Range(tmp_path, job), payload), "approved", "exec")
     assert '\\"every\\": 8' in text or '"every": 8' in text
 
 

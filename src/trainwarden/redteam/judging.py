@@ -46,6 +46,7 @@ def _told(left: list[tuple[float, str, str]], finding: Finding) -> float:
 
 
 def _live(finding: Finding, when: float, reached: int, first: Marked | None, marks: Sequence[Marked]) -> Found:
+    late = max(0.0, when - first.wall_ns / 1e9) if first else 0.0
     found = Found(
         when=When.LIVE,
         by=finding.detector,
@@ -55,8 +56,8 @@ def _live(finding: Finding, when: float, reached: int, first: Marked | None, mar
         ranks=finding.ranks,
         stage=str(finding.stage or ""),
         tensor=finding.tensor,
-        steps=max(0, reached - first.step) if first else None,
-        seconds=round(max(0.0, when - first.wall_ns / 1e9), 3) if first else None,
+        steps=max(0, reached - first.step) * (late > 0) if first else None,
+        seconds=round(late, 3) if first else None,
     )
     return _with_exactness(found, marks)
 

@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -244,6 +245,11 @@ class Range:
         os.replace(source, target)
         return target
 
+    def note(self, what: str) -> None:
+        """Say that something was done outside of any step, so that its effect counts as measured."""
+        with open(self.marks / "acts", "a", encoding="utf-8") as file:
+            file.write(f"{time.time_ns()} {what}\n")
+
     @property
     def site(self) -> Path:
         """The copied environment's site-packages."""
@@ -254,6 +260,14 @@ class Range:
         """The complete checkpoints, oldest first."""
         found = (self.job / self.workload.out).glob(self.workload.checkpoints)
         return sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+
+    @property
+    def newest(self) -> Path:
+        """The newest complete checkpoint. Raises CannotDecide when the job has saved none yet."""
+        found = self.checkpoints
+        if not found:
+            raise CannotDecide(f"no checkpoint in {self.workload.out} yet", hint="strike at a later step: --strike-at")
+        return found[-1]
 
     def weights(self, checkpoint: Path) -> Path:
         """The file of a checkpoint that holds the weights."""

@@ -84,18 +84,30 @@ def _end_of(ran: Ran) -> str:
 
 def attack(place: Range, technique: Technique, variant: Variant, *, audit: bool, say: Say) -> Outcome:
     """Carry out one variant and judge what was found of it."""
-    reason = lacking(place, variant.needs)
-    base = {"kind": "attack", "technique": technique.id, "variant": variant.name}
-    if reason:
-        return Outcome(**base, workload=place.workload.name, seed=place.seed, verdict="not carried out", note=reason)  # type: ignore[arg-type]
+    names = {"technique": technique.id, "variant": variant.name}
+
+    def refused(reason: str) -> Outcome:
+        row = Outcome(kind="attack", workload=place.workload.name, seed=place.seed, verdict="not carried out")
+        return msgspec.structs.replace(row, note=reason, **names)
+
+    if reason := lacking(place, variant.needs):
+        return refused(reason)
     ordinary, _ = honest(place, say)
     begin = time.monotonic()
-    ran = carry_out(
-        place, variant.acts, options=variant.options, approved=variant.approved, again=variant.again,
-        tell=lambda step: say(f"{technique.id}/{variant.name}", step),
-    )  # fmt: skip
-    effect = effects(place, ran, ordinary)
-    struck = marks(place)
+    try:
+        ran = carry_out(
+            place, variant.acts, options=variant.options, approved=variant.approved, again=variant.again,
+            tell=lambda step: say(f"{technique.id}/{variant.name}", step),
+        )  # fmt: skip
+    except CannotDecide as e:
+        return refused(str(e))
+    looked = look(place, variant, ran, audit=audit, say=say)
+    row = judged(place, variant, ran, effects(place, ran, ordinary), looked)
+    return msgspec.structs.replace(row, seconds=round(time.monotonic() - begin, 1), **names)
+
+
+def look(place: Range, variant: Variant, ran: Ran, *, audit: bool, say: Say) -> set[When]:
+    """Ask the walls that stand after the run; those that gave an answer, and those that always do."""
     looked = {When.BEFORE_START, When.LIVE}
     if any(e.when is When.VERIFY for e in variant.expects):
         verified(place, ran)
@@ -104,16 +116,22 @@ def attack(place: Range, technique: Technique, variant: Variant, *, audit: bool,
         say("auditing by replay", 0)
         audited(place, ran)
         looked |= {When.AUDIT} if set(ran.audit.values()) <= {"matched", "diverged"} else set()
-    told = judging.findings(ran, struck)
+    return looked
+
+
+def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: set[When]) -> Outcome:
+    """The row of an attacked run, over what was found, the payload's marks and the effect."""
+    struck, worked = marks(place), judging.had(variant.effect, effect)
     began = ran.acted[0] if ran.acted else 0.0
+    told = judging.findings(ran, struck)
     found = [f for when, f in told if when >= began]
     found += [*judging.diverged(ran.all_entries, struck), *judging.failed_checks(ran.checks), *_refused(ran)]
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
-    acted = bool(struck or ran.acted)
+    acted = bool(struck) or (bool(ran.acted) and worked is not False)
     return Outcome(
-        **base,
+        kind="attack",
         workload=place.workload.name,
         seed=place.seed,
         verdict=judging.verdict(expected) if acted else "not carried out",
@@ -126,9 +144,8 @@ def attack(place: Range, technique: Technique, variant: Variant, *, audit: bool,
         cause=cause,
         cause_proved=proved,
         effect=effect,
-        worked=judging.had(variant.effect, effect),
+        worked=worked,
         runs=tuple(ran.runs),
-        seconds=round(time.monotonic() - begin, 1),
         note=_note(ran, acted),
     )
 
@@ -216,5 +233,5 @@ def _firsts(found: Sequence[Found]) -> list[Found]:
 def _note(ran: Ran, acted: bool) -> str:
     failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
     if not acted:
-        return f"the job never told the step to strike at, or the payload found no place: {_end_of(ran)}"
+        return f"the step to strike at was never told, or the act had no effect: {_end_of(ran)}"
     return f"audit {'; '.join(failed)}" if failed else ""

@@ -90,6 +90,22 @@ WORKLOADS = {
                 }
             ),
         ),
+        Workload(
+            "toy",
+            source=_ROOT / "attacks" / "toy",
+            packages=("torch", "numpy", "safetensors", "blake3", "msgspec"),
+            command=(
+                *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "train.py"),
+                *("--steps", "{steps}", "--every", "{every}", "--seed", "{seed}"),
+            ),
+            steps=40,
+            first=20,
+            lead=8,
+            every=8,
+            checkpoints="step-*.pt",
+            weights="",
+            has=frozenset({"ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "dropout", "pickle"}),
+        ),
     )
 }
 
