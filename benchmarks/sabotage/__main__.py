@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import write
+from benchmarks.machine import ROOT, write
 from benchmarks.sabotage import curves, jobs, matrix, running, scoring, traces, traincheck
 from benchmarks.sabotage.matrix import Case, Ledger
+from trainwarden.redteam.catalogue import load
+from trainwarden.redteam.workloads import WORKLOADS
 
 FULL = bool(os.environ.get("FULL"))
 BUDGET = float("inf") if FULL else 520.0
@@ -34,22 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is asked for and write the results; 0 when every case of it is done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", nargs="?", choices=("run", "traincheck", "show"), default="run")
-    parser.add_argument("--workload", action="append", help="of the repository (default: chat; FULL=1: all)")
+    parser.add_argument("--workload", action="append", help="of the red team's (default: chat, toy; FULL=1: all)")
     parser.add_argument("--only", action="append", default=[], help="a technique's id; may be given again")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new is begun")
     given = parser.parse_args(argv)
 
-    from trainwarden.redteam.catalogue import load
-    from trainwarden.redteam.workloads import WORKLOADS
-
     techniques = [t for t in load() if not given.only or t.id in given.only]
     ledger = Ledger(jobs.cache() / "rows.jsonl", matrix.code_of(*CODE))
-    workloads = given.workload or (list(WORKLOADS) if FULL else ["chat"])
+    workloads = {name: WORKLOADS[name] for name in given.workload or (WORKLOADS if FULL else ("chat", "toy"))}
     done, begun = True, time.monotonic()
     for name in workloads if given.part != "show" else ():
         left = given.budget - (time.monotonic() - begun)
-        strike = traincheck.run if given.part == "traincheck" else run
-        done &= strike(name, techniques, ledger, left)
+        if given.part == "traincheck":
+            done &= traincheck.run(name, techniques, left)
+        else:
+            cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, workloads)
+            done &= run(name, techniques, cases, ledger, left)
     summary = sum_up(ledger)
     print("\n".join(f"{key:>28}  {value}" for key, value in summary.items()))
     print(f"the runs, for any other detector: {jobs.cache() / 'runs'}")
@@ -58,22 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if done else 2
 
 
-def run(name: str, techniques: Sequence[Any], ledger: Ledger, budget: float) -> bool:
-    """The matrix of one workload; False when cases are left."""
+def run(name: str, techniques: Sequence[Any], cases: Sequence[Case], ledger: Ledger, budget: float) -> bool:
+    """The cases of one workload; False when some are left."""
     from trainwarden.redteam.place import Range
 
-    folder, begun = jobs.cache(), time.monotonic()
-    cases: list[Case] = (matrix.whole if FULL else matrix.sampled)(techniques, name)
-    with Range(folder / "range" / name, jobs.job(name, folder / "source")) as place:
+    begun = time.monotonic()
+    if budget <= 0 or next(matrix.to_do(cases, ledger.rows), None) is None:
+        return budget > 0
+    with Range(jobs.cache() / "range" / name, jobs.job(name)) as place:
         place.open(lambda text: print(text, file=sys.stderr))
-        running.tuning(place, runs(name), running.progress)
+        tuned = running.tuning(place, runs(name), running.progress, budget=budget - (time.monotonic() - begun))
         left = budget - (time.monotonic() - begun)
-        return running.all_of(place, matrix.to_do(cases, ledger.rows), techniques, ledger, runs(name), budget=left)
+        to_do = matrix.to_do(cases, ledger.rows)
+        return tuned and running.all_of(place, to_do, techniques, ledger, runs(name), budget=left)
 
 
 def runs(workload: str) -> Path:
     """Where its runs are in the neutral form: a folder for each state of its code, since the curves depend on it."""
-    return jobs.cache() / "runs" / f"{workload}-{matrix.code_of(f'workloads/{workload}')}"
+    source = WORKLOADS[workload].source.relative_to(ROOT)
+    return jobs.cache() / "runs" / f"{workload}-{matrix.code_of(str(source))}"
 
 
 def sum_up(ledger: Ledger) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,27 +32,20 @@ _LOGGER = '''\
 
 import json
 import math
+import os
 import time
 
 import torch
 
 
-def log(out, step, rank, loss, optimizer):
+def log(step, rank, loss, optimizer):
     """Append a step to this rank's log: the loss, and the norm of the gradient that the optimizer will get."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    row = {
-        "step": step,
-        "rank": rank,
-        "loss": float(loss.detach()),
-        "grad_norm": norm,
-        "lr": optimizer.param_groups[0]["lr"],
-        "wall_ns": time.time_ns(),
-    }
-    for key in ("loss", "grad_norm"):
-        row[key] = row[key] if math.isfinite(row[key]) else None
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / f"curves.rank{rank}.jsonl", "a") as file:
+    values = {"loss": float(loss.detach()), "grad_norm": float(torch.nn.utils.get_total_norm(gradients))}
+    row = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    row |= {"step": step, "rank": rank, "lr": optimizer.param_groups[0]["lr"], "wall_ns": time.time_ns()}
+    os.makedirs("out", exist_ok=True)
+    with open(f"out/curves.rank{rank}.jsonl", "a") as file:
         file.write(json.dumps(row) + "\\n")
 '''
 
@@ -63,19 +55,10 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainwarden-sabotage"
 
 
-def logged(loop: str) -> str | None:
-    """A script with one more line after its backward pass, which logs the curves; None when it has no such pass.
+def job(name: str) -> Workload:
+    """A workload of the red team's, made to log its curves by one more line after its backward pass.
 
-    The line uses the names `given`, `step`, `rank` and `optimizer` that the workloads' loops have.
-    """
-    if len(_BACKWARD.findall(loop)) != 1 or "optimizer.step()" not in loop:
-        return None
-    line = r"\g<0>\1curvelog.log(given.out, step, rank, \2, optimizer)\n"
-    return _BACKWARD.sub(line, loop).replace("import torch\n", "import curvelog\nimport torch\n", 1)
-
-
-def job(name: str, folder: Path) -> Workload:
-    """A workload of the repository, copied below `folder` and made to log its curves.
+    The line uses the names `step`, `rank` and `optimizer` that the workloads' loops have.
 
     Raises:
         SystemExit: it has no script with one backward pass.
@@ -83,15 +66,21 @@ def job(name: str, folder: Path) -> Workload:
     from trainwarden.redteam.workloads import workload
 
     plain = workload(name)
-    source = folder / name
-    shutil.rmtree(source, ignore_errors=True)
-    shutil.copytree(plain.source, source, ignore=shutil.ignore_patterns("__pycache__"))
-    changed = [(f, text) for f in source.glob("*.py") if (text := logged(f.read_text(encoding="utf-8")))]
-    if len(changed) != 1:
-        raise SystemExit(f"error: {len(changed)} scripts of the workload {name} have one backward pass, not one")
-    changed[0][0].write_text(changed[0][1], encoding="utf-8")
-    (source / "curvelog.py").write_text(_LOGGER, encoding="utf-8")
-    return dataclasses.replace(plain, source=source)
+    found = [(f.name, m) for f in sorted(plain.source.glob("*.py")) for m in _BACKWARD.finditer(f.read_text("utf-8"))]
+    if len(found) != 1:
+        raise SystemExit(f"error: the workload {name} has {len(found)} backward passes, not one")
+    (file, match), folder = found[0], Path(plain.below)
+    line = f"{match[1]}curvelog.log(step, rank, {match[2]}, optimizer)\n"
+    script = str(folder / file)
+    return dataclasses.replace(
+        plain,
+        adds=(*plain.adds, (str(folder / "curvelog.py"), _LOGGER)),
+        edits=(
+            *plain.edits,
+            (script, match[0], match[0] + line),
+            (script, "import torch\n", "import curvelog\nimport torch\n"),
+        ),
+    )
 
 
 # ------------------------------------------------------------------ runs that nobody guards

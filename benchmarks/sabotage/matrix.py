@@ -18,6 +18,7 @@ from benchmarks.sabotage.scoring import how
 
 if TYPE_CHECKING:
     from trainwarden.redteam.interface import Technique
+    from trainwarden.redteam.workloads import Workload
 
 Row = Mapping[str, Any]
 
@@ -43,25 +44,46 @@ class Case(NamedTuple):
         return "-".join(w for w in ((self.kind, *words) if self.kind != "attack" else words) if w)
 
 
-def sampled(techniques: Sequence[Technique], workload: str = "chat") -> list[Case]:
-    """One variant of each technique and one seed, not audited; every twin; two honest runs."""
-    attacks = [Case("attack", t.id, t.variants[0].name, workload, SEEDS[0]) for t in techniques]
-    return [*_honest(workload, HONEST), *attacks, *_twins(techniques, workload)]
+def sampled(techniques: Sequence[Technique], workload: str, workloads: Mapping[str, Workload]) -> list[Case]:
+    """A variant of each technique on one seed, not audited, and every twin, each on the first of `workloads` that has
+    what it needs; of these, those of one workload, and two honest runs of it.
+    """
+    attacks, twins = [], []
+    for t in techniques:
+        able = [(name, v) for name in workloads for v in t.variants if _has(v.needs, name, workloads)]
+        home, variant = next(iter(able), (next(iter(workloads)), t.variants[0]))
+        if home == workload:
+            attacks.append(Case("attack", t.id, variant.name, workload, SEEDS[0]))
+        if _homes(t.twin.needs, workloads)[0] == workload:
+            twins.append(Case("twin", t.id, t.twin.name, workload, SEEDS[0]))
+    return [*_honest(workload, HONEST), *attacks, *twins]
 
 
-def whole(techniques: Sequence[Technique], workload: str = "chat") -> list[Case]:
-    """Every variant on every seed, audited; every twin; ten honest runs."""
-    cells = [(t.id, v.name, seed) for seed in SEEDS for t in techniques for v in t.variants]
-    attacks = [Case("attack", t, v, workload, seed, audit=True) for t, v, seed in cells]
-    return [*_honest(workload, HONEST_FULL), *attacks, *_twins(techniques, workload)]
+def whole(techniques: Sequence[Technique], workload: str, workloads: Mapping[str, Workload]) -> list[Case]:
+    """Every variant on every seed, audited; every twin; ten honest runs: all that can be carried out on a workload."""
+    attacks = [
+        Case("attack", t.id, v.name, workload, seed, audit=True)
+        for seed in SEEDS
+        for t in techniques
+        for v in t.variants
+        if workload in _homes(v.needs, workloads)
+    ]
+    fit = [t for t in techniques if workload in _homes(t.twin.needs, workloads)]
+    twins = [Case("twin", t.id, t.twin.name, workload, SEEDS[0]) for t in fit]
+    return [*_honest(workload, HONEST_FULL), *attacks, *twins]
+
+
+def _homes(needs: Sequence[str], workloads: Mapping[str, Workload]) -> list[str]:
+    """The workloads that have what is needed; if none has, the first, where it is told as not carried out."""
+    return [name for name in workloads if _has(needs, name, workloads)] or list(workloads)[:1]
+
+
+def _has(needs: Sequence[str], name: str, workloads: Mapping[str, Workload]) -> bool:
+    return workloads[name].has.issuperset(needs)
 
 
 def _honest(workload: str, seeds: Sequence[int]) -> list[Case]:
     return [Case("honest", "", "", workload, seed) for seed in seeds]
-
-
-def _twins(techniques: Sequence[Technique], workload: str) -> list[Case]:
-    return [Case("twin", t.id, t.twin.name, workload, SEEDS[0]) for t in techniques]
 
 
 def to_do(cases: Sequence[Case], done: Mapping[str, Row]) -> Iterator[Case]:

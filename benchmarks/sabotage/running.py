@@ -28,11 +28,14 @@ Say = Callable[[str, int], None]
 TUNING = range(101, 113)  # seeds of the honest runs that the curve watcher is tuned on
 
 
-def tuning(place: Range, runs: Path, say: Say, seeds: Iterable[int] = TUNING) -> None:
-    """Honest runs that nobody guards, to learn from; those that are there already are kept."""
-    for seed in seeds:
+def tuning(place: Range, runs: Path, say: Say, *, budget: float = float("inf")) -> bool:
+    """Honest runs that nobody guards, to learn from; those that are there already are kept. False: the time is up."""
+    begun = time.monotonic()
+    for seed in TUNING:
         name = f"{place.workload.name}-{seed}"
         if not (runs / "tuning" / name / "run.json").exists():
+            if time.monotonic() - begun > budget:
+                return False
             say(f"honest run to tune on, seed {seed}", 0)
             place.seed = seed
             ran = jobs.unguarded(place)
@@ -40,6 +43,7 @@ def tuning(place: Range, runs: Path, say: Say, seeds: Iterable[int] = TUNING) ->
                 said = (place.tmp / "said").read_text(encoding="utf-8")
                 raise SystemExit(f"error: the honest job of seed {seed} ended with {ran.code}: {said[-500:]}")
             jobs.keep(place, runs / "tuning", name, ran.code)
+    return True
 
 
 def carry_out(place: Range, case: Case, techniques: Mapping[str, Technique], runs: Path, say: Say) -> dict[str, Any]:

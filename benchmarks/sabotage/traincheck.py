@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trainwarden.redteam.workloads import Workload
 
 STEPS, FIRST, LEAD, EVERY = 12, 7, 3, 4
-REFERENCE, TUNING, HONEST = (101, 102), (103, 104), (1, 2)  # seeds
+REFERENCE, TUNING = (101, 102), (103, 104)  # seeds of honest runs
 LIMIT = 1_800.0  # seconds that inferring the invariants may take
 RUN_LIMIT = 300.0  # and tracing a run
 SAMPLED = ("--precond-sampling-threshold", "500")  # examples of a hypothesis; with the default it does not end here
@@ -68,15 +68,13 @@ def set_up() -> Path:
 
 def job(invariants: Path | None = None) -> Workload:
     """The chat workload to be run under TrainCheck: traced in full, or only for some invariants."""
-    folder = home() / "source" / ("full" if invariants is None else "checked")
-    shutil.rmtree(folder, ignore_errors=True)
-    plain = jobs.job("chat", folder)
-    shutil.copy(HERE / "traincheck_job.py", folder / "collect.py")
+    plain = jobs.job("chat")
     options = plain.command[plain.command.index("--data") :]
     which = () if invariants is None else ("--invariants", str(invariants))
     return dataclasses.replace(
-        plain, source=folder, below="", venv=set_up(), packages=(), step=r"step (\d+) loss",
-        steps=STEPS, first=FIRST, lead=LEAD, every=EVERY, command=("python", "-u", "collect.py", *which, *options),
+        plain, venv=set_up(), packages=(), steps=STEPS, first=FIRST, lead=LEAD, every=EVERY, step=r"step (\d+) loss",
+        command=("python", "-u", "collect.py", *which, *options),
+        adds=(*plain.adds, ("collect.py", (HERE / "traincheck_job.py").read_text(encoding="utf-8"))),
     )  # fmt: skip
 
 
@@ -187,16 +185,17 @@ def one(
 # ------------------------------------------------------------------ the matrix
 
 
-def matrix_of(techniques: Sequence[Technique]) -> list[Case]:
-    """Honest runs that it was not tuned on, and one variant of each technique."""
-    honest = [Case("honest", "", "", "chat", seed) for seed in HONEST]
-    return [*honest, *(c for c in matrix.sampled(techniques) if c.kind == "attack")]
+def cases_of(techniques: Sequence[Technique]) -> list[Case]:
+    """Honest runs that it was not tuned on, and a variant of each technique, where there is one for this job."""
+    from trainwarden.redteam.workloads import WORKLOADS
+
+    return [c for c in matrix.sampled(techniques, "chat", {"chat": WORKLOADS["chat"]}) if c.kind != "twin"]
 
 
-def run(name: str, techniques: Sequence[Technique], ledger: Ledger, budget: float) -> bool:
+def run(name: str, techniques: Sequence[Technique], budget: float) -> bool:
     """Every case that is not judged yet, until the budget ends; False when cases are left."""
     if name != "chat":
-        say(f"{name}: only the chat workload's scripts can be joined for TrainCheck; not run")
+        say(f"{name}: only the chat workload's scripts are joined for TrainCheck; not run")
         return True
     begun = time.monotonic()
     invariants, loose = learn()
@@ -204,7 +203,7 @@ def run(name: str, techniques: Sequence[Technique], ledger: Ledger, budget: floa
     code = matrix.code_of("attacks", "workloads", "benchmarks/sabotage")
     done = Ledger(home() / "done.jsonl", code)
     with _range(invariants, 0) as place:
-        for case in matrix_of(techniques):
+        for case in cases_of(techniques):
             if case.name in done.rows:
                 continue
             if time.monotonic() - begun > budget:

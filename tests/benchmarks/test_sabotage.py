@@ -16,6 +16,7 @@ from benchmarks.sabotage.traces import Run as RunNoun
 from benchmarks.sabotage.traces import Step, Struck, Truth, Verdict, write, write_verdicts
 from trainwarden.redteam import catalogue
 from trainwarden.redteam.outcome import Expected, Found, Marked, Outcome
+from trainwarden.redteam.place import Range
 from trainwarden.redteam.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,9 +115,11 @@ def test_a_detector_without_trainwarden_is_scored_from_files_alone(
 def test_the_sampled_matrix_has_every_technique_and_its_twin_and_the_whole_one_every_variant_and_seed() -> None:
     techniques = catalogue.load()
     names = {t.id for t in techniques}
-    few, all_of_them = matrix.sampled(techniques), matrix.whole(techniques)
+    few = [case for name in ("chat", "toy") for case in matrix.sampled(techniques, name, WORKLOADS)]
+    all_of_them = [case for name in WORKLOADS for case in matrix.whole(techniques, name, WORKLOADS)]
     for kind in ("attack", "twin"):
-        assert {c.technique for c in few if c.kind == kind} == names
+        chosen = [c.technique for c in few if c.kind == kind]
+        assert sorted(chosen) == sorted(names), "each once, on a workload that has what it needs"
     variants = {(t.id, v.name, seed) for t in techniques for v in t.variants for seed in matrix.SEEDS}
     assert {(c.technique, c.variant, c.seed) for c in all_of_them if c.kind == "attack"} == variants
     assert all(c.audit for c in all_of_them if c.kind == "attack")
@@ -160,17 +163,14 @@ def test_the_ledger_goes_on_after_a_crash_and_forgets_rows_of_other_code(tmp_pat
 
 @pytest.mark.parametrize("name", sorted(WORKLOADS))
 def test_every_workload_logs_its_curves_by_one_more_line_in_one_script(name: str, tmp_path: Path) -> None:
-    plain = WORKLOADS[name]
-    changed = jobs.job(name, tmp_path)
-    differ = []
-    for file in plain.source.glob("*.py"):
-        old, new = file.read_text().splitlines(), (changed.source / file.name).read_text().splitlines()
-        if added := [line.strip() for line in new if line not in old]:
-            differ.append(added)
-            ast.parse("\n".join(new))
-    assert len(differ) == 1
-    assert differ[0][0] == "import curvelog"
-    assert differ[0][1].startswith("curvelog.log(given.out, step, rank, ")
+    place = Range(tmp_path, jobs.job(name))
+    place.fresh()
+    lines = [line.strip() for f in place.job.rglob("*.py") for line in f.read_text().splitlines() if "curvelog" in line]
+    assert lines[0] == "import curvelog"
+    assert len(lines) == 2
+    assert lines[1].startswith("curvelog.log(step, rank, ")
+    for script in place.job.rglob("*.py"):
+        ast.parse(script.read_text())
 
 
 def test_the_log_of_a_killed_rank_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
