@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, workloads)
             done &= run(name, techniques, cases, ledger, left)
+    if not ledger.rows:
+        raise SystemExit("error: no case is done yet\nhint: python -m benchmarks.sabotage run")
     summary = sum_up(ledger)
     print("\n".join(f"{key:>28}  {value}" for key, value in summary.items()))
     print(f"the runs, for any other detector: {jobs.cache() / 'runs'}")

@@ -38,9 +38,13 @@ if TYPE_CHECKING:
 STEPS, FIRST, LEAD, EVERY = 12, 7, 3, 4
 REFERENCE, TUNING = (101, 102), (103, 104)  # seeds of honest runs
 LIMIT = 1_800.0  # seconds that inferring the invariants may take
-RUN_LIMIT = 300.0  # and tracing a run
+RUN_LIMIT = 600.0  # and tracing a run, or checking it
 SAMPLED = ("--precond-sampling-threshold", "500")  # examples of a hypothesis; with the default it does not end here
 HERE = Path(__file__).parent
+
+
+class TrainCheckFailed(SystemExit):
+    """A program of TrainCheck's ended badly or took too long."""
 
 
 def home() -> Path:
@@ -85,9 +89,9 @@ def learn() -> tuple[Path, frozenset[str]]:
     """The invariants of two honest runs, and those that honest tuning runs violate; kept from the last time.
 
     Raises:
-        SystemExit: an honest run does not train under it, or inferring takes longer than the limit.
+        SystemExit: an honest run does not train under it, or one of its programs fails or takes too long.
     """
-    state = home() / matrix.code_of("workloads")
+    state = home() / matrix.code_of("workloads/chat")
     invariants, loose = state / "invariants.json", state / "loose.json"
     if not invariants.exists():
         traces = [_reference(seed, state) for seed in REFERENCE]
@@ -146,7 +150,7 @@ def violated(place: Range, invariants: Path) -> dict[str, int]:
     argv = ["traincheck-check", "-f", str(place.job / "trace"), "-i", str(invariants), "-o", str(folder)]
     _tool([*argv, "--no-html-report", "-j", "2"], place.tmp, limit=RUN_LIMIT)
     told = json.loads((folder / "trace" / "violations_summary.json").read_text(encoding="utf-8"))["violations"]
-    return {v["display_name"]: max(-1, v["first_step"] - 2) for v in told}
+    return {v["display_name"]: max(-1, (v["first_step"] or 0) - 2) for v in told}
 
 
 def verdict(run: str, found: Mapping[str, int], loose: frozenset[str]) -> Verdict:
@@ -208,17 +212,21 @@ def run(name: str, techniques: Sequence[Technique], budget: float) -> bool:
                 continue
             if time.monotonic() - begun > budget:
                 return False
-            said = one(place, case, known.get(case.technique), invariants, loose)
-            done.add({"case": case.name, "ran": said is not None})
+            why = "not carried out, or it did not act"
+            try:
+                said = one(place, case, known.get(case.technique), invariants, loose)
+            except TrainCheckFailed as failed:
+                said, why = None, str(failed)
+            done.add({"case": case.name, "why": "" if said else why})
             judged = {} if not path.exists() else dict(read_verdicts(path))
             if said is not None:
                 write_verdicts(path, list({**judged, case.name: said}.values()))
-            say(f"{case.name:>40}  {said.why or 'nothing' if said else 'not run'}")
+            say(f"{case.name:>40}  {(said.why or 'nothing') if said else f'not run: {why}'}")
     return True
 
 
 def _tool(argv: Sequence[str], folder: Path, *, limit: float) -> None:
-    """Run a program of TrainCheck's environment. Raises SystemExit when it fails or takes longer than the limit."""
+    """Run a program of TrainCheck's environment. Raises TrainCheckFailed when it fails or takes longer than `limit`."""
     folder.mkdir(parents=True, exist_ok=True)
     words = [str(set_up() / "bin" / argv[0]), *argv[1:]]
     log = folder / f"{argv[0]}.log"
@@ -229,7 +237,7 @@ def _tool(argv: Sequence[str], folder: Path, *, limit: float) -> None:
             code = -1
     if code != 0:
         why = f"took longer than {limit:.0f} s" if code == -1 else f"ended with {code}"
-        raise SystemExit(f"error: {argv[0]} {why}\nhint: {log} has what it said")
+        raise TrainCheckFailed(f"error: {argv[0]} {why}\nhint: {log} has what it said")
 
 
 def say(text: str) -> None:
