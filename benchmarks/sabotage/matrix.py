@@ -88,17 +88,23 @@ def _honest(workload: str, seeds: Sequence[int]) -> list[Case]:
 
 def to_do(cases: Sequence[Case], done: Mapping[str, Row]) -> Iterator[Case]:
     """What is left, in the order that tells most in little time: honest runs and attacks that have no row; with an
-    audit, attacks that were not found while the run went on; twins. `done` may grow while this goes on.
+    audit, attacks that were not found while the run went on; twins; with an audit, attacks of which evidence by replay
+    is still due, so that place and cause get known. `done` may grow while this goes on.
     """
     for case in (c for c in cases if c.kind != "twin"):
         row = done.get(case.name)
         if row is None or (case.audit and not row["audited"]):
             yield case
-    for case in (c for c in cases if c.kind == "attack"):
+    attacks = [c for c in cases if c.kind == "attack"]
+    for case in attacks:
         row = done.get(case.name)
         if row and not row["audited"] and how(row) in ("missed", "not checked"):
             yield case._replace(audit=True)
     yield from (c for c in cases if c.kind == "twin" and c.name not in done)
+    for case in attacks:
+        row = done.get(case.name)
+        if row and not row["audited"] and any(e["state"] == "not checked" for e in row["expected"]):
+            yield case._replace(audit=True)
 
 
 class Ledger:

@@ -101,7 +101,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     struck = [r for r in carried_out if r["worked"] is not False]
     kinds = [how(r) for r in struck]
     found = [r for r, kind in zip(struck, kinds, strict=True) if kind in ("live", "audit")]
-    placed = [r for r in found if numeric(r)]
+    placed = [r for r in found if numeric(r) and r["audited"]]
     explained = [r for r in struck if numeric(r) and r["cause_proved"] is not None]
     firsts = [f for r in struck if how(r) == "live" and (f := first(r)) is not None]
     return {

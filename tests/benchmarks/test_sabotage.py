@@ -56,7 +56,8 @@ def test_what_was_not_looked_for_is_neither_found_nor_missed_and_low_findings_fi
 def test_the_summary_counts_attacks_that_did_something_and_names_the_rest() -> None:
     marks = (Marked(rank=1, step=60, wall_ns=1),)
     rows = [
-        row("live", found=(LIVE,), marks=marks, located="exact", cause_proved=True),
+        row("live", found=(LIVE,), marks=marks, located="exact", cause_proved=True, audited=True),
+        row("live alone", found=(LIVE,), marks=marks, located="near"),
         row("audit", technique="23", found=(REPLAY,), marks=marks, located="near", cause_proved=False, audited=True),
         row("missed", technique="24", expected=(expected("silent"),), audited=True),
         row("open", technique="25", expected=(expected("not checked"),)),
@@ -66,8 +67,8 @@ def test_the_summary_counts_attacks_that_did_something_and_names_the_rest() -> N
         row("twin", kind="twin", verdict="accused", found=(LIVE,)),
     ]
     told = scoring.summary(rows)
-    assert (told["techniques"], told["cases"]) == (4, 4)
-    assert (told["found_pct"], told["found_live_pct"], told["found_by_audit_alone"]) == (50.0, 25.0, 1)
+    assert (told["techniques"], told["cases"]) == (4, 5)
+    assert (told["found_pct"], told["found_live_pct"], told["found_by_audit_alone"]) == (60.0, 40.0, 1)
     assert (told["exact_pct"], told["exact_of"], told["cause_proved_pct"]) == (50.0, 2, 50.0)
     assert (told["false_accusations"], told["honest_runs"], told["benign_twins"]) == (1, 1, 1)
     named = [told[k] for k in ("missed", "not_checked", "without_effect", "not_carried_out")]
@@ -126,7 +127,7 @@ def test_the_sampled_matrix_has_every_technique_and_its_twin_and_the_whole_one_e
     assert len({c.name for c in all_of_them}) == len(all_of_them), "every case has a name of its own"
 
 
-def test_what_was_not_found_live_is_carried_out_again_with_an_audit_before_the_twins() -> None:
+def test_what_was_not_found_live_is_audited_before_the_twins_and_what_was_after_them() -> None:
     attacks = [Case("attack", t, "a", "chat", 0) for t in ("22", "23")]
     cases = [Case("honest", "", "", "chat", 1), *attacks, Case("twin", "22", "b", "chat", 0)]
     done: dict[str, dict[str, Any]] = {}
@@ -134,13 +135,15 @@ def test_what_was_not_found_live_is_carried_out_again_with_an_audit_before_the_t
     for case in matrix.to_do(cases, done):
         order.append((case.name, case.audit))
         found = (LIVE,) if case.technique == "22" else (REPLAY,) if case.audit else ()
-        done[case.name] = row(case.name, case.kind, case.audit, found=found, expected=(expected("not checked"),))
+        due = (expected("found" if case.audit else "not checked"),)
+        done[case.name] = row(case.name, case.kind, case.audit, found=found, expected=due)
     assert order == [
         ("honest-chat-1", False),
         ("22-a-chat-0", False),
         ("23-a-chat-0", False),
         ("23-a-chat-0", True),
         ("twin-22-b-chat-0", False),
+        ("22-a-chat-0", True),
     ]
     assert list(matrix.to_do(cases, done)) == []
 
