@@ -3,10 +3,11 @@
     python -m benchmarks.sabotage.traincheck setup       its environment, once (torch's CPU build: about 1.5 GB)
     python -m benchmarks.sabotage traincheck             one variant of every technique, within a budget of time
 
-How it is used, after its own documentation: full traces of two short honest runs (it advises about ten iterations),
-`traincheck-infer` on both, then each attacked run is traced for these invariants, every step of it, and checked with
-`traincheck-check`. Tuned as the curve watcher is: an invariant that an honest tuning run of other seeds violates is
-left out, so what is left raised no false alarm there. A run that violates another one is flagged.
+How it is used, after its own documentation: a full trace of a short honest run (it advises about ten iterations),
+`traincheck-infer` on it, then each attacked run is traced for these invariants, every step of it, and checked with
+`traincheck-check`. Its `ConsistencyRelation` is disabled: looking for its preconditions in the traces of two ranks did
+not end here (20 minutes of a busy machine). Tuned as the curve watcher is: an invariant that an honest tuning run of
+other seeds violates is left out, so what is left raised no false alarm there. A run that violates another one is flagged.
 
 The job is shorter than TrainWarden's (tracing one step takes longer than making it), the attack the same, carried out
 by the same code in a copy of TrainCheck's environment. An attack that does not act there counts as not run.
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from trainwarden.redteam.workloads import Workload
 
 STEPS, FIRST, LEAD, EVERY = 12, 7, 3, 4
-REFERENCE, TUNING = (101, 102), (103, 104)  # seeds of honest runs
+REFERENCE, TUNING = (101,), (103, 104)  # seeds of honest runs
 LIMIT = 1_800.0  # seconds that inferring the invariants may take
 RUN_LIMIT = 600.0  # and tracing a run, or checking it
-SAMPLED = ("--precond-sampling-threshold", "500")  # examples of a hypothesis; with the default it does not end here
+BOUNDED = ("--precond-sampling-threshold", "500", "--disable-relation", "ConsistencyRelation")
 HERE = Path(__file__).parent
 
 
@@ -86,7 +87,7 @@ def job(invariants: Path | None = None) -> Workload:
 
 
 def learn() -> tuple[Path, frozenset[str]]:
-    """The invariants of two honest runs, and those that honest tuning runs violate; kept from the last time.
+    """The invariants of honest runs, and those that honest tuning runs violate; kept from the last time.
 
     Raises:
         SystemExit: an honest run does not train under it, or one of its programs fails or takes too long.
@@ -96,8 +97,8 @@ def learn() -> tuple[Path, frozenset[str]]:
     if not invariants.exists():
         traces = [_reference(seed, state) for seed in REFERENCE]
         partial = invariants.with_suffix(".partial")
-        say(f"inferring invariants from {len(traces)} honest runs (minutes)")
-        argv = ["traincheck-infer", "-f", *map(str, traces), "-o", str(partial), "-j", "2", *SAMPLED]
+        say("inferring invariants (minutes)")
+        argv = ["traincheck-infer", "-f", *map(str, traces), "-o", str(partial), "-j", "2", *BOUNDED]
         _tool(argv, state, limit=LIMIT)
         partial.replace(invariants)
     if not loose.exists():
