@@ -5,8 +5,8 @@ was sent and cannot tell; the loss drifts as a slightly worse job's would.
 
 Precondition: code in the rank (shared environment). Expected evidence: in a replay the attacked rank's local gradients
 differ at the first tampered step, in this tensor; live, code in memory that no seal lists. Cause proved: a factor of
-−1. Effect: other final weights. Benign twin: a gradient-reversal hook that the job's own approved code registers.
-Clean-up: none needed, the process ends.
+−1. Effect: other final weights. Benign twin: a gradient-reversal hook that the job's own approved code registers on
+all ranks. Clean-up: none needed, the process ends.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ TECHNIQUE = Technique(
     ),
     twin=Twin(
         name="gradient reversal by the job",
-        does="an approved module of the job reverses the same gradient from the start, as adversarial training does",
-        acts=approved(Payload(flip, trigger=RANK_1, lasts=1_000_000)),
+        does="an approved module reverses the gradient on every rank from the start, as adversarial training does",
+        acts=approved(Payload(flip, lasts=1_000_000)),
         needs=("ranks",),
     ),
 )

@@ -56,7 +56,7 @@ TECHNIQUE = Technique(
     twin=Twin(
         name="a penalty at one step in eight",
         does="an approved module of the job turns the same gradient at the same steps from the start",
-        acts=approved(Payload(flip, trigger=NOW_AND_THEN, lasts=1_000_000)),
+        acts=approved(Payload(flip, trigger=Trigger(every=8), lasts=1_000_000)),
         needs=("ranks",),
     ),
 )

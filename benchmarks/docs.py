@@ -1,6 +1,6 @@
 """Writes what the docs take from the code and from results/*.json: `python -m benchmarks.docs [--check]`.
 
-Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and docs/:
+Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md, docs/ and workloads/:
 
 * `defence`: a row for each attack and honest run of the defence benchmark (docs/benchmarks.md), and its picture
   (docs/defence.svg);
@@ -8,9 +8,10 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
+* `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
 * `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
 * `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
-* `traces`, `schemas`: runs, truths and verdicts in the neutral form (docs/sabotage-format.md);
+* `traces`, `schemas`: runs, truths and verdicts in the neutral form (docs/sabotage-format.md).
 
 Nothing outside the markers is touched. A figure that was never measured says so.
 """
@@ -27,7 +28,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report
+from benchmarks import defence_report, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
@@ -101,6 +102,9 @@ FIGURES = (
     ),
     Figure("log", "bytes_per_record", "what it stores for a step record", " B", "about 64 B"),
     Figure("log", "crash_losses", "acknowledged entries lost over all crash points", "", "0"),
+    Figure("ranking", "auc", "ranking workload, AUC on each person's later events, mean of 4 seeds", "", "none set"),
+    Figure("ranking", "fields_auc", "the same of a logistic regression on the same fields", "", "less"),
+    Figure("ranking", "fields_and_history_auc", "and of one with features made by hand", "", "less"),
 )
 
 
@@ -224,6 +228,7 @@ def generated(root: Path) -> dict[Path, str]:
         "docs/sabotage-format.md": {"rows": rows_block, "traces": traces_block, "schemas": schemas_block},
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}
     if "defence" in results:
