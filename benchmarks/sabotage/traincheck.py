@@ -5,9 +5,9 @@
 
 How it is used, after its own documentation: a full trace of a short honest run (it advises about ten iterations),
 `traincheck-infer` on it, then each attacked run is traced for these invariants, every step of it, and checked with
-`traincheck-check`. Its `ConsistencyRelation` is disabled: looking for its preconditions in the traces of two ranks did
-not end here (20 minutes of a busy machine). Tuned as the curve watcher is: an invariant that an honest tuning run of
-other seeds violates is left out, so what is left raised no false alarm there. A run that violates another is flagged.
+`traincheck-check`. Its `ConsistencyRelation` is disabled: with the traces of two ranks, inferring took minutes for each
+of its hypotheses (on a busy machine). Tuned as the curve watcher is: an invariant that an honest tuning run of other
+seeds violates is left out, so what is left raised no false alarm there. A run that violates another one is flagged.
 
 The job is shorter than TrainWarden's (tracing one step takes longer than making it), the attack the same, carried out
 by the same code in a copy of TrainCheck's environment. An attack that does not act there counts as not run.
