@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ import torch
 from trainwarden.audit import perturb
 from trainwarden.audit.plan import Plan, decode
 from trainwarden.audit.regroup import Regrouper
+from trainwarden.audit.resuming import RESUME_ENV, Resumer
 from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
@@ -45,6 +47,8 @@ class Replayer(Recorder):
         self._restored: dict[int, int] = {}  # loader number → ordinal of the recorded iterator it stands at
         self._followed: dict[int, int] = {}  # loader number → iterators begun since
         self._seen_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+        place = os.environ.get(RESUME_ENV, "")
+        self._resumer = Resumer(Path(place)) if place else None
         self._updating = 0  # optimizers that are moving now: one may move another in its step
 
     # ------------------------------------------------------------------ where we are
@@ -108,7 +112,16 @@ class Replayer(Recorder):
 
     # ------------------------------------------------------------------ starting
 
+    def framework_loaded(self, module: ModuleType) -> None:
+        if self._resumer is not None:
+            self._resumer.framework_loaded(module)
+
+    def _begins(self) -> None:
+        if self._resumer is not None and self.done == 0:
+            self._resumer.begins()
+
     def loader_begins(self, iterator: Any) -> None:
+        self._begins()
         if self._state and iterator not in self._seen_iterators:
             self._seen_iterators.add(iterator)
             self._follow(iterator)
@@ -164,7 +177,7 @@ class Replayer(Recorder):
                 self._seen_iterators.add(iterator)
                 if number == state["loader"]:
                     self._followed.pop(number, None)
-                    positions.reposition(loader, iterator, state)
+                    positions.reposition(loader, iterator, state, self.loaders.ahead(iterator))
                     self._restored[number] = state["ordinal"]
         self.restore_generators()
         self.last_weights.clear()
@@ -175,6 +188,7 @@ class Replayer(Recorder):
         if self.gathered.forwards == 0:
             if self.link is not None and self.link.dead:
                 os._exit(1)  # the auditor is gone: nobody waits for what comes
+            self._begins()
             if self.computing > self.plan.last >= 0:
                 self.stop()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:

@@ -8,16 +8,15 @@ the replay.
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 from trainwarden.audit import given, runner
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
+from trainwarden.audit.contents import content_digest, same_but_for_places
 from trainwarden.audit.recorded import Placed, Recorded
 from trainwarden.audit.starts import GIVEN_SETTINGS, WAYS, Way, prepare
 from trainwarden.audit.starts import Start as Start
@@ -136,8 +135,9 @@ class _Comparison:
                 continue
             if not self._recorded.store.has(old.digest):
                 continue
-            was, now = content_digest(self._recorded.store.object_path(old.digest)), content_digest(saving.path)
-            if was != now:
+            kept = self._recorded.store.object_path(old.digest)
+            was, now = content_digest(kept), content_digest(saving.path)
+            if was != now and not same_but_for_places(kept, saving.path, _places(space)):
                 self.divergence = Location(
                     step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
                 )
@@ -248,6 +248,7 @@ def _run(
                 env=env,
                 plan=plan,
                 arguments=arguments,
+                resume=space.map_path(way.resumes_from) if way.resumes_from and not arguments else "",
                 entropy=recorded.entropy(attempt, started.rank),
             )
             for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
@@ -282,21 +283,9 @@ def _resume_arguments(space: Workspace, place: str) -> tuple[str, ...]:
     return tuple(word.replace("{checkpoint}", space.map_path(place)) for word in template.split())
 
 
-def content_digest(path: Path) -> str:
-    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file."""
-    h = blake3()
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                h.update(chunk)
-        return h.hexdigest()
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            h.update(info.filename.partition("/")[2].encode() + b"\0" + info.file_size.to_bytes(8, "little"))
-            with archive.open(info) as member:
-                while chunk := member.read(1 << 20):
-                    h.update(chunk)
-    return h.hexdigest()
+def _places(space: Workspace) -> tuple[str, ...]:
+    """What stands before the original paths in a workspace and its room (`Workspace.map_path`)."""
+    return f"{space.scratch}/abs", f"{space.room.path}/root"
 
 
 def verdicts(result: Result, segments: Sequence[Segment], recorded: Recorded) -> list[Verdict]:

@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainwarden.record import birth, entropy, sleeps
 
@@ -27,6 +27,16 @@ else:  # the import system asks for their methods only, and `importlib.abc` load
 
 RECORDER_ENV = "TRAINWARDEN_RECORDER"
 """Names the recorder's class as `module:class`; an audit names its replayer here."""
+FRAMEWORKS = (
+    "accelerate.accelerator",
+    "accelerate.data_loader",
+    "lightning.fabric.utilities.cloud_io",
+    "lightning.pytorch.trainer.trainer",
+    "lightning_fabric.utilities.cloud_io",
+    "pytorch_lightning.trainer.trainer",
+    "transformers.trainer",
+)
+"""Modules of training frameworks that a recorder may have hooks for. Some import torch only while they are loaded."""
 
 
 class _Wrapped(Loader):
@@ -79,15 +89,26 @@ def arm() -> None:
     sleeps.arm()
     finder = _Finder()
 
+    recorders: list[Any] = []
+
     def torch_ready(module: ModuleType) -> None:
         entropy.python_ready()
         from trainwarden.record import hooks
 
         where, _, kind = os.environ.get(RECORDER_ENV, "trainwarden.record.recorder:Recorder").partition(":")
-        hooks.install(module, getattr(importlib.import_module(where), kind)())
+        recorders.append(getattr(importlib.import_module(where), kind)())
+        hooks.install(module, recorders[0])
+
+    def framework_ready(module: ModuleType) -> None:
+        from trainwarden.record import frameworks
+
+        for recorder in recorders:
+            frameworks.install(module, recorder)
 
     finder.wanted["torch"] = (_ask, torch_ready)
     finder.wanted["numpy.random"] = (lambda: None, entropy.numpy_ready)
+    for name in FRAMEWORKS:
+        finder.wanted[name] = (lambda: None, framework_ready)
     sys.meta_path.insert(0, finder)
 
 

@@ -23,16 +23,18 @@ _CODE = (".py", ".pyc", ".so", ".pth", ".pyi")
 def install(torch: Any, recorder: Recorder) -> None:
     """Wrap torch's functions and start listening to audit events."""
     _state["recorder"] = recorder
-    torch.save = _writer(torch.save, 1, "torch")
+    torch.save = writer(torch.save, 1, "torch")
     torch.load = _reader(torch.load)
-    safetensors.torch.save_file = _writer(safetensors.torch.save_file, 1, "safetensors")
+    safetensors.torch.save_file = writer(safetensors.torch.save_file, 1, "safetensors")
     safetensors.torch.load_file = _reader(safetensors.torch.load_file)
     os.rename = _renamer(os.rename)
     os.replace = _renamer(os.replace)
     sys.addaudithook(_make_audit(recorder))
 
 
-def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[..., Any]:
+def writer(function: Callable[..., Any], position: int, kind: str) -> Callable[..., Any]:
+    """A function that writes its first argument to the path or open file at `position`, seen doing it."""
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         target = args[position] if len(args) > position else kwargs.get("f", kwargs.get("filename"))

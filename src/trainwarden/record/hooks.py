@@ -132,7 +132,7 @@ def _loaders(recorder: Recorder) -> None:
     def following(self: Any) -> Any:
         recorder.guarded("loader", lambda: recorder.loader_begins(self))
         batch = give(self)
-        other = recorder.guarded("batch", lambda: recorder.loader_gave(self, batch))
+        other = recorder.guarded("batch", lambda: recorder.loader_fetched(self, batch))
         return batch if other is None else other
 
     module.DataLoader.__iter__ = iterate

@@ -3,16 +3,22 @@
 A loader's position is the state it began its epoch with (generators, the sampler's epoch) and how many batches
 it has handed out since: going there again draws the same permutation and skips the same indexes. Scripts whose
 own checkpoints lack this still replay bit for bit.
+
+A framework may fetch a batch before it hands on the one before (accelerate does, to know the last one). What counts is
+when the script is given it: in which step that is does not depend on where a run begins.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from typing import Any
 
 import torch
 
 from trainwarden.record import rng
+
+_MOST_PARTS = 8
 
 
 class LoaderTracker:
@@ -24,11 +30,49 @@ class LoaderTracker:
         self.begins: list[dict[str, Any]] = []  # one per iterator: {"loader", "epoch", "rng", "generators"}
         self._taken: dict[int, int] = {}  # iterator ordinal → batches handed out
         self._ordinal: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._newest: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # loader → its newest iterator
+        self._wrapped: weakref.WeakSet[Any] = weakref.WeakSet()  # loaders that a framework fetches from
+        self._held: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
 
     def made(self, loader: Any, iterator: Any) -> None:
         """`iter(loader)` was called."""
         self._loaders.setdefault(loader, len(self._loaders))
         self._loader_of[iterator] = weakref.ref(loader)
+        self._newest[loader] = weakref.ref(iterator)
+        if loader in self._wrapped:
+            self._held[iterator] = deque()
+
+    def wrapped(self, loader: Any) -> None:
+        """A framework fetches from this loader and hands its batches on later."""
+        self._wrapped.add(loader)
+
+    def hold(self, iterator: Any, batch: Any) -> bool:
+        """Keep a batch that a framework has fetched until it is handed on; False where nothing stands between."""
+        held = self._held.get(iterator)
+        if held is None:
+            return False
+        held.append(batch)
+        return True
+
+    def handed_on(self, loader: Any, skipped: int) -> tuple[Any, Any]:
+        """The iterator and the batch of it that a framework hands on now, after so many that it left out.
+
+        Raises:
+            LookupError: it hands on something that it did not fetch.
+        """
+        reference = self._newest.get(loader)
+        iterator = None if reference is None else reference()
+        held = self._held.get(iterator) if iterator is not None else None
+        if held is None or len(held) <= skipped:
+            raise LookupError("a framework hands on a batch that its loader did not give")
+        for _ in range(skipped):
+            held.popleft()
+            self.took(iterator)
+        return iterator, held.popleft()
+
+    def ahead(self, iterator: Any) -> int:
+        """Batches that were fetched from this iterator and not handed on yet."""
+        return len(self._held.get(iterator, ()))
 
     def loader_of(self, iterator: Any) -> Any | None:
         """The loader behind an iterator, while it lives."""
@@ -52,7 +96,7 @@ class LoaderTracker:
                 "loader": self._loaders.get(loader, 0) if loader is not None else 0,
                 "epoch": _epoch(loader),
                 "rng": rng.states(),
-                "generators": [g.get_state().clone() for g in generators(loader)],
+                "generators": _states(loader),
             }
         )
         return ordinal
@@ -73,8 +117,8 @@ class LoaderTracker:
         states = []
         live = {self._loaders[loader]: loader for loader in self._loaders}
         for number, ordinal in self.positions().items():
-            now = [g.get_state().clone() for g in generators(live.get(number))]
-            states.append(self.begins[ordinal] | {"ordinal": ordinal, "taken": self._taken[ordinal], "now": now})
+            now = {"now": _states(live.get(number))}
+            states.append(self.begins[ordinal] | {"ordinal": ordinal, "taken": self._taken[ordinal]} | now)
         return states
 
     def live(self) -> list[tuple[int, Any, Any]]:
@@ -91,40 +135,29 @@ class LoaderTracker:
         return self._loaders.setdefault(loader, len(self._loaders))
 
 
-def generators(loader: Any | None) -> list[torch.Generator]:
-    """The generators of a loader's own, its sampler's and its batch sampler's, each once."""
-    found: list[torch.Generator] = []
-    for thing in _parts(loader):
-        generator = getattr(thing, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not g for g in found):
-            found.append(generator)
-    return found
-
-
-def reposition(loader: Any, iterator: Any, state: dict[str, Any]) -> None:
-    """Put a live iterator where `state` says: same beginning, same number of batches gone.
+def reposition(loader: Any, iterator: Any, state: dict[str, Any], ahead: int = 0) -> None:
+    """Put a live iterator where `state` says: same beginning, same number of batches gone, and `ahead` more.
 
     Raises:
         RuntimeError: the loader prefetches in worker processes, whose position cannot be set from here.
     """
     if getattr(iterator, "_num_workers", 0):
         raise RuntimeError("a loader with worker processes cannot be repositioned")
+    gone = state["taken"] + ahead
     set_epoch(loader, state["epoch"])
     rng.restore(state["rng"])
-    for generator, saved in zip(generators(loader), state["generators"], strict=True):
-        generator.set_state(saved)
+    _set_states(loader, state["generators"])
     if iterator._dataset_kind == 1:  # torch.utils.data._DatasetKind.Iterable
         fresh = type(iterator)(loader)
         iterator.__dict__.update(fresh.__dict__)
-        for _ in range(state["taken"]):
+        for _ in range(gone):
             iterator._next_data()
     else:
         iterator._sampler_iter = iter(iterator._index_sampler)
-        for _ in range(state["taken"]):
-            next(iterator._sampler_iter)
-    iterator._num_yielded = state["taken"]
-    for generator, saved in zip(generators(loader), state["now"], strict=True):
-        generator.set_state(saved)
+        for _ in range(gone):
+            next(iterator._sampler_iter, None)
+    iterator._num_yielded = gone
+    _set_states(loader, state["now"])
 
 
 def set_epoch(loader: Any, epoch: int | None) -> None:
@@ -144,9 +177,33 @@ def _epoch(loader: Any | None) -> int | None:
     return None
 
 
+def _generators(loader: Any | None) -> list[torch.Generator | None]:
+    """The generator of each part of a loader that has none or one of its own; some make it when they are iterated."""
+    found: list[torch.Generator | None] = []
+    for thing in _parts(loader):
+        generator = getattr(thing, "generator", None)
+        known = not isinstance(generator, torch.Generator) or any(generator is g for g in found)
+        found.append(None if known else generator)
+    return found
+
+
+def _states(loader: Any | None) -> list[torch.Tensor | None]:
+    return [None if g is None else g.get_state().clone() for g in _generators(loader)]
+
+
+def _set_states(loader: Any, states: list[torch.Tensor | None]) -> None:
+    for generator, saved in zip(_generators(loader), states, strict=True):
+        if generator is not None and saved is not None:
+            generator.set_state(saved)
+
+
 def _parts(loader: Any | None) -> list[Any]:
-    if loader is None:
-        return []
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    parts = [loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
-    return [p for p in parts if p is not None]
+    """A loader and the samplers that it is made of, outermost first."""
+    found: list[Any] = []
+    waiting = [loader]
+    while waiting and len(found) < _MOST_PARTS:
+        thing = waiting.pop(0)
+        if thing is not None and all(thing is not p for p in found):
+            found.append(thing)
+            waiting += [getattr(thing, "sampler", None), getattr(thing, "batch_sampler", None)]
+    return found

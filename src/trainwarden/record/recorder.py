@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import blake3
@@ -205,6 +206,9 @@ class Recorder:
         if len(self.optimizers) == 1:
             self.guarded("code", self.look_at_code)
 
+    def framework_loaded(self, module: ModuleType) -> None:
+        """A training framework's module was imported; a replay has it resume."""
+
     def find_names(self, parameters: Iterable[torch.Tensor]) -> None:
         """(Re)build the map of names, and watch the forward passes of the modules found."""
         known = [r for ref in self.roots if (r := ref()) is not None]
@@ -299,6 +303,16 @@ class Recorder:
         """Before a loader hands out a batch."""
         self.loaders.begin(iterator)
         self.look_on(lambda o: o.loader_begins(iterator))
+
+    def loader_fetched(self, iterator: Any, batch: Any) -> Any:
+        """A loader gave a batch to whoever asked; where that is a framework, it counts when that hands it on."""
+        return None if self.loaders.hold(iterator, batch) else self.loader_gave(iterator, batch)
+
+    def handed_on(self, loader: Any, skipped: int) -> Any:
+        """A framework hands on the next batch of a loader; another one, where a replay has changed it."""
+        iterator, batch = self.loaders.handed_on(loader, skipped)
+        other = self.loader_gave(iterator, batch)
+        return None if other is batch else other
 
     def loader_gave(self, iterator: Any, batch: Any) -> Any:
         """A loader handed out a batch; a replay may return another in its place."""
