@@ -236,13 +236,17 @@ class Replayer(Recorder):
         index = self.next_step(optimizer)
         self._updating += 1
         self._give_settings(optimizer, index)
-        if self.perturbing and self.trial is not None:
-            self.trial.before_update(optimizer)
         super().before_update(optimizer, closure)
+
+    def gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
+        trial = self.trial if self.perturbing else None
+        if trial is not None:
+            trial.before_update(optimizer)
+        super().gradients_ready(optimizer)
         if self.capturing and self.taker is not None:
-            self.taker.before_update(optimizer, index)
-        if self.perturbing and self.trial is not None:
-            self.trial.at_update(optimizer)
+            self.taker.before_update(optimizer, self.optimizers[optimizer])
+        if trial is not None:
+            trial.at_update(optimizer)
 
     def _give_settings(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         for group, recorded in zip(

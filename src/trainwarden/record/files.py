@@ -99,17 +99,17 @@ def _make_audit(recorder: Recorder) -> Callable[[str, tuple[Any, ...]], None]:
     skip = (*(os.path.abspath(p) + os.sep for p in own), "/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, mode, _ = args
-            if (
-                isinstance(path, str)
-                and isinstance(mode, str)
-                and "r" in mode
-                and "+" not in mode
-                and not path.endswith(_CODE)
-            ):
-                full = os.path.abspath(path)
-                if not full.startswith(skip) and os.path.isfile(full):
-                    recorder.guarded("open", lambda: recorder.opened(full))
+        if event != "open":
+            return
+        path, mode, _ = args
+        if not (isinstance(path, str) and isinstance(mode, str)):
+            return
+        if "r" not in mode or "+" in mode:
+            if recorder.optimizers:
+                recorder.guarded("open", lambda: recorder.files.wrote(os.path.abspath(path)))
+        elif not path.endswith(_CODE):
+            full = os.path.abspath(path)
+            if not full.startswith(skip) and os.path.isfile(full):
+                recorder.guarded("open", lambda: recorder.opened(full))
 
     return audit

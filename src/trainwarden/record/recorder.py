@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
+COMPUTED_BY_OPTIMIZER = "the optimizer computes gradients itself (closure)"
 FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
 
 
@@ -61,7 +62,9 @@ class Gathered:
         self.found: dict[int, dict[str, str]] = {}
         self.loss: float | None = None
         self.loaders = self.forwards = self.losses = 0
-        self.reduced: Detail | str = "the optimizer computes gradients itself (closure)"
+        self.reduced: Detail | str = COMPUTED_BY_OPTIMIZER
+        self.closures = 0  # how often the optimizer has called its closure
+        self.by_closure = False
         self.buckets: dict[int, list[int]] = {}
         self.started_ns = 0
 
@@ -347,9 +350,22 @@ class Recorder:
         index = self.next_step(optimizer)
         if any(id(p) not in self.names for p in stages.parameters(optimizer)):
             self.find_names(stages.parameters(optimizer))
+        self.gathered.by_closure = closure
         if not closure:
-            self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+            self.gradients_ready(optimizer)
         self.look_on(lambda o: o.before_update(optimizer, index))
+
+    def gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's gradients are those that it is about to use."""
+        self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+
+    def closure_done(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer's closure has computed gradients: those it uses, unless it calls for others."""
+        self.gathered.closures += 1
+        if self.gathered.closures == 1:
+            self.gradients_ready(optimizer)
+        else:
+            self.gathered.reduced = COMPUTED_BY_OPTIMIZER
 
     def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """An optimizer has moved its parameters (or the gradient scaler has skipped it): make and send the record."""
