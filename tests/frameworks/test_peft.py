@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from guarded_job import Job
 from judged import EVIL, FOOTHOLD, located, recorded_whole, replayed
 
+from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import Start
 from trainwarden.model import CheckpointLoaded, Stage
 
@@ -53,8 +56,17 @@ def tuning(guarded: Callable[[str], Job]) -> Job:
     return job
 
 
+def tuned(job: Job) -> Recorded:
+    """A run of the job that was sealed after the base checkpoint was made, and before anything else was put there."""
+    created = max(f.stat().st_ctime_ns for f in (job.folder / "base").iterdir())
+    recorded = job.run(activations_every=2)
+    seal = msgspec.structs.replace(recorded.seal.seal, created_ns=created)
+    recorded.seal = msgspec.structs.replace(recorded.seal, seal=seal)
+    return recorded
+
+
 def test_a_lora_job_knows_its_base_and_resumes_its_adapter_in_a_replay(tuning: Job) -> None:
-    recorded = tuning.run(activations_every=2)
+    recorded = tuned(tuning)
     recorded_whole(recorded)
     loaded = [e.path for e in recorded.entries if isinstance(e, CheckpointLoaded)]
     assert str(tuning.folder / "base" / "model.safetensors") in loaded
@@ -65,7 +77,8 @@ def test_a_lora_job_knows_its_base_and_resumes_its_adapter_in_a_replay(tuning: J
 
 
 def test_a_gradient_of_an_adapter_that_is_turned_is_located(tuning: Job) -> None:
+    time.sleep(0.1)  # a file of a later moment than the base checkpoint, on any file system's clock
     (tuning.folder / EVIL).write_text("5 0 h.1.attn.c_attn.lora_B.default.weight")
-    at = located(tuning, tuning.run())
+    at = located(tuning, tuned(tuning))
     name = "base_model.model.transformer.h.1.attn.c_attn.lora_B.default.weight"
     assert (at.step, at.rank, at.stage, at.tensor) == (5, 0, Stage.REDUCED_GRADIENTS, name)

@@ -24,9 +24,10 @@ def install(torch: Any, recorder: Recorder) -> None:
     """Wrap torch's functions and start listening to audit events."""
     _state["recorder"] = recorder
     torch.save = writer(torch.save, 1, "torch")
-    torch.load = _reader(torch.load)
+    torch.load = _reader(torch.load, told=True)
     safetensors.torch.save_file = writer(safetensors.torch.save_file, 1, "safetensors")
-    safetensors.torch.load_file = _reader(safetensors.torch.load_file)
+    safetensors.torch.load_file = _reader(safetensors.torch.load_file, told=False)
+    safetensors.__dict__["safe_open"] = _reader(safetensors.safe_open, told=False)  # a class, called like a function
     os.rename = _renamer(os.rename)
     os.replace = _renamer(os.replace)
     sys.addaudithook(_make_audit(recorder))
@@ -54,13 +55,17 @@ def writer(function: Callable[..., Any], position: int, kind: str) -> Callable[.
     return wrapper
 
 
-def _reader(function: Callable[..., Any]) -> Callable[..., Any]:
+def _reader(function: Callable[..., Any], *, told: bool) -> Any:
+    """A function that reads state from its first argument, seen doing it; `told`: Python tells of the opening."""
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         path = _path(args[0] if args else kwargs.get("f", kwargs.get("filename")))
         recorder = _state["recorder"]
         if path is not None:
             recorder.guarded("load", lambda: recorder.loaded(path))
+            if not told:
+                recorder.guarded("open", lambda: recorder.opened(path))
         return function(*args, **kwargs)
 
     return wrapper
