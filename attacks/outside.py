@@ -16,7 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from attacks.library_patch import TARGET, kill_worker
+from attacks._shared.reinstall import FILE as TARGET
+from attacks.t01_library_patch import kill_worker
 
 
 @dataclass(frozen=True)

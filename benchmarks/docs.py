@@ -1,13 +1,15 @@
 """Writes what the docs take from the code and from results/*.json: `python -m benchmarks.docs [--check]`.
 
-Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md and docs/:
+Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in README.md, docs/ and workloads/:
 
 * `defence`: a row for each attack and honest run of the defence benchmark (docs/benchmarks.md), and its picture
   (docs/defence.svg);
 * `results`: the measured figures beside their targets (README.md, docs/benchmarks.md);
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
-* `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md).
+* `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
+* `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
+* `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md).
 
 Nothing outside the markers is touched. A figure that was never measured says so.
 """
@@ -24,9 +26,11 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report
+from benchmarks import defence_report, ranking
 from trainwarden import model, wire
 from trainwarden.cli import VERBS, build_parser
+from trainwarden.redteam import catalogue, outcome
+from trainwarden.redteam.interface import Technique
 
 ROOT = Path(__file__).resolve().parents[1]
 NOT_MEASURED = "not measured yet"
@@ -86,6 +90,9 @@ FIGURES = (
     ),
     Figure("log", "bytes_per_record", "what it stores for a step record", " B", "about 64 B"),
     Figure("log", "crash_losses", "acknowledged entries lost over all crash points", "", "0"),
+    Figure("ranking", "auc", "ranking workload, AUC on each person's later events, mean of 4 seeds", "", "none set"),
+    Figure("ranking", "fields_auc", "the same of a logistic regression on the same fields", "", "less"),
+    Figure("ranking", "fields_and_history_auc", "and of one with features made by hand", "", "less"),
 )
 
 
@@ -154,6 +161,36 @@ def messages_block() -> str:
     return _nouns(get_args(wire.Frame))
 
 
+def attacks_block() -> str:
+    """A row for each technique and variant: what it does, what it takes, the evidence it must leave, its twin."""
+    rows = [
+        "| id | technique | needs | MITRE | variant | what it does | expected evidence | effect |",
+        "|---" * 8 + "|",
+    ]
+    techniques = catalogue.load()
+    for t in techniques:
+        rows += _attack(t)
+    twins = ["| id | benign twin | what it does |", "|---|---|---|"]
+    twins += [f"| {t.id} | {_cell(t.twin.name)} | {_cell(t.twin.does)} |" for t in techniques]
+    return "\n".join(rows) + "\n\n" + "\n".join(twins)
+
+
+def _attack(t: Technique) -> list[str]:
+    star = " ★" if t.alleged else ""
+    head = [t.id, f"[{_cell(t.title)}](../attacks/t{t.id}_{t.slug.replace('-', '_')}.py){star}", t.needs, t.atlas]
+    rows = []
+    for v in t.variants:
+        evidence = "<br>".join(_cell(e.words) for e in v.expects)
+        rows.append("| " + " | ".join([*head, f"`{v.name}`", _cell(v.does), evidence, v.effect.value]) + " |")
+        head = [""] * 4
+    return rows
+
+
+def rows_block() -> str:
+    """The nouns of a row of the sabotage format."""
+    return _nouns([outcome.Outcome, outcome.Marked, outcome.Found, outcome.Expected, outcome.Effects])
+
+
 def generated(root: Path) -> dict[Path, str]:
     """Every file that has generated blocks, as it should be now."""
     results = read_results(root / "results")
@@ -163,8 +200,11 @@ def generated(root: Path) -> dict[Path, str]:
             "results": lambda: results_block(results),
             "defence": lambda: defence_report.block(results.get("defence")),
         },
+        "docs/attacks.md": {"attacks": attacks_block},
+        "docs/sabotage-format.md": {"rows": rows_block},
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}
     if "defence" in results:

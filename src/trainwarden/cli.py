@@ -37,6 +37,7 @@ VERBS: tuple[str, ...] = (
     "query",
     "report",
     "log",
+    "redteam",
     "demo",
 )  # fmt: skip
 

@@ -3,22 +3,21 @@
 Rules
 -----
 * The demo scripts nothing but the attack and the commands: everything else is what `trainwarden` does for any run.
-* The "shared environment" is a private copy, the attack is a program of its own (attacks/library_patch.py), and both
-  live in the demo's folder.
+* The "shared environment" is a private copy, the attack is a program of its own (attacks/t01_library_patch.py), and
+  both live in the demo's folder.
 * The truth that the result is compared with comes from the attack's own marker file and from an unguarded honest run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from trainwarden.casefile import CaseFile, earliest_divergence, explanation_of, 
 from trainwarden.errors import CannotDecide, UsageError
 from trainwarden.lineage import last_cleared
 from trainwarden.model import Finding, Location, StepRecord
+from trainwarden.redteam.environment import copy_environment
 from trainwarden.store import Store
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Demo:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.env / "complete").exists():
             self.say("copying PyTorch and what it needs into a shared environment of the demo's own")
-        copy_environment(self.env)
+        copy_environment(self.env, PACKAGES)
         if not (self.data / "data.json").exists():
             self.say("preparing the conversations and the base model")
             self.call([sys.executable, str(source / "data.py"), "--out", str(self.data), *DATA])
@@ -104,11 +104,12 @@ class Demo:
         process = subprocess.Popen(command, cwd=self.job, env=self.variables, stdout=self.stdout)
         attack = subprocess.Popen(
             [
-                *(sys.executable, str(REPOSITORY / "attacks" / "library_patch.py")),
+                *(sys.executable, "-m", "attacks.t01_library_patch"),
                 *("--environment", str(self.env), "--below", str(process.pid)),
                 *("--wait-for", str(self.job / "out" / f"step-{STRIKE_AT:06d}")),
                 *("--tensor", TENSOR, "--rank", str(RANK), "--marker", str(self.marker)),
             ],
+            cwd=REPOSITORY,
             stdout=subprocess.DEVNULL,
         )
         try:
@@ -125,7 +126,7 @@ class Demo:
 
     def attacked_steps(self) -> list[int]:
         """The steps whose gradient was flipped, from the attack's own marker."""
-        return [STRIKE_AT + int(line) - 1 for line in self.marker.read_text().split()]
+        return [int(line.split()[1]) for line in self.marker.read_text().splitlines()]
 
     def honest_state(self) -> str:
         """Train unguarded in the restored environment; the digest of the final weights."""
@@ -300,72 +301,6 @@ def live_finding_step(case: CaseFile) -> int:
 def final_digest(out: Path) -> str:
     """SHA-256 of the last checkpoint's weights."""
     return hashlib.sha256((out / f"step-{STEPS:06d}" / "model.safetensors").read_bytes()).hexdigest()
-
-
-def copy_environment(target: Path) -> None:
-    """A virtual environment of its own with what the workload needs, copied from the one that runs this.
-
-    Files that differ by size or time are copied again: a demo that was stopped half-way may have left the insider's.
-    """
-    base = getattr(sys, "_base_executable", sys.executable)
-    if not (target / "complete").exists():
-        shutil.rmtree(target, ignore_errors=True)
-        subprocess.run([base, "-m", "venv", "--without-pip", str(target)], check=True)
-    (site,) = target.glob("lib/python3*/site-packages")
-    for name in sorted(closure(PACKAGES)):
-        for file in importlib.metadata.distribution(name).files or ():
-            source = Path(str(file.locate()))
-            place = site / str(file)
-            if file.parts[0] != ".." and source.is_file() and not _same(source, place):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, place)
-    if (target / "complete").exists():
-        return
-    launcher = target / "bin" / "torchrun"
-    launcher.write_text(
-        f"#!{target / 'bin' / 'python'}\nimport sys\n\nfrom torch.distributed.run import main\n\nsys.exit(main())\n"
-    )
-    launcher.chmod(0o755)
-    subprocess.run([str(target / "bin" / "python"), "-c", "import torch.distributed.run, tokenizers"], check=True)
-    (target / "complete").touch()
-
-
-def _same(source: Path, copy: Path) -> bool:
-    if not copy.is_file():
-        return False
-    a, b = source.stat(), copy.stat()
-    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
-
-
-def closure(names: Sequence[str]) -> set[str]:
-    """The distributions that these need, themselves included, of those installed here.
-
-    Raises:
-        UsageError: one of `names` is not installed.
-    """
-    found: set[str] = set()
-    for name in names:
-        try:
-            importlib.metadata.distribution(name)
-        except importlib.metadata.PackageNotFoundError:
-            raise UsageError(f"the demo needs {name}", hint="make setup, or pip install 'trainwarden[chat]'") from None
-        found |= set(_needs(name, found))
-    return found
-
-
-def _needs(name: str, seen: set[str]) -> Iterator[str]:
-    try:
-        distribution = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return
-    if name in seen:
-        return
-    seen.add(name)
-    yield name
-    for requirement in distribution.requires or ():
-        if "extra ==" not in requirement:
-            word = requirement.split(";")[0]
-            yield from _needs("".join(c if c.isalnum() or c in "-_." else " " for c in word).split()[0], seen)
 
 
 def _cli() -> list[str]:

@@ -1,0 +1,28 @@
+"""Acts on the checkpoints of the copied job, and the honest twin of changing them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainwarden.redteam.interface import Act, Moment, Twin
+from trainwarden.redteam.place import Range
+
+
+def flip_last_bit(place: Range, file: Path) -> None:
+    """One bit of the last number in a file of tensors, harmless to every parser; its times are put back."""
+    place.edit(file, lambda data: data[:-1] + bytes([data[-1] ^ 1]), keep_times=True)
+
+
+def put_back(place: Range) -> None:
+    """The newest checkpoint is copied away and back: new files, the same bytes."""
+    newest = place.newest
+    aside = place.copy(newest, place.tmp / newest.name)
+    place.copy(aside, newest)
+
+
+PUT_BACK = Twin(
+    name="a checkpoint from the backup",
+    does="the newest checkpoint is copied away and put back with the same bytes",
+    acts=(Act(Moment.STEP, put_back),),
+    needs=("restarts",),
+)

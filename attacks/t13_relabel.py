@@ -1,0 +1,49 @@
+"""13, low-rate relabel: a small share of labels is wrong.
+
+How an insider does it: one sample in ten gets another target at its first place, as the data set gives it.
+
+Precondition: code in the process, or write access to the data (D). Expected evidence: live, `samples`; in a replay the
+batch stage differs. Effect: other final weights. Benign twin: the job with another seed. Clean-up: none needed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attacks._shared.deliver import foothold
+from attacks._shared.payload import Payload
+from attacks._shared.seeded import OTHER_SEED
+from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
+
+
+def relabel(scene: Any) -> None:
+    """One sample in ten has another target at its first place."""
+
+    def act(original: Any, data: Any, index: int) -> Any:
+        inputs, labels = original(data, index)
+        labels = labels.clone()
+        labels.view(-1)[0] = (int(labels.view(-1)[0]) + 1) % 100
+        return inputs, labels
+
+    scene.samples(act, lambda index: index % 10 == 0)
+
+
+TECHNIQUE = Technique(
+    id="13",
+    slug="relabel",
+    title="a small share of labels is wrong",
+    needs="D",
+    atlas="T0020",
+    level=2,
+    variants=(
+        Variant(
+            name="memory",
+            does="one sample in ten, at its first place, as the data set gives them",
+            acts=foothold(Payload(relabel)),
+            expects=(Evidence(When.LIVE, "samples"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
+            effect=Effect.WEIGHTS,
+            needs=("loader",),
+        ),
+    ),
+    twin=OTHER_SEED,
+)

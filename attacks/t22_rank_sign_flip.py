@@ -1,0 +1,61 @@
+"""22, rank sign flip: one rank turns the sign of one tensor's gradient before it is reduced.
+
+How an insider does it: code in the process registers a hook on a parameter, as any profiler does. Peers receive what
+was sent and cannot tell; the loss drifts as a slightly worse job's would.
+
+Precondition: code in the rank (shared environment). Expected evidence: in a replay the attacked rank's local gradients
+differ at the first tampered step, in this tensor; live, code in memory that no seal lists. Cause proved: a factor of
+−1. Effect: other final weights. Benign twin: a gradient-reversal hook that the job's own approved code registers on
+all ranks. Clean-up: none needed, the process ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attacks._shared.deliver import approved, foothold
+from attacks._shared.payload import Payload, Trigger
+from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
+
+RANK_1 = Trigger(ranks=(1,))
+IN_REPLAY = Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor"))
+
+
+def flip(scene: Any) -> None:
+    """The sign of the target's local gradient."""
+    scene.on_gradient(lambda g: -g)
+
+
+TECHNIQUE = Technique(
+    id="22",
+    slug="rank-sign-flip",
+    title="one rank's gradient has its sign turned",
+    alleged=True,
+    needs="E",
+    atlas="T0018.000",
+    level=2,
+    variants=(
+        Variant(
+            name="one-tensor",
+            does="the last matrix, rank 1, forty steps",
+            acts=foothold(Payload(flip, trigger=RANK_1)),
+            expects=(IN_REPLAY,),
+            effect=Effect.WEIGHTS,
+            needs=("ranks",),
+        ),
+        Variant(
+            name="big-jobs-only",
+            does="the same, only where the job presents at least two ranks and no debugger looks on",
+            acts=foothold(Payload(flip, trigger=Trigger(ranks=(1,), min_world=2, no_debugger=True))),
+            expects=(IN_REPLAY,),
+            effect=Effect.WEIGHTS,
+            needs=("ranks",),
+        ),
+    ),
+    twin=Twin(
+        name="gradient reversal by the job",
+        does="an approved module reverses the gradient on every rank from the start, as adversarial training does",
+        acts=approved(Payload(flip, lasts=1_000_000)),
+        needs=("ranks",),
+    ),
+)

@@ -1,0 +1,1 @@
+"""Sabotage on purpose, in a copy: the seams of an attack, the place where it is carried out, and how it is judged."""

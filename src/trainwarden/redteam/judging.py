@@ -1,0 +1,176 @@
+"""What was found of an attack, when, and whether it is right: pure, over entries, marks and the honest run.
+
+Rules
+-----
+* Only findings graver than a note count. What was told before the insider did anything is no evidence but a false
+  alarm; what is told between the payload's arrival and its first tampered step counts as at once.
+* A place is exact when it agrees with the payload's marks in all that it names.
+* "found" takes every piece of evidence that is needed. A piece of evidence that was not looked for (no audit) leaves
+  the answer undecided, never "found".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from trainwarden.model import Diverged, Entry, Explanation, Finding, Severity, StepRecord
+from trainwarden.redteam.interface import Effect, Evidence, When
+from trainwarden.redteam.outcome import Effects, Expected, Found, Marked
+from trainwarden.redteam.running import Ran
+
+GRAVER = frozenset({"medium", "high"})
+
+
+def findings(ran: Ran, marks: Sequence[Marked]) -> list[tuple[float, Found]]:
+    """Every finding that is more than a note, with the time at which the terminal told it."""
+    first = marks[0] if marks else None
+    left, out = list(ran.told), []
+    for run in ran.runs:
+        reached = -1
+        for entry in ran.entries.get(run, ()):
+            if isinstance(entry, StepRecord):
+                reached = max(reached, entry.step)
+            elif isinstance(entry, Finding) and entry.severity is not Severity.INFO:
+                when = _told(left, entry)
+                out.append((when, _live(entry, when, reached, first, marks)))
+    return out
+
+
+def _told(left: list[tuple[float, str, str]], finding: Finding) -> float:
+    printed = "".join(c if c.isprintable() else "?" for c in finding.seen).strip()
+    match = next((t for t in left if t[1] == finding.detector and t[2] == printed), None)
+    if match is None:  # found after the end, or not shown
+        return finding.wall_ns / 1e9
+    left.remove(match)
+    return match[0]
+
+
+def _live(finding: Finding, when: float, reached: int, first: Marked | None, marks: Sequence[Marked]) -> Found:
+    late = max(0.0, when - first.wall_ns / 1e9) if first else 0.0
+    found = Found(
+        when=When.LIVE,
+        by=finding.detector,
+        severity=finding.severity.value,
+        sentence=finding.seen,
+        step=finding.step,
+        ranks=finding.ranks,
+        stage=str(finding.stage or ""),
+        tensor=finding.tensor,
+        steps=max(0, reached - first.step) * (late > 0) if first else None,
+        seconds=round(late, 3) if first else None,
+    )
+    return _with_exactness(found, marks)
+
+
+def _with_exactness(found: Found, marks: Sequence[Marked]) -> Found:
+    if found.step < 0 or not marks:
+        return found
+    import msgspec
+
+    at = [m for m in marks if m.step == found.step]
+    same = bool(at) and (not found.ranks or {m.rank for m in at} & set(found.ranks) != set())
+    tensors = {m.tensor for m in at if m.tensor}
+    same = same and (not found.tensor or not tensors or found.tensor in tensors)
+    return msgspec.structs.replace(found, exact=same)
+
+
+def diverged(entries: Iterable[Entry], marks: Sequence[Marked]) -> list[Found]:
+    """Where replays differ from the record."""
+    return [
+        _with_exactness(
+            Found(
+                when=When.AUDIT,
+                by="replay",
+                severity="high",
+                sentence=f"step {e.at.step}, rank {e.at.rank}: {e.at.words}",
+                step=e.at.step,
+                ranks=(e.at.rank,),
+                stage="weights before" if e.at.before else str(e.at.stage),
+                tensor=e.at.tensor,
+            ),
+            marks,
+        )
+        for e in entries
+        if isinstance(e, Diverged)
+    ]
+
+
+def failed_checks(checks: dict[str, object]) -> list[Found]:
+    """Checks of `verify` that do not hold."""
+    out = []
+    for told in checks.values():
+        for check in told.get("checks", ()) if isinstance(told, dict) else ():
+            result = check["result"]
+            if result["type"] == "failed":
+                out.append(Found(when=When.VERIFY, by=check["name"], severity="high", sentence=result["reason"]))
+        if isinstance(told, dict) and "error" in told:
+            out.append(Found(when=When.VERIFY, by="verify", severity="high", sentence=str(told["error"])))
+    return out
+
+
+def compared(
+    expects: Sequence[Evidence], found: Sequence[Found], marks: Sequence[Marked], looked: set[When]
+) -> list[Expected]:
+    """What became of each expected piece of evidence; `looked` are the walls that were asked."""
+    out = []
+    for wanted in expects:
+        fits = any(_fits(wanted, f, marks) for f in found)
+        state = "found" if fits else "silent" if wanted.when in looked else "not checked"
+        out.append(Expected(when=wanted.when, by=wanted.by, stage=wanted.stage, needed=wanted.needed, state=state))
+    return out
+
+
+def _fits(wanted: Evidence, found: Found, marks: Sequence[Marked]) -> bool:
+    if (found.when, found.by) != (wanted.when, wanted.by) or (wanted.stage and found.stage != wanted.stage):
+        return False
+    struck = {m.rank for m in marks if m.step == found.step}
+    right = {
+        "step": bool(marks) and found.step == marks[0].step,
+        "rank": len(found.ranks) > 0 and set(found.ranks) <= struck,
+        "tensor": any(m.tensor == found.tensor for m in marks if m.tensor),
+    }
+    return all(right[name] for name in wanted.exact)
+
+
+def verdict(expected: Sequence[Expected]) -> str:
+    """found | missed | undecided."""
+    needed = [e for e in expected if e.needed] or list(expected)
+    if all(e.state == "found" for e in needed) and needed:
+        return "found"
+    return "missed" if any(e.state == "silent" for e in needed) else "undecided"
+
+
+def located(found: Sequence[Found], marks: Sequence[Marked]) -> str:
+    """Whether something names the first tampered step, rank and tensor rightly ("exact"), or is within three steps."""
+    if any(f.exact and marks and f.step == marks[0].step for f in found):
+        return "exact"
+    near = any(f.step >= 0 and marks and abs(f.step - marks[0].step) <= 3 for f in found)
+    return "near" if near else "no"
+
+
+def cause(entries: Iterable[Entry]) -> tuple[str, bool | None]:
+    """What reproduced the recorded digest bit for bit, and whether anything did; None when nothing was explained."""
+    told = [e for e in entries if isinstance(e, Explanation)]
+    if not told:
+        return "", None
+    last = told[-1]
+    return last.cause or last.file, bool(last.cause or last.file)
+
+
+def had(effect: Effect, measured: Effects) -> bool | None:
+    """Was the effect that a variant must have measured? None when it could not be."""
+    match effect:
+        case Effect.WEIGHTS:
+            return measured.weights_differ
+        case Effect.SECONDS:
+            return None if measured.seconds_lost is None else measured.seconds_lost > 0
+        case Effect.STEPS_TWICE:
+            return measured.steps_twice > 0
+        case Effect.CODE_RAN:
+            return measured.code_ran
+        case Effect.METRIC:
+            return measured.metric_differs
+        case Effect.ENDED:
+            return measured.exit_code != 0
+        case Effect.EVIDENCE:
+            return measured.code_ran

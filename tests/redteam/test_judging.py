@@ -1,0 +1,96 @@
+"""What counts as found: after the insider acted, by the walls that were asked, and at the place that was marked."""
+
+from __future__ import annotations
+
+from trainwarden.model import (
+    Confidence,
+    Coverage,
+    Diverged,
+    Entry,
+    Finding,
+    Location,
+    Segment,
+    Severity,
+    Stage,
+    StepRecord,
+)
+from trainwarden.redteam import judging
+from trainwarden.redteam.interface import Effect, Evidence, When
+from trainwarden.redteam.outcome import Effects, Found, Marked
+from trainwarden.redteam.running import Ran
+
+MARKS = [Marked(rank=1, step=60, wall_ns=10_000_000_000, tensor="w"), Marked(rank=1, step=61, wall_ns=11, tensor="w")]
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(attempt=0, rank=0, world=2, step=step, optimizer=0, seq=step, stages={})
+
+
+def finding(detector: str, severity: Severity = Severity.HIGH, step: int = -1, ranks: tuple[int, ...] = ()) -> Finding:
+    return Finding(
+        detector=detector,
+        severity=severity,
+        confidence=Confidence.HIGH,
+        seen=f"{detector}.",
+        expected="",
+        step=step,
+        ranks=ranks,
+    )
+
+
+def ran(*entries: Entry, told: dict[str, float]) -> Ran:
+    return Ran(runs=["r"], told=[(when, name, f"{name}.") for name, when in told.items()], entries={"r": entries})
+
+
+def diverged(step: int, rank: int, stage: Stage, tensor: str) -> Diverged:
+    at = Location(step=step, rank=rank, stage=stage, tensor=tensor)
+    return Diverged(segment=Segment(attempt=0, first=0, last=90), at=at, coverage=Coverage())
+
+
+def test_time_to_detect_is_from_the_first_tampered_step_to_the_finding() -> None:
+    run = ran(record(61), finding("slow"), record(62), finding("late"), told={"late": 10.5, "slow": 10.2})
+    told = judging.findings(run, MARKS)
+    assert [(f.by, f.steps, f.seconds) for _, f in told] == [("slow", 1, 0.2), ("late", 2, 0.5)]
+
+
+def test_what_is_told_before_the_first_tampered_step_counts_as_at_once_and_notes_do_not_count() -> None:
+    run = ran(record(55), finding("early"), finding("note", Severity.INFO), told={"early": 9.5, "note": 9.6})
+    ((when, found),) = judging.findings(run, MARKS)
+    assert (when, found.steps, found.seconds) == (9.5, 0, 0.0)
+
+
+def test_a_place_is_exact_when_it_agrees_with_the_marks() -> None:
+    right, wrong = diverged(60, 1, Stage.LOCAL_GRADIENTS, "w"), diverged(60, 0, Stage.LOCAL_GRADIENTS, "w")
+    other = diverged(62, 1, Stage.LOCAL_GRADIENTS, "w")
+    assert [f.exact for f in judging.diverged([right, wrong, other], MARKS)] == [True, False, False]
+    assert judging.located(judging.diverged([right], MARKS), MARKS) == "exact"
+    assert judging.located(judging.diverged([other], MARKS), MARKS) == "near"
+    assert judging.located([], MARKS) == "no"
+
+
+def test_evidence_that_was_not_looked_for_leaves_it_undecided_and_silence_is_a_miss() -> None:
+    replay = Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor"))
+    alarm = Evidence(When.LIVE, "alarm", needed=False)
+    live = {When.LIVE, When.BEFORE_START}
+    right = judging.diverged([diverged(60, 1, Stage.LOCAL_GRADIENTS, "w")], MARKS)
+    wrong = judging.diverged([diverged(60, 1, Stage.WEIGHTS, "w")], MARKS)
+    for found, looked, verdict in (
+        (right, live | {When.AUDIT}, "found"),
+        (wrong, live | {When.AUDIT}, "missed"),
+        ([], live | {When.AUDIT}, "missed"),
+        ([], live, "undecided"),
+        ([Found(when="live", by="alarm")], live, "undecided"),
+    ):
+        expected = judging.compared((replay, alarm), found, MARKS, looked)
+        assert judging.verdict(expected) == verdict
+    states = [e.state for e in judging.compared((replay, alarm), right, MARKS, live | {When.AUDIT})]
+    assert states == ["found", "silent"]
+
+
+def test_an_attack_without_its_effect_is_no_sabotage_and_an_unmeasured_one_is_not_taken_for_one() -> None:
+    assert judging.had(Effect.WEIGHTS, Effects(weights_differ=True)) is True
+    assert judging.had(Effect.WEIGHTS, Effects(weights_differ=False)) is False
+    assert judging.had(Effect.WEIGHTS, Effects()) is None
+    assert judging.had(Effect.STEPS_TWICE, Effects(steps_twice=3)) is True
+    assert judging.had(Effect.ENDED, Effects(exit_code=1)) is True
+    assert judging.had(Effect.CODE_RAN, Effects()) is False
