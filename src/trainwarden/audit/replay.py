@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,6 +24,7 @@ from trainwarden.audit.starts import Start as Start
 from trainwarden.config import load_config
 from trainwarden.errors import CannotDecide
 from trainwarden.model import (
+    CheckpointSaved,
     Coverage,
     Detail,
     Diverged,
@@ -53,6 +55,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class _Written(NamedTuple):
+    """A file that the replay wrote again after `done` steps: the recorded one, and the digests of both contents."""
+
+    done: int
+    old: CheckpointSaved
+    was: str
+    now: str
+
+
 class _Comparison:
     """Collects replayed records until every recorded rank's is there, then compares."""
 
@@ -68,6 +79,7 @@ class _Comparison:
         self.details: dict[tuple[int, int], dict[int, Seen]] = {}
         self.keep: int | None = None
         self.rewritten: dict[int, list[str]] = {}  # last step before a checkpoint → digests of equal files
+        self._files: list[_Written] = []  # not decided yet
 
     def step(self, seen: Seen) -> None:
         step = seen.record.step + self._base
@@ -111,6 +123,7 @@ class _Comparison:
             self._left_out.discard(key)
             self.matched[step] = add(self.matched.get(step, Coverage()), self._covered(new, old))
             self._on_step(self._attempt, step)
+            self._settle()
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -126,7 +139,11 @@ class _Comparison:
         return msgspec.structs.replace(covered, digests=covered.digests - digests, unseen=covered.unseen | given)
 
     def saved(self, saving: runner.Saving, space: Workspace) -> None:
-        """Compare a checkpoint file that the replay wrote with the recorded one of the same place."""
+        """Compare a checkpoint file that the replay wrote with the recorded one of the same place.
+
+        It is read now, since it may be overwritten, and counts when the steps before it are compared: ranks tell on
+        connections of their own, and one's file can be told of before another's step, which may be the cause.
+        """
         done = self._base + self._way.plans[0].first - self._way.plans[0].warmup + saving.done
         if self.divergence is not None or not saving.path.is_file():
             return
@@ -136,13 +153,38 @@ class _Comparison:
             if not self._recorded.store.has(old.digest):
                 continue
             kept = self._recorded.store.object_path(old.digest)
-            was, now = content_digest(kept), content_digest(saving.path)
-            if was != now and not same_but_for_places(kept, saving.path, _places(space)):
-                self.divergence = Location(
-                    step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
-                )
+            try:
+                was, now = content_digest(kept, old.format), content_digest(saving.path, old.format)
+            except ValueError:
+                continue  # not what its format says: it is not found to be reproduced
+            if was != now and same_but_for_places(kept, saving.path, _places(space)):
+                now = was
+            self._files.append(_Written(done, old, was, now))
+        self._settle()
+
+    def _settle(self, *, all_told: bool = False) -> None:
+        """Decide on the files that stand on nothing that is still to be compared."""
+        waiting, self._files = self._files, []
+        for file in waiting:
+            if self.divergence is not None:
+                return
+            if not all_told and any(step < file.done for step, _ in self._left_out):
+                self._files.append(file)
+            elif file.was == file.now:
+                self.rewritten.setdefault(file.done - 1, []).append(file.old.digest)
             else:
-                self.rewritten.setdefault(done - 1, []).append(old.digest)
+                self.divergence = Location(
+                    step=file.done - 1,
+                    rank=file.old.rank,
+                    stage=Stage.CHECKPOINT,
+                    tensor=file.old.path,
+                    recorded=file.was,
+                    replayed=file.now,
+                )
+
+    def ended(self) -> None:
+        """Nothing more is told: decide on the rest."""
+        self._settle(all_told=True)
 
 
 def replay(
@@ -263,6 +305,7 @@ def _run(
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None or stop(),
         )
+        comparison.ended()
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
     finally:

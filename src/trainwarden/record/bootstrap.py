@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import os
@@ -93,23 +94,37 @@ def arm() -> None:
 
     def torch_ready(module: ModuleType) -> None:
         entropy.python_ready()
-        from trainwarden.record import hooks
+        from trainwarden.record import hooks, late
 
         where, _, kind = os.environ.get(RECORDER_ENV, "trainwarden.record.recorder:Recorder").partition(":")
-        recorders.append(getattr(importlib.import_module(where), kind)())
-        hooks.install(module, recorders[0])
+        recorder = getattr(importlib.import_module(where), kind)()
+        recorders.append(recorder)
+        hooks.install(module, recorder)
+        for name, hook in late.LATE.items():
+            if name in sys.modules:
+                hook(sys.modules[name], recorder)
+            else:
+                finder.wanted[name] = (lambda: None, functools.partial(_hook, hook, recorder))
 
     def framework_ready(module: ModuleType) -> None:
         from trainwarden.record import frameworks
 
         for recorder in recorders:
-            frameworks.install(module, recorder)
+            _hook(frameworks.install, recorder, module)
 
     finder.wanted["torch"] = (_ask, torch_ready)
     finder.wanted["numpy.random"] = (lambda: None, entropy.numpy_ready)
     for name in FRAMEWORKS:
         finder.wanted[name] = (lambda: None, framework_ready)
     sys.meta_path.insert(0, finder)
+
+
+def _hook(hook: Callable[[ModuleType, Any], None], recorder: Any, module: ModuleType) -> None:
+    """Install a late hook; what a release of that module no longer has is a gap."""
+    try:
+        hook(module, recorder)
+    except AttributeError as e:
+        recorder.gap(f"{module.__name__} is not seen: {e}")
 
 
 def _ask() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from trainwarden.record import files
 from trainwarden.record.buckets import BucketHook
+from trainwarden.record.loaders import hook_creation
 from trainwarden.record.recorder import Recorder
 
 
@@ -48,6 +49,8 @@ def _optimizers(recorder: Recorder) -> None:
     module.Optimizer.__init__ = init
 
     def pre(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if recorder.preparing:
+            return None
         closure = any(callable(a) for a in [*args[1:], *kwargs.values()])
         recorder.guarded("before update", lambda: recorder.before_update(optimizer, closure))
         if not closure:
@@ -57,6 +60,8 @@ def _optimizers(recorder: Recorder) -> None:
         return (optimizer, *map(watched, args[1:])), {k: watched(v) for k, v in kwargs.items()}
 
     def post(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if recorder.preparing:
+            return
         # A fused optimizer is called in any case, and leaves everything as it is where the scaler found an infinity.
         refused = getattr(optimizer, "found_inf", None)
         recorder.guarded(
@@ -141,22 +146,18 @@ def _backward(torch: Any, recorder: Recorder) -> None:
 def _loaders(recorder: Recorder) -> None:
     from torch.utils.data import dataloader as module
 
-    make, give = module.DataLoader.__iter__, module._BaseDataLoaderIter.__next__
-
-    @functools.wraps(make)
-    def iterate(self: Any) -> Any:
-        iterator = make(self)
-        recorder.guarded("loader", lambda: recorder.loaders.made(self, iterator))
-        return iterator
+    hook_creation(module.DataLoader, recorder)
+    give = module._BaseDataLoaderIter.__next__
 
     @functools.wraps(give)
     def following(self: Any) -> Any:
+        if recorder.loaders.aside:
+            return give(self)  # a loader that goes forward by itself, before anybody gets a batch
         recorder.guarded("loader", lambda: recorder.loader_begins(self))
         batch = give(self)
         other = recorder.guarded("batch", lambda: recorder.loader_fetched(self, batch))
         return batch if other is None else other
 
-    module.DataLoader.__iter__ = iterate
     module._BaseDataLoaderIter.__next__ = following
 
 

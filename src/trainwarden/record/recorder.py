@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,11 +26,11 @@ import torch
 
 from trainwarden import codeform, wire
 from trainwarden.model import BUFFERS, ORDERED, Detail, Note, Stage, StepRecord
-from trainwarden.record import entropy, rng, stages
+from trainwarden.record import entropy, linear, rng, shares, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
-from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
+from trainwarden.record.fingerprint import stage_root, tensor_digest, tensor_digests, value_digest
 from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
@@ -60,6 +60,7 @@ class Gathered:
         self.local: dict[int, bytes] = {}
         self.before: dict[int, str] = {}
         self.found: dict[int, dict[str, str]] = {}
+        self.began: dict[int, str] = {}
         self.loss: float | None = None
         self.loaders = self.forwards = self.losses = 0
         self.reduced: Detail | str = COMPUTED_BY_OPTIMIZER
@@ -93,6 +94,7 @@ class Recorder:
         self.layouts: list[tuple[int, list[list[str]]]] = []
         self.spent_ns = 0
         self.paused = False
+        self.preparing = False  # steps that an optimizer makes now are none of training
         self._pid = os.getpid()
         self._early: list[wire.Message] = []
         self._opened: set[str] = set()
@@ -292,15 +294,22 @@ class Recorder:
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced."""
-        g = self.gathered
         parameters = bucket.parameters()
-        for p, grad in zip(parameters, bucket.gradients(), strict=True):
-            digest = tensor_digest(self.key, grad)
+        self.own_gradients(parameters, bucket.gradients())
+        self.gathered.buckets[bucket.index()] = [id(p) for p in parameters]
+        self.look_on(lambda o: o.bucket(bucket))
+
+    def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        """These gradients of this rank's own are about to be reduced."""
+        g = self.gathered
+        for p, digest in zip(parameters, tensor_digests(self.key, gradients), strict=True):
             earlier = g.local.get(id(p))
             # Several reductions in one step are chained, so that none can hide behind a later one.
             g.local[id(p)] = digest if earlier is None else value_digest(self.key, earlier + digest)
-        g.buckets[bucket.index()] = [id(p) for p in parameters]
-        self.look_on(lambda o: o.bucket(bucket))
+
+    def loader_making(self, loader: Any) -> None:
+        """An iterator of this loader is about to be made; with workers that already draws its first batches."""
+        self.loaders.making(loader)
 
     def loader_begins(self, iterator: Any) -> None:
         """Before a loader hands out a batch."""
@@ -489,9 +498,19 @@ class Recorder:
             before=self.gathered.before.get(index, ""),
             found=self.gathered.found.get(index, {}),
             left=stage_root(self.key, names, digests) if stages.count(details, Stage.WEIGHTS) > len(names) else "",
+            share=self.share(optimizer),
+            began=self.gathered.began.get(index, ""),
         )
         self._last_wall, self._last_cpu, self.spent_ns = wall, cpu, 0
         return record
+
+    def share(self, optimizer: torch.optim.Optimizer) -> str:
+        """This rank's share of the fingerprint of the sharded weights as wholes, "" where there is none."""
+        try:
+            share = linear.share_of(self.key, stages.weights(optimizer, self.names), self.rank)
+        except ValueError:  # cut in a way that has no places (strided shards, sums to come): the digests are there
+            return ""
+        return shares.packed(share).hex() if share is not None else ""
 
     def rng_now(self) -> list[tuple[str, bytes]]:
         """Generator states at the update, where no forward pass was seen."""
@@ -504,13 +523,15 @@ class Recorder:
 
     def check_continuity(self) -> None:
         """Digest weights again before a step begins, up to a budget, in turns; the root says whether they changed."""
+        if not self.seq:
+            self.gathered.began = {index: self.share(optimizer) for optimizer, index in self.optimizers.items()}
         for index, (names, digests, references) in self.last_weights.items():
             weights = [r() for r in references]
             fresh = list(digests)
             shares = _shares([0 if p is None else p.nbytes for p in weights])
-            for i in shares[self.turn % len(shares)]:
-                if (p := weights[i]) is not None:
-                    fresh[i] = tensor_digest(self.key, p)
+            looked = [(i, p) for i in shares[self.turn % len(shares)] if (p := weights[i]) is not None]
+            for (i, _), digest in zip(looked, tensor_digests(self.key, [p for _, p in looked]), strict=True):
+                fresh[i] = digest
             self.gathered.before[index] = stage_root(self.key, names, fresh)
             if fresh != digests:
                 pairs = zip(names, digests, fresh, strict=True)

@@ -3,7 +3,8 @@
 Rules
 -----
 * A file is of the step at which the training thread wrote it. What another thread writes holds the weights of the
-  step that left them; where none of the last `LEFT_KEPT` did, that is a gap.
+  step that left them; where none of the last `LEFT_KEPT` did, that is a gap. So a checkpoint that is written
+  asynchronously is of the step whose state was copied for it.
 * Ranks that save into one folder find each other's files there, finished or not: a rank tells what it wrote itself, and
   the first of a host also what it only finds (written by code that no Python sees).
 * A rename keeps the step. What else lies in the folder of a state file belongs to it (`folders.companions`), but for
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainwarden import wire
+from trainwarden.model import DCP, DCP_INDEX
 from trainwarden.record import stages
 from trainwarden.record.fingerprint import tensor_digest
 from trainwarden.record.folders import companions, kind_of
@@ -52,6 +54,7 @@ class SavedFiles:
         self._folders: dict[str, float] = {}
         self._written: set[str] = set()  # paths that this process has opened for writing
         self._finds = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+        self._distributed: dict[str, Save] = {}  # folder → of this rank's parts, until their index is written
         self._busy: list[str] = []  # paths that some thread writes or renames, as often as it does
 
     @contextmanager
@@ -78,6 +81,19 @@ class SavedFiles:
         trains_here = self._recorder.trainer in (0, threading.get_ident())
         self._tell_saved(path, self._save_now(kind) if trains_here else self._save_of(path, kind, state))
         self._folders.setdefault(os.path.dirname(path), time.time() - 1)
+
+    def saved_parts(self, folder: str, names: list[str], state: Any) -> None:
+        """This rank's parts of a distributed checkpoint were written to a folder; its other parts are other ranks'."""
+        trains_here = self._recorder.trainer in (0, threading.get_ident())
+        save = self._save_now(DCP) if trains_here else self._save_of(folder, DCP, state)
+        self._distributed[folder] = save
+        for name in names:
+            self._tell_saved(os.path.join(folder, name), save)
+
+    def saved_index(self, path: str) -> None:
+        """The index of a distributed checkpoint was written, by the rank that does so: of the step of its own part."""
+        save = self._distributed.pop(os.path.dirname(path), None) or self._save_now(DCP)
+        self._tell_saved(path, save._replace(kind=DCP_INDEX))
 
     def tell_companions(self) -> None:
         """Tell of what else the folders hold that state files were written to: the rest of a checkpoint."""

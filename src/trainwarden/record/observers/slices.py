@@ -25,6 +25,7 @@ from blake3 import blake3
 from trainwarden import wire
 from trainwarden.model import StateChanged
 from trainwarden.record import stages
+from trainwarden.record.fingerprint import own_part
 from trainwarden.record.observers.interface import Observer
 
 if TYPE_CHECKING:
@@ -165,8 +166,8 @@ class UpdateSlices(Observer):
                 nth -= sizes[group]
                 group += 1
             p = groups[group]["params"][nth]
-            size = _local(p).numel()
-            entire = 0 < size <= room and _local(p) is p
+            size = own_part(p).numel()
+            entire = 0 < size <= room and own_part(p) is p
             room -= size if entire else 0
             count = size if entire else min(ELEMENTS, size)
             start = 0 if entire else draw % (size - count + 1)
@@ -267,7 +268,7 @@ def _read(t: torch.Tensor, place: Place) -> Read | None:
     shape = tuple(t.shape) if place.whole else ()
     if type(t) in _PLAIN and t.is_cpu and t.is_contiguous() and not t.is_neg():
         return dtype, ctypes.string_at(t.data_ptr() + place.start * size, place.length * size), shape
-    local = _local(t.detach())
+    local = own_part(t.detach())
     if local.layout is not torch.strided or place.start + place.length > local.numel():
         return None
     wanted = torch.arange(place.start, place.start + place.length, device=local.device)
@@ -282,11 +283,6 @@ def _wide(value: Any) -> Read:
 def _number(read: Read) -> float:
     kind = {"float64": "<d", "float32": "<f", "float16": "<e"}.get(read[0])
     return float(struct.unpack(kind, read[1])[0]) if kind else 0.0
-
-
-def _local(t: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a sharded tensor, the tensor itself otherwise."""
-    return t.to_local() if hasattr(t, "to_local") else t
 
 
 def _batches(pairs: list[tuple[Place, Look, Look]]) -> Iterator[wire.Batch]:
