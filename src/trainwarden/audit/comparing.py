@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from blake3 import blake3
 
 from trainwarden.audit import runner
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
-from trainwarden.audit.dcpindex import index_digest
+from trainwarden.audit.contents import content_digest, same_but_for_places
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.starts import GIVEN_SETTINGS, Way
-from trainwarden.model import DCP, DCP_INDEX, CheckpointSaved, Coverage, Detail, Location, Stage, StepRecord
+from trainwarden.model import CheckpointSaved, Coverage, Detail, Location, Stage, StepRecord
 from trainwarden.seal.room import Workspace
 
 OnStep = Callable[[int, int], None]
@@ -133,11 +130,13 @@ class Comparison:
                 continue
             if not self._recorded.store.has(old.digest):
                 continue
+            kept = self._recorded.store.object_path(old.digest)
             try:
-                was = content_digest(self._recorded.store.object_path(old.digest), old.format)
-                now = content_digest(saving.path, old.format)
+                was, now = content_digest(kept, old.format), content_digest(saving.path, old.format)
             except ValueError:
                 continue  # not what its format says: it is not found to be reproduced
+            if was != now and same_but_for_places(kept, saving.path, _places(space)):
+                now = was
             self._files.append(_Written(done, old, was, now))
         self._settle()
 
@@ -166,24 +165,6 @@ class Comparison:
         self._settle(all_told=True)
 
 
-def content_digest(path: Path, format: str) -> str:
-    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file.
-
-    Raises:
-        ValueError: the index of a distributed checkpoint that is none.
-    """
-    if format == DCP_INDEX:
-        return index_digest(path)
-    h = blake3()
-    if format == DCP or not zipfile.is_zipfile(path):  # a part of a distributed checkpoint is many zips, end to end
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                h.update(chunk)
-        return h.hexdigest()
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            h.update(info.filename.partition("/")[2].encode() + b"\0" + info.file_size.to_bytes(8, "little"))
-            with archive.open(info) as member:
-                while chunk := member.read(1 << 20):
-                    h.update(chunk)
-    return h.hexdigest()
+def _places(space: Workspace) -> tuple[str, ...]:
+    """What stands before the original paths in a workspace and its room (`Workspace.map_path`)."""
+    return f"{space.scratch}/abs", f"{space.room.path}/root"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from trainwarden.audit import runner
 from trainwarden.audit.compare import add
-from trainwarden.audit.comparing import Comparison, content_digest
+from trainwarden.audit.comparing import Comparison
+from trainwarden.audit.contents import content_digest
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.starts import Way
 from trainwarden.lineage import in_place

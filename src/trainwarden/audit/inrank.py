@@ -14,6 +14,7 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ from trainwarden import wire
 from trainwarden.audit import perturb
 from trainwarden.audit.plan import Plan, decode
 from trainwarden.audit.regroup import Regrouper
+from trainwarden.audit.resuming import RESUME_ENV, Resumer
 from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
@@ -49,6 +51,8 @@ class Replayer(Recorder):
         self._restored: dict[int, int] = {}  # loader number → ordinal of the recorded iterator it stands at
         self._followed: dict[int, int] = {}  # loader number → iterators begun since
         self._seen_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+        place = os.environ.get(RESUME_ENV, "")
+        self._resumer = Resumer(Path(place)) if place else None
         self._updating = 0  # optimizers that are moving now: one may move another in its step
 
     # ------------------------------------------------------------------ where we are
@@ -115,6 +119,14 @@ class Replayer(Recorder):
 
     # ------------------------------------------------------------------ starting
 
+    def framework_loaded(self, module: ModuleType) -> None:
+        if self._resumer is not None:
+            self._resumer.framework_loaded(module)
+
+    def _begins(self) -> None:
+        if self._resumer is not None and self.done == 0:
+            self._resumer.begins()
+
     def loader_making(self, loader: Any) -> None:
         if self._state:
             # With workers the first batches are drawn as the iterator is made: the epoch has to be there before.
@@ -122,6 +134,7 @@ class Replayer(Recorder):
         super().loader_making(loader)
 
     def loader_begins(self, iterator: Any) -> None:
+        self._begins()
         if self._state and iterator not in self._seen_iterators:
             self._seen_iterators.add(iterator)
             self._follow(iterator)
@@ -180,7 +193,7 @@ class Replayer(Recorder):
                 self._seen_iterators.add(iterator)
                 if number == state["loader"]:
                     self._followed.pop(number, None)
-                    self.loaders.reposition(loader, iterator, state)
+                    self.loaders.reposition(loader, iterator, state, self.loaders.ahead(iterator))
                     self._restored[number] = state["ordinal"]
         self.restore_generators()
         self.last_weights.clear()
@@ -191,6 +204,7 @@ class Replayer(Recorder):
         if self.gathered.forwards == 0:
             if self.link is not None and self.link.dead:
                 os._exit(1)  # the auditor is gone: nobody waits for what comes
+            self._begins()
             if self.computing > self.plan.last >= 0:
                 self.go_on()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:
@@ -241,13 +255,17 @@ class Replayer(Recorder):
         index = self.next_step(optimizer)
         self._updating += 1
         self._give_settings(optimizer, index)
-        if self.perturbing and self.trial is not None:
-            self.trial.before_update(optimizer)
         super().before_update(optimizer, closure)
+
+    def gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
+        trial = self.trial if self.perturbing else None
+        if trial is not None:
+            trial.before_update(optimizer)
+        super().gradients_ready(optimizer)
         if self.capturing and self.taker is not None:
-            self.taker.before_update(optimizer, index)
-        if self.perturbing and self.trial is not None:
-            self.trial.at_update(optimizer)
+            self.taker.before_update(optimizer, self.optimizers[optimizer])
+        if trial is not None:
+            trial.at_update(optimizer)
 
     def _give_settings(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         for group, recorded in zip(

@@ -167,7 +167,12 @@ def ranks_of(recorded: Recorded, attempt: int, way: Way, space: Workspace) -> li
     arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
     return [
         runner.Rank(
-            started=started, env=env, plan=plan, arguments=arguments, entropy=recorded.entropy(attempt, started.rank)
+            started=started,
+            env=env,
+            plan=plan,
+            arguments=arguments,
+            resume=space.map_path(way.resumes_from) if way.resumes_from and not arguments else "",
+            entropy=recorded.entropy(attempt, started.rank),
         )
         for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
     ]

@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import blake3
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
+COMPUTED_BY_OPTIMIZER = "the optimizer computes gradients itself (closure)"
 FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
 
 
@@ -61,7 +63,9 @@ class Gathered:
         self.began: dict[int, str] = {}
         self.loss: float | None = None
         self.loaders = self.forwards = self.losses = 0
-        self.reduced: Detail | str = "the optimizer computes gradients itself (closure)"
+        self.reduced: Detail | str = COMPUTED_BY_OPTIMIZER
+        self.closures = 0  # how often the optimizer has called its closure
+        self.by_closure = False
         self.buckets: dict[int, list[int]] = {}
         self.started_ns = 0
 
@@ -207,6 +211,9 @@ class Recorder:
         if len(self.optimizers) == 1:
             self.guarded("code", self.look_at_code)
 
+    def framework_loaded(self, module: ModuleType) -> None:
+        """A training framework's module was imported; a replay has it resume."""
+
     def find_names(self, parameters: Iterable[torch.Tensor]) -> None:
         """(Re)build the map of names, and watch the forward passes of the modules found."""
         known = [r for ref in self.roots if (r := ref()) is not None]
@@ -309,6 +316,16 @@ class Recorder:
         self.loaders.begin(iterator)
         self.look_on(lambda o: o.loader_begins(iterator))
 
+    def loader_fetched(self, iterator: Any, batch: Any) -> Any:
+        """A loader gave a batch to whoever asked; where that is a framework, it counts when that hands it on."""
+        return None if self.loaders.hold(iterator, batch) else self.loader_gave(iterator, batch)
+
+    def handed_on(self, loader: Any, skipped: int) -> Any:
+        """A framework hands on the next batch of a loader; another one, where a replay has changed it."""
+        iterator, batch = self.loaders.handed_on(loader, skipped)
+        other = self.loader_gave(iterator, batch)
+        return None if other is batch else other
+
     def loader_gave(self, iterator: Any, batch: Any) -> Any:
         """A loader handed out a batch; a replay may return another in its place."""
         self.loaders.took(iterator)
@@ -342,9 +359,22 @@ class Recorder:
         index = self.next_step(optimizer)
         if any(id(p) not in self.names for p in stages.parameters(optimizer)):
             self.find_names(stages.parameters(optimizer))
+        self.gathered.by_closure = closure
         if not closure:
-            self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+            self.gradients_ready(optimizer)
         self.look_on(lambda o: o.before_update(optimizer, index))
+
+    def gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's gradients are those that it is about to use."""
+        self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+
+    def closure_done(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer's closure has computed gradients: those it uses, unless it calls for others."""
+        self.gathered.closures += 1
+        if self.gathered.closures == 1:
+            self.gradients_ready(optimizer)
+        else:
+            self.gathered.reduced = COMPUTED_BY_OPTIMIZER
 
     def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """An optimizer has moved its parameters (or the gradient scaler has skipped it): make and send the record."""

@@ -106,7 +106,7 @@ class UpdateSlices(Observer):
                 self._tell(optimizer, index, (), 1.0, [], "its closure is called more than once in one update")
             return
         _, found, settings, scale = stack.pop()
-        closure = isinstance(self.recorder.gathered.reduced, str)
+        closure = self.recorder.gathered.by_closure
         pairs: list[tuple[Place, Look, Look]] = []
         for place, p, before in found:
             after = _look(optimizer, p, place)
