@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from framed import assert_quiet, located
 from guarded_job import Job
-from judged import EVIL, FOOTHOLD, located, recorded_whole, replayed
+from judged import EVIL, FOOTHOLD, replayed
 
 from trainwarden.audit.replay import Start
 from trainwarden.model import Stage
@@ -46,7 +47,7 @@ accelerator.end_training()
 def test_a_plain_loop_of_two_ranks_resumes_from_its_saved_state_and_matches(guarded: Callable[[str], Job]) -> None:
     job = guarded(SCRIPT)
     recorded = job.run(world=2, activations_every=2, snapshot_every=3)
-    recorded_whole(recorded)
+    assert_quiet(recorded)
     replayed(job, recorded, 3, 9, Start.RESTORE)  # through the end of an epoch of five steps
     replayed(job, recorded, 7, 9, Start.AHEAD)  # accelerate fetches a batch before it hands on the one before
 

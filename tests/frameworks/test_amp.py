@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from framed import assert_quiet, located
 from guarded_job import Job
-from judged import EVIL, FOOTHOLD, located, recorded_whole, replayed, steps
+from judged import EVIL, FOOTHOLD, replayed
 
 from trainwarden.audit.replay import Start
-from trainwarden.model import Stage
+from trainwarden.model import Stage, StepRecord
 
 # An overflow at the fifth step makes the scaler skip it; the scaler is in no checkpoint, as in most scripts.
 SCRIPT = (
@@ -59,9 +60,10 @@ def test_a_scaled_accumulated_checkpointed_job_replays_and_an_attack_is_located(
     job = guarded(SCRIPT.replace("DTYPE", dtype).replace("REENTRANT", reentrant))
     (job.folder / "trainwarden.toml").write_text('[replay]\nresume = "--resume {checkpoint}"\n')
     recorded = job.run(activations_every=2, snapshot_every=3)
-    recorded_whole(recorded)
-    assert [r.step for r in steps(recorded) if r.skipped] == [4]
-    assert {r.micro_batches for r in steps(recorded)} == {2}, "a backward pass within one is no loss"
+    assert_quiet(recorded)
+    steps = [e for e in recorded.entries if isinstance(e, StepRecord)]
+    assert [r.step for r in steps if r.skipped] == [4]
+    assert {r.micro_batches for r in steps} == {2}, "a backward pass within one is no loss"
     replayed(job, recorded, 3, 8, Start.RESTORE)
     replayed(job, recorded, 6, 8, Start.SUBSTITUTE)
     (job.folder / EVIL).write_text("15 0 blocks.1.weight")  # the second pass of the eighth step

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from framed import assert_quiet, located
 from guarded_job import Job
-from judged import EVIL, FOOTHOLD, located, recorded_whole, replayed
+from judged import EVIL, FOOTHOLD, replayed
 
 from trainwarden.audit.replay import Start
 from trainwarden.model import CheckpointSaved, Stage
@@ -43,7 +44,7 @@ trainer.fit(Net(), loader)
 def test_lightning_resumes_in_a_replay_and_matches(guarded: Callable[[str], Job]) -> None:
     job = guarded(SCRIPT)
     recorded = job.run(activations_every=2)
-    recorded_whole(recorded)
+    assert_quiet(recorded)
     saved = {e.step for e in recorded.entries if isinstance(e, CheckpointSaved)}
     assert saved == {3, 6, 9, 12}, "Lightning writes the bytes of its checkpoints itself"
     replayed(job, recorded, 6, 11, Start.RESTORE)  # through the end of an epoch of ten steps

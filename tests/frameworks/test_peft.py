@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from framed import assert_quiet, located
 from guarded_job import Job
-from judged import EVIL, FOOTHOLD, located, recorded_whole, replayed
+from judged import EVIL, FOOTHOLD, replayed
 
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import Start
@@ -67,7 +68,7 @@ def tuned(job: Job) -> Recorded:
 
 def test_a_lora_job_knows_its_base_and_resumes_its_adapter_in_a_replay(tuning: Job) -> None:
     recorded = tuned(tuning)
-    recorded_whole(recorded)
+    assert_quiet(recorded)
     loaded = [e.path for e in recorded.entries if isinstance(e, CheckpointLoaded)]
     assert str(tuning.folder / "base" / "model.safetensors") in loaded
     weights = recorded.seen(recorded.updates(0)[3, 0][0]).details[Stage.WEIGHTS]

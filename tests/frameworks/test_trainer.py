@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from framed import assert_quiet, located
 from guarded_job import Job
-from judged import EVIL, FOOTHOLD, located, recorded_whole, replayed
+from judged import EVIL, FOOTHOLD, replayed
 
 from trainwarden.audit.replay import Start
 from trainwarden.model import Stage
@@ -37,7 +38,7 @@ Trainer(model=model, args=args, train_dataset=Texts()).train()
 def test_trainer_with_two_ranks_resumes_in_a_replay_and_matches(guarded: Callable[[str], Job]) -> None:
     job = guarded(SCRIPT)
     recorded = job.run(world=2, activations_every=2)
-    recorded_whole(recorded)
+    assert_quiet(recorded)
     assert {r.micro_batches for r in recorded.updates(0)[4, 0].values()} == {2}
     result = replayed(job, recorded, 3, 8, Start.RESUME)
     assert set(result.rewritten) == {5, 8}, "checkpoints written again are the recorded ones"
