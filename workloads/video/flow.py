@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from words import ROLES
 
 SHIFT = 6.0
-STEPS, GUIDANCE = 24, 2.0  # of sampling
+STEPS, GUIDANCE = 16, 2.5  # of sampling
 FLOOR = 0.3  # times below it count no more than this one
 
 
