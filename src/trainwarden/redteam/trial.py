@@ -40,7 +40,7 @@ def measure(place: Range, ran: Ran) -> Measured:
     records = [e for e in ran.all_entries if isinstance(e, StepRecord) and e.rank == 0]
     last = place.checkpoints[-1:]
     file = place.weights(last[0]) if last else None
-    tracked = place.job / place.workload.out / "tracked.jsonl"
+    tracked = place.tracked
     times = [r.wall_ns for r in records]
     return Measured(
         weights=hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else "",
