@@ -182,7 +182,7 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
 
 
 def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
-    reported = place.job / place.workload.out / "tracked.jsonl"
+    reported = place.tracked
     last = reported.read_text(encoding="utf-8").splitlines()[-1:] if reported.exists() else []
     loss = round(json.loads(last[0])["train/loss"], 3) if last else None
     wall = times[-1] - times[0] if times else 0.0

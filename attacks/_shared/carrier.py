@@ -26,6 +26,7 @@ class _Warm:
         def exec_module(module):
             run(module)
             module.register_optimizer_step_pre_hook(_look)
+            module.register_optimizer_step_post_hook(_made)
         spec.loader.exec_module = exec_module
         return spec
 
@@ -33,8 +34,11 @@ sys.meta_path.insert(0, _Warm())
 _came = []
 
 def _count(optimizer):
-    known = hasattr(optimizer, "_steps_seen")
-    optimizer._steps_seen = optimizer._steps_seen + 1 if known else _of_script(sys._getframe(2))
+    if not hasattr(optimizer, "_steps_seen"):
+        optimizer._steps_seen = _of_script(sys._getframe(2))
+
+def _made(optimizer, args, kwargs):
+    optimizer._steps_seen += 1
 
 def _of_script(frame):
     libraries = os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.__file__)
@@ -46,6 +50,11 @@ def _of_script(frame):
                     return frame.f_locals[name]
         frame = frame.f_back
     return 0
+
+def _come(text, config):
+    names = {"__name__": "warm"}
+    exec(compile(text, config.get("file", "<warm>"), "exec"), names)
+    names["arrive"](config)
 
 """
 _FROM_FILE = """\

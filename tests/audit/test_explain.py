@@ -405,7 +405,22 @@ def two_tensors(tensors: Any) -> None:
     tensors["0.bias"].zero_()
 
 
+def first_row(tensors: Any) -> None:
+    tensors["3.weight"][0] *= 1.05
+
+
+def inner_row(tensors: Any) -> None:
+    tensors["3.weight"][3] *= 1.05
+
+
+def first_row_by_any_factor(tensors: Any) -> None:
+    tensors["3.weight"][0] *= 0.83
+
+
 EDITS = {
+    "first row scaled": (first_row, 1),
+    "first row scaled by a rare factor": (first_row_by_any_factor, None),
+    "inner row scaled": (inner_row, None),
     "one ulp": (one_ulp, 1),
     "two tensors": (two_tensors, None),
     "everything": (each(lambda t: t.mul_(0.99)), None),

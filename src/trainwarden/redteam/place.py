@@ -268,6 +268,11 @@ class Range:
         return site_of(self.env)
 
     @property
+    def tracked(self) -> Path:
+        """What the job reported to its tracker."""
+        return self.home / "tracked.jsonl"
+
+    @property
     def checkpoints(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
         found = (self.job / self.workload.out).glob(self.workload.checkpoints)

@@ -12,7 +12,7 @@ import msgspec
 from trainwarden.errors import CannotDecide
 from trainwarden.model import StepRecord
 from trainwarden.redteam import judging
-from trainwarden.redteam.interface import Technique, Twin, Variant, When
+from trainwarden.redteam.interface import Effect, Technique, Twin, Variant, When
 from trainwarden.redteam.outcome import Effects, Expected, Found, Outcome
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.running import Ran, audited, carry_out, marks, verified
@@ -40,7 +40,7 @@ def measure(place: Range, ran: Ran) -> Measured:
     records = [e for e in ran.all_entries if isinstance(e, StepRecord) and e.rank == 0]
     last = place.checkpoints[-1:]
     file = place.weights(last[0]) if last else None
-    tracked = place.job / place.workload.out / "tracked.jsonl"
+    tracked = place.tracked
     times = [r.wall_ns for r in records]
     return Measured(
         weights=hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else "",
@@ -133,7 +133,8 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
-    acted = bool(struck) or (bool(ran.acted) and worked is not False)
+    broken = ran.code != 0 and variant.effect is not Effect.ENDED  # by the act itself, before it did any harm
+    acted = bool(struck) or (bool(ran.acted) and worked is not False and not broken)
     return Outcome(
         kind="attack",
         workload=place.workload.name,
