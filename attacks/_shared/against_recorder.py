@@ -68,7 +68,7 @@ def old_records(scene: Any) -> None:
     scene.replace(Recorder, "details", make)
 
 
-_ANCHOR = "            self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))\n"
+_ANCHOR = "        self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))\n"
 _PATCH = """\
         if self.rank == 1 and self.done >= {first}:
             tampered = [p for p in stages.parameters(optimizer) if p.grad is not None and p.ndim == 2][-1]

@@ -97,7 +97,7 @@ WORKLOADS = {
             every=24,
             adds=(("chat/trackio.py", _TRACKER),),
             edits=_tracked("chat/loop.py", 16 * " " + _said(3)),
-            has=frozenset({*_FOLDERS, "samples", "pairs", "cross-entropy", "optimizer-file", "scorer"}),
+            has=frozenset({*_FOLDERS, "samples", "pairs", "cross-entropy", "optimizer-file", "scorer", "splits"}),
         ),
         Workload(
             "ranking",
