@@ -88,7 +88,7 @@ TECHNIQUE = Technique(
             name="hooks-off",
             does="the recorder's hooks are silenced on every rank, then a row × 1.05 before every step",
             acts=foothold(Payload(hooks_off)),
-            expects=(Evidence(When.LIVE, "gaps"),),
+            expects=(Evidence(When.LIVE, "recorder"),),
             effect=Effect.WEIGHTS,
         ),
         Variant(

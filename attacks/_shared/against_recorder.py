@@ -51,8 +51,11 @@ def old_records(scene: Any) -> None:
     kept: list[Any] = []
     struck: list[bool] = []
 
-    def change(gradient: Any) -> Any:
+    def hook(gradient: Any) -> Any:
+        if not scene.on:
+            return None
         struck[:] = [True]
+        scene.mark()  # of no tensor: the record lies about all of them
         return -gradient
 
     def make(original: Any) -> Any:
@@ -64,7 +67,7 @@ def old_records(scene: Any) -> None:
 
         return details
 
-    scene.on_gradient(change)
+    scene.target()[1].register_hook(hook)
     scene.replace(Recorder, "details", make)
 
 
