@@ -17,6 +17,7 @@ from judged import EVIL, FOOTHOLD, replayed
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import Start
 from trainwarden.model import CheckpointLoaded, Stage
+from trainwarden.supervise import guarded as supervised
 
 pytest.importorskip("peft")
 
@@ -49,9 +50,10 @@ Trainer(model=model, args=args, train_dataset=Texts()).train()
 
 
 @pytest.fixture
-def tuning(guarded: Callable[[str], Job]) -> Job:
-    """A job with a base checkpoint beside its script."""
+def tuning(guarded: Callable[[str], Job], monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A job with a base checkpoint beside its script, which its seal does not list."""
     job = guarded(SCRIPT)
+    monkeypatch.setattr(supervised, "sealed_paths", lambda *a: lambda path: "/base/" not in path)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", BASE], cwd=job.folder, check=True, env=env)
     return job
