@@ -93,7 +93,7 @@ def learn() -> tuple[Path, frozenset[str]]:
         SystemExit: an honest run does not train under it, or one of its programs fails or takes too long.
     """
     state = home() / matrix.code_of("workloads/chat")
-    invariants, loose = state / "invariants.json", state / "loose.json"
+    invariants = state / "invariants.json"
     if not invariants.exists():
         traces = [_reference(seed, state) for seed in REFERENCE]
         partial = invariants.with_suffix(".partial")
@@ -101,15 +101,17 @@ def learn() -> tuple[Path, frozenset[str]]:
         argv = ["traincheck-infer", "-f", *map(str, traces), "-o", str(partial), "-j", "2", *BOUNDED]
         _tool(argv, state, limit=LIMIT)
         partial.replace(invariants)
-    if not loose.exists():
-        found: set[str] = set()
-        for seed in TUNING:
-            say(f"honest tuning run, seed {seed}")
-            with _range(invariants, seed) as place:
-                _honest(place)
-                found |= set(violated(place, invariants))
-        loose.write_text(json.dumps(sorted(found)), encoding="utf-8")
-    return invariants, frozenset(json.loads(loose.read_text(encoding="utf-8")))
+    return invariants, frozenset(text for seed in TUNING for text in _loose(seed, invariants))
+
+
+def _loose(seed: int, invariants: Path) -> list[str]:
+    kept = invariants.with_name(f"loose-{seed}.json")
+    if not kept.exists():
+        say(f"honest tuning run, seed {seed}")
+        with _range(invariants, seed) as place:
+            _honest(place)
+            kept.write_text(json.dumps(sorted(violated(place, invariants))), encoding="utf-8")
+    return list(json.loads(kept.read_text(encoding="utf-8")))
 
 
 def _reference(seed: int, state: Path) -> Path:
