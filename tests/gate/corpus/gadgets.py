@@ -1,4 +1,4 @@
-"""Calls that leave a harmless mark, the file `fired` in the working folder, each by another way into the interpreter."""
+"""Calls that leave a harmless mark, the file `fired` in the working folder, each by another way in."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ GADGETS: dict[str, Call] = {
     "builtins-exec": call("builtins:exec", _TOUCH),
     "builtins-eval": call("builtins:eval", _TOUCH),
     "builtins-open": call("builtins:open", MARK, "w"),
-    "builtins-getattr": Call(Call(Ref("builtins", "getattr"), (Call(Ref("builtins", "__import__"), ("os",)), "mkdir")), (MARK,)),
+    "builtins-getattr": Call(
+        Call(Ref("builtins", "getattr"), (Call(Ref("builtins", "__import__"), ("os",)), "mkdir")), (MARK,)
+    ),
     "builtins-compile": Call(Ref("builtins", "exec"), (call("builtins:compile", _TOUCH, "x", "exec"),)),
     "builtins-import": call("builtins:__import__", "planted"),
     "importlib-import": call("importlib:import_module", "planted"),
@@ -48,8 +50,12 @@ GADGETS: dict[str, Call] = {
     "runpy-run-path": call("runpy:run_path", "planted.py"),
     "runpy-run-module": call("runpy:run_module", "planted"),
     "runpy-run-code": call("runpy:_run_code", _TOUCH, {}),
-    "code-interpreter": Call(call("operator:methodcaller", "runsource", _TOUCH), (call("code:InteractiveInterpreter"),)),
-    "operator-attrgetter": Call(Call(call("operator:attrgetter", "mkdir"), (call("builtins:__import__", "os"),)), (MARK,)),
+    "code-interpreter": Call(
+        call("operator:methodcaller", "runsource", _TOUCH), (call("code:InteractiveInterpreter"),)
+    ),
+    "operator-attrgetter": Call(
+        Call(call("operator:attrgetter", "mkdir"), (call("builtins:__import__", "os"),)), (MARK,)
+    ),
     "functools-partial": Call(call("functools:partial", Ref("os", "mkdir"), MARK), ()),
     "functools-reduce": call("functools:reduce", Ref("os", "open"), [MARK, 65]),
     "map-list": call("builtins:list", call("builtins:map", Ref("os", "mkdir"), [MARK])),
@@ -92,11 +98,9 @@ GADGETS: dict[str, Call] = {
     "tempfile": call("tempfile:NamedTemporaryFile", "w", -1, None, None, "", "fired", ".", False),
     "pathlib-touch": Call(call("operator:methodcaller", "touch"), (call("pathlib:PosixPath", MARK),)),
     "pathlib-unbound": call("pathlib:Path.touch", call("pathlib:PosixPath", MARK)),
-    "thread": call("_thread:start_new_thread", Ref("os", "mkdir"), (MARK,)),
     "multiprocessing": call("multiprocessing.util:spawnv_passfds", b"/bin/touch", [b"touch", b"fired"], []),
     "atexit": call("atexit:register", Ref("os", "mkdir"), MARK),
     "signal-free-exec": call("concurrent.futures.thread:ThreadPoolExecutor", 1, "", Ref("os", "mkdir"), (MARK,)),
-    "weakref-finalize": call("weakref:finalize", Ref("collections", "OrderedDict"), Ref("os", "mkdir"), MARK),
     "manual-seed": call("torch.random:manual_seed", 7),
     "rebinds-cross-entropy": call("builtins:setattr", Ref("torch.nn", "functional"), "cross_entropy", None),
 }
@@ -107,5 +111,5 @@ PLANTED = {
     "seed": "",
     "planted.py": "open('fired', 'w').close()\n",
     "planted.pth": "import os; os.mkdir('fired')\n",
-    "planted_doc.py": "def f():\n    \"\"\"\n    >>> import os; os.mkdir('fired')\n    \"\"\"\n",
+    "planted_doc.py": 'def f():\n    """\n    >>> import os; os.mkdir(\'fired\')\n    """\n',
 }

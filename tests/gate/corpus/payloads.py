@@ -113,22 +113,40 @@ def _forms() -> Iterator[Payload]:
     mkdir, name = value(Ref("os", "mkdir")), value("fired")
     yield Payload("form-inst", b"(Vfired\nios\nmkdir\n.", "pickle")
     yield Payload("form-obj", b"\x80\x02(" + mkdir + name + b"o.", "pickle")
-    yield Payload("form-newobj", b"\x80\x02" + value(Ref("zipfile", "ZipFile")) + b")\x81b.", "pickle-build")
-    yield Payload("form-memo", b"\x80\x02" + value("os") + b"q\x07" + b"0h\x07" + value("mkdir") + b"\x93" + value(("fired",)) + b"R.", "pickle")
-    yield Payload("form-dotted", b"\x80\x04" + value("os") + value("path.os.mkdir") + b"\x93" + value(("fired",)) + b"R.", "pickle")
-    yield Payload("form-dotted-torch", b"\x80\x04" + value("torch") + value("os.mkdir") + b"\x93" + value(("fired",)) + b"R.", "pickle")
+    yield Payload(
+        "form-memo",
+        b"\x80\x02" + value("os") + b"q\x07" + b"0h\x07" + value("mkdir") + b"\x93" + value(("fired",)) + b"R.",
+        "pickle",
+    )
+    yield Payload(
+        "form-dotted",
+        b"\x80\x04" + value("os") + value("path.os.mkdir") + b"\x93" + value(("fired",)) + b"R.",
+        "pickle",
+    )
+    yield Payload(
+        "form-dotted-torch",
+        b"\x80\x04" + value("torch") + value("os.mkdir") + b"\x93" + value(("fired",)) + b"R.",
+        "pickle",
+    )
     yield Payload("form-python2", pickled(call("__builtin__:eval", "open('fired','w').close()"), 2), "pickle")
     yield Payload("form-dup", b"\x80\x02" + mkdir + b"2" + value(("fired",)) + b"R0N.", "pickle")
     yield Payload("form-in-key", b"\x80\x02}" + value(MKDIR) + b"Ns.", "pickle")
-    yield Payload("form-in-state", b"\x80\x02" + value(Call(Ref("collections", "OrderedDict"), ())) + value({"a": MKDIR}) + b"b.", "pickle")
+    yield Payload(
+        "form-in-state",
+        b"\x80\x02" + value(Call(Ref("collections", "OrderedDict"), ())) + value({"a": MKDIR}) + b"b.",
+        "pickle",
+    )
     yield Payload("form-popped", b"\x80\x02" + value(MKDIR) + b"0N.", "pickle")
     yield Payload("form-second-stream", pickle.dumps({"a": 1}) + pickled(MKDIR), "pickle-all")
     yield Payload("form-extension", b"\x80\x02\x82\x07" + value(("fired",)) + b"R.", "pickle-extension")
     yield Payload("form-ext4", b"\x80\x02\x84\x07\0\0\0" + value(("fired",)) + b"R.", "pickle-extension")
     yield Payload("form-build-namespace", b"\x80\x02" + value(Ref("planted_state", "State")) + b")\x81}b.", "pickle")
-    yield Payload("form-slots-setattr", b"\x80\x02" + value(Ref("planted_state", "Slots")) + b")\x81N}" + value("mark") + value("fired") + b"s\x86b.", "pickle")
+    yield Payload(
+        "form-slots-setattr",
+        b"\x80\x02" + value(Ref("planted_state", "Slots")) + b")\x81N}" + value("mark") + value("fired") + b"s\x86b.",
+        "pickle",
+    )
     yield Payload("form-import-only", b"\x80\x02" + value(Ref("planted", "x")) + b".", "pickle-error")
-    yield Payload("form-getstate-defaultdict", b"\x80\x02" + value(Call(Ref("collections", "defaultdict"), (Ref("planted_state", "State.fire"),))) + b".", "pickle-missing")
 
 
 def _tricks() -> Iterator[Payload]:
@@ -137,7 +155,7 @@ def _tricks() -> Iterator[Payload]:
     yield Payload("trick-garbage-behind", bad + b"\xff" * 64, "pickle")
     yield Payload("trick-stop-missing", bad[:-1], "pickle-error")
     yield Payload("trick-frame", b"\x80\x04\x95" + struct.pack("<Q", len(bad) - 3) + bad[2:-1] + b".", "pickle-error")
-    yield Payload("trick-frame-straddled", b"\x80\x04\x95\x05\0\0\0\0\0\0\0" + value(MKDIR) + b".", "python-pickle")
+    yield Payload("trick-frame-straddled", b"\x80\x04\x95\x05\0\0\0\0\0\0\0" + value(MKDIR) + b".", "pickle")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("archive/version", b"3\n")
@@ -148,8 +166,14 @@ def _tricks() -> Iterator[Payload]:
     yield Payload("trick-zip-behind-pickle", bad + torch_zip(good), "pickle")
     yield Payload("trick-zip-behind-good-pickle", good + torch_zip(bad), "zip-last")
     yield Payload("trick-crc", _patched(torch_zip(bad), b"PK\1\2", 16, b"\1\2\3\4"), "raw-member")
-    yield Payload("trick-encrypted-flag", _patched(_patched(torch_zip(bad), b"PK\3\4", 6, b"\1\0"), b"PK\1\2", 8, b"\1\0"), "raw-member")
-    yield Payload("trick-name-differs", torch_zip(bad).replace(b"archive/data.pkl", b"archive/data.bin", 1), "raw-member")
+    yield Payload(
+        "trick-encrypted-flag",
+        _patched(_patched(torch_zip(bad), b"PK\3\4", 6, b"\1\0"), b"PK\1\2", 8, b"\1\0"),
+        "raw-member",
+    )
+    yield Payload(
+        "trick-name-differs", torch_zip(bad).replace(b"archive/data.pkl", b"archive/data.bin", 1), "raw-member"
+    )
     yield Payload("trick-comment", torch_zip(bad)[:-2] + b"\5\0abcde", "torch-or-raw")
     yield Payload("trick-safetensors-prefix", _safetensors_polyglot(), "pickle-error")
     yield Payload("trick-gguf-prefix", b"GGUF\x03\0\0\0\0" + value(MKDIR) + b".", "pickle")
@@ -186,7 +210,6 @@ TEMPLATES = {
     "{{ c.__init__.__globals__['mkdir']('fired') }}{% endif %}{% endfor %}",
     "map-attribute": "{{ ([lipsum]|map(attribute='__globals__')|list)[0]['os'].mkdir('fired') }}",
     "set-name": "{% set k = '__globals__' %}{{ lipsum[k]['os'].mkdir('fired') }}",
-    "namespace": "{{ namespace.__init__.__globals__['sys'].modules['os'].mkdir('fired') }}",
     "joiner": "{{ joiner.__init__.__globals__.os.mkdir('fired') }}",
 }
 

@@ -1,7 +1,7 @@
 """Is each payload alive? `python -m tests.gate.corpus.prove FOLDER` prints the names of those that left their mark.
 
-One process loads the libraries once; each payload is loaded in a child of it, in a folder of its own, with little time and
-memory. A mark is the file `fired`, or for the two that change only the process, that change.
+One process loads the libraries once; each payload is loaded in a child of it, in a folder of its own, with little
+time. A mark is the file `fired`, or for the two that change only the process, that change.
 """
 
 from __future__ import annotations
@@ -58,12 +58,6 @@ def _load(loader: str, path: str) -> None:
         copyreg.add_extension("os", "mkdir", 7)
         pickle.loads(data)
 
-    def built() -> None:
-        pickle.loads(data.replace(b")\x81b.", value))
-
-    def missing() -> None:
-        pickle.loads(data)["x"]
-
     def last() -> None:
         with zipfile.ZipFile(path) as archive:
             pickle.loads(archive.read("archive/data.pkl"))
@@ -90,15 +84,11 @@ def _load(loader: str, path: str) -> None:
     def rendered(text: str) -> None:
         jinja2.Environment(extensions=["jinja2.ext.do"]).from_string(text).render()
 
-    value = b")\x81" + b"\x8c\x05firedN" + b"."
     ways: dict[str, Callable[[], object]] = {
         "pickle": lambda: pickle.loads(data),
         "pickle-error": lambda: pickle.loads(data),
         "pickle-all": all_of_it,
         "pickle-extension": extension,
-        "pickle-build": built,
-        "pickle-missing": missing,
-        "python-pickle": lambda: pickle._loads(data),  # type: ignore[attr-defined]
         "torch": lambda: torch.load(path, weights_only=False),
         "torch-or-raw": raw_member,
         "numpy": lambda: np.load(path, allow_pickle=True),

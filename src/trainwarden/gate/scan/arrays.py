@@ -44,6 +44,8 @@ def read_npy(window: Window, place: Place) -> Decision:
     if not isinstance(descr, str) or not _PLAIN.fullmatch(descr):
         return place.undecided("npy", "a dtype that is not a plain one")
     item = int(re.sub(r"\[.*", "", descr.lstrip("<>|=")[1:])) * (4 if "U" in descr else 1)
+    if rest.size > numel * item >= 0:
+        return refused("npy", place.path, "bytes behind the array", offset=begin + numel * item, field="npy")
     if numel < 0 or rest.size != numel * item:
         return place.undecided("npy", "its bytes are not as many as its shape says")
     return Clean(kind="npy")
