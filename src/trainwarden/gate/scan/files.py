@@ -30,16 +30,21 @@ def scan_file(path: Path) -> Scanned:
             path=str(path), size=0, decision=Undecided(kind="unread", why=f"it cannot be read ({e.strerror})")
         )
     try:
-        before = os.fstat(fd)
-        if not stat.S_ISREG(before.st_mode):
-            return Scanned(path=str(path), size=0, decision=Undecided(kind="unread", why="it is no regular file"))
-        decision = _decided(Window(fd, 0, before.st_size), path.name)
-        after = os.fstat(fd)
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            decision = Undecided(kind=decision.kind, why="it changed while it was read")
-        return Scanned(path=str(path), size=before.st_size, decision=decision)
+        return scan_open(fd, str(path))
     finally:
         os.close(fd)
+
+
+def scan_open(fd: int, path: str) -> Scanned:
+    """The decision on the file that `fd` is open on; `path` is what it is called."""
+    before = os.fstat(fd)
+    if not stat.S_ISREG(before.st_mode):
+        return Scanned(path=path, size=0, decision=Undecided(kind="unread", why="it is no regular file"))
+    decision = _decided(Window(fd, 0, before.st_size), os.path.basename(path))
+    after = os.fstat(fd)
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        decision = Undecided(kind=decision.kind, why="it changed while it was read")
+    return Scanned(path=path, size=before.st_size, decision=decision)
 
 
 def _decided(window: Window, name: str) -> Decision:
