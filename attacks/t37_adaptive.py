@@ -6,8 +6,10 @@ the hooks are silenced, honest digests are given for a tampered gradient, the di
 TrainWarden's own copy of itself is edited, or the process that guards the job is killed.
 
 Precondition: code in the rank that knows TrainWarden (level 2), or its user's account. Expected evidence: in a replay
-the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a rank that stays silent
-(`gaps`); a log without an end, with which `verify` never passes. Effect: other final weights, or evidence is missing.
+the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a silenced recorder
+(`recorder`); a log without an end, with which `verify` never passes. Effect: other final weights, or evidence is missing.
+Known miss: whoever switches the recorder off and, before the process ends, on again leaves a record that ends early and
+a goodbye that fits; then nothing but the number of recorded steps tells, and what was saved later is not vouched for.
 Benign twin: the job with another seed; nobody honest edits the recorder. Clean-up: none needed, the process ends.
 """
 
