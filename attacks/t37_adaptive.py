@@ -6,8 +6,11 @@ the hooks are silenced, honest digests are given for a tampered gradient, the di
 TrainWarden's own copy of itself is edited, or the process that guards the job is killed.
 
 Precondition: code in the rank that knows TrainWarden (level 2), or its user's account. Expected evidence: in a replay
-the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a rank that stays silent
-(`gaps`); a log without an end, with which `verify` never passes. Effect: other final weights, or evidence is missing.
+the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a silenced recorder
+(`recorder`); a log without an end, with which `verify` never passes.
+Effect: other final weights, or evidence is missing.
+Known miss: whoever switches the recorder off and, before the process ends, on again leaves a record that ends early and
+a goodbye that fits; then nothing but the number of recorded steps tells, and what was saved later is not vouched for.
 Benign twin: the job with another seed; nobody honest edits the recorder. Clean-up: none needed, the process ends.
 """
 
@@ -118,8 +121,9 @@ TECHNIQUE = Technique(
             does="TrainWarden's own copy halves a gradient on rank 1 after its digest; a kill makes the ranks load it",
             acts=(while_stopped(patch_package),),
             expects=(
-                Evidence(When.AUDIT, "replay", "optimizer_state", exact=("step",)),
-                Evidence(When.LIVE, "update-rule", needed=False),
+                Evidence(When.LIVE, "patched"),
+                Evidence(When.LIVE, "replicas", needed=False),
+                Evidence(When.AUDIT, "replay", needed=False),
             ),
             effect=Effect.WEIGHTS,
             needs=("ranks", "restarts"),

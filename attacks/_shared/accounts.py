@@ -36,9 +36,13 @@ def forge_commit(place: Range) -> None:
 
 
 def changed(source: str) -> str:
-    """A script with other seeds: after its `from __future__` line, or at its top."""
+    """A script with other seeds: after its `from __future__` line, or at its top.
+
+    No two are alike, so that none begins under the approval that another attack left in the range's store.
+    """
+    change = f"{_CHANGE}# {time.time_ns()}\n"
     head, future, rest = source.partition(_FUTURE)
-    return head + future + _CHANGE + rest if future else _CHANGE + source
+    return head + future + change + rest if future else change + source
 
 
 def script(place: Range) -> Path:
