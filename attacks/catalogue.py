@@ -21,13 +21,16 @@ from attacks import (
     t26_loss_mask,
     t27_collective_skew,
     t28_sleep,
+    t29_checkpoint_code,
     t30_weight_edit,
     t31_state_edit,
     t32_swap_or_delete,
     t33_metric_falsification,
     t34_kill_or_hog,
     t35_log_tampering,
+    t36_false_flag,
     t37_adaptive,
+    t38_serving_swap,
 )
 
 TECHNIQUES = (
@@ -49,11 +52,14 @@ TECHNIQUES = (
     t26_loss_mask.TECHNIQUE,
     t27_collective_skew.TECHNIQUE,
     t28_sleep.TECHNIQUE,
+    t29_checkpoint_code.TECHNIQUE,
     t30_weight_edit.TECHNIQUE,
     t31_state_edit.TECHNIQUE,
     t32_swap_or_delete.TECHNIQUE,
     t33_metric_falsification.TECHNIQUE,
     t34_kill_or_hog.TECHNIQUE,
     t35_log_tampering.TECHNIQUE,
+    t36_false_flag.TECHNIQUE,
     t37_adaptive.TECHNIQUE,
+    t38_serving_swap.TECHNIQUE,
 )

@@ -1,6 +1,6 @@
 """What an attack every 200 steps costs: with TrainWarden under the policy `recover`, left alone, and an honest run.
 
-The attack edits one weight on every rank between two steps (attacks/in_memory.py, `weight-edit`): no rank disagrees, no
+The attack edits one weight on every rank between two steps (30/memory of docs/attacks.md): no rank disagrees, no
 process dies, and without a defence the job ends in other weights, and nobody knows. Measured are the wall time from the
 job's first step to its last, the steps made twice, and the bytes of the final weights.
 
@@ -17,24 +17,38 @@ behind, and the steps that it lacks are waited for.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import json
 import os
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.struck import LEAD, Range, guarded
+from attacks._shared.deliver import foothold
+from attacks._shared.payload import Payload
+from attacks.t30_weight_edit import scale_row
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
+from trainwarden.redteam.interface import Act, Moment
+from trainwarden.redteam.place import Range
+from trainwarden.redteam.running import Ran, carry_out, marks
+from trainwarden.redteam.trial import measure as measured
+from trainwarden.redteam.workloads import workload
 from trainwarden.supervise.process import descends_from, parent_of
 
 STEPS, BETWEEN = 400, 200
 EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
 STRIKES = (122, 318)  # 2 and 3 steps after a checkpoint: as far on average as a strike at any time
 MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "4", "--block", "128")
+_CHAT = workload("chat")
+JOB = replace(
+    _CHAT,
+    command=(*_CHAT.command[: _CHAT.command.index("--width")], *MODEL),
+    steps=STEPS,
+    first=STRIKES[0],
+    every=EVERY,
+)
 LONG_STEP_S = 6.34
 _POLICY = """\
 [policy]
@@ -50,7 +64,8 @@ clear_ahead = true
 
 def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The three runs, and what the difference between them comes to."""
-    honest, alone, defended = unguarded(place, strikes=()), unguarded(place, strikes=STRIKES), recovered(place)
+    honest, alone = trained(place, strikes=()), trained(place, strikes=STRIKES)
+    defended = trained(place, strikes=STRIKES, guarded=True)
     rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
     step, save = step_and_save(honest["times"])
     stops = defended["stops"]
@@ -115,62 +130,40 @@ def _is_torchrun(pid: int) -> bool:
         return any(word.endswith(b"/torchrun") for word in file.read().split(b"\0")[1:2])
 
 
-class Striker:
-    """Strikes once before each of some steps, whatever is recovered and made again."""
+def trained(place: Range, strikes: Sequence[int], *, guarded: bool = False) -> dict[str, Any]:
+    """The job by itself, or under the policy `recover`."""
+    times: list[float] = []
+    last = [-1]
 
-    def __init__(self, place: Range, strikes: tuple[int, ...]) -> None:
-        self._place, self._left, self._set, self._last = place, list(strikes), 0, -1
+    def tell(step: int) -> None:
+        if step - last[0] != 1:  # a run begins
+            confine(place.roots[-1].pid)
+        last[0] = step
+        times.append(time.time())
 
-    def at_step(self, step: int, pid: int) -> None:
-        """The job has made a step: put the next strike in its way, or take away the one that was carried out."""
-        if step - self._last != 1:  # a run begins
-            confine(pid)
-        self._last = step
-        if self._left and step == self._left[0] - LEAD:
-            self._set = self._left.pop(0)
-            self._place.put("weight-edit", self._set, f"{self._place.marker}.{self._set}")
-        elif self._set and step >= self._set:
-            self._place.strike.unlink(missing_ok=True)
-            self._set = 0
+    def policy(place: Range) -> None:
+        place.write(place.job / "trainwarden.toml", _POLICY)
 
-    @property
-    def struck(self) -> int:
-        """How many strikes were carried out."""
-        return len(list(self._place.marker.parent.glob(f"{self._place.marker.name}.*.rank0")))
+    acts = [*struck_once(strikes), *([Act(Moment.PREPARE, policy)] if guarded else [])]
+    ran = carry_out(place, acts, guarded=guarded, tell=tell)
+    row = {**_ended(place, ran, times), "code": ran.code, "struck": len({m.step for m in marks(place)})}
+    return row | (_recovered(ran) if guarded else {})
 
 
-def unguarded(place: Range, strikes: tuple[int, ...]) -> dict[str, Any]:
-    """The job by itself."""
-    place.fresh()
-    striker = Striker(place, strikes)
-    env = {**place.demo.variables, "BENCH_STRIKE": str(place.strike)}
-    command = place.command(steps=STEPS, model=MODEL, every=EVERY)
-    command[0] = shutil.which("torchrun", path=env["PATH"]) or command[0]
-    process = subprocess.Popen(command, cwd=place.job, env=env, stdout=subprocess.PIPE, text=True)
-    times, loss = [], None
-    for line in process.stdout or ():
-        words = line.split()
-        if words[:1] == ["step"]:
-            times.append(time.time())
-            loss = float(words[3])
-            striker.at_step(int(words[1]), process.pid)
-    code = process.wait()
-    return {**_ended(place, times, loss), "code": code, "struck": striker.struck}
+def struck_once(strikes: Sequence[int]) -> list[Act]:
+    """Acts that strike once before each of some steps, whatever is recovered and made again."""
+    acts: list[Act] = []
+    for step in strikes:
+        delay = step - JOB.first
+        acts += foothold(Payload(scale_row, lasts=1, delay=delay))
+        acts.append(Act(Moment.STEP, lambda place: place.remove(place.strike), step=delay))  # carried out: gone
+    return acts
 
 
-def recovered(place: Range) -> dict[str, Any]:
-    """The job under the policy `recover`."""
-    place.fresh()
-    (place.job / "trainwarden.toml").write_text(_POLICY)
-    striker = Striker(place, STRIKES)
-    ran = guarded(place, place.command(steps=STEPS, model=MODEL, every=EVERY), at_step=striker.at_step, options=())
-    last = place.demo.case(ran.runs[-1]).entries if ran.runs else ()
-    loss = next((e.loss for e in reversed(last) if isinstance(e, StepRecord) and e.rank == 0), None)
-    row = _ended(place, [when for when, _ in ran.steps], None if loss is None else round(loss, 3))
+def _recovered(ran: Ran) -> dict[str, Any]:
     why = "" if ran.runs else "the run could not start: this version knows no policy by detector"
-    recoveries = max(0, len(ran.runs) - 1)
-    told = {"code": ran.code, "struck": striker.struck, "recoveries": recoveries, "why": why, "runs": ran.runs}
-    return {**row, **told, "stops": stops_between([place.demo.case(run).entries for run in ran.runs])}
+    stops = stops_between([ran.entries[run] for run in ran.runs])
+    return {"recoveries": max(0, len(ran.runs) - 1), "why": why, "runs": ran.runs, "stops": stops}
 
 
 def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
@@ -188,8 +181,15 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
     return found
 
 
-def _ended(place: Range, times: list[float], loss: float | None) -> dict[str, Any]:
-    file = place.job / "out" / f"step-{STEPS:06d}" / "model.safetensors"
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
+    reported = place.tracked
+    last = reported.read_text(encoding="utf-8").splitlines()[-1:] if reported.exists() else []
+    loss = round(json.loads(last[0])["train/loss"], 3) if last else None
     wall = times[-1] - times[0] if times else 0.0
+    digest = measured(place, ran).weights if last_step(place) == STEPS else ""
     return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}
+
+
+def last_step(place: Range) -> int:
+    """The step of the newest checkpoint."""
+    return int(place.newest.name.removeprefix("step-")) if place.checkpoints else -1

@@ -79,6 +79,7 @@ class Shared:
     marked: Callable[[Note], Note] = lambda note: note  # fills in what the watcher alone knows
     updated: Callable[[int, int, int, wire.Updated], None] = lambda attempt, rank, step, message: None
     left: Callable[[int, int], None] = lambda attempt, rank: None  # a rank has said goodbye
+    shares: Callable[[StepRecord], StepRecord] = lambda record: record  # of sharded weights, masked for the log
 
 
 @dataclass
@@ -288,7 +289,7 @@ class Session:
             self._weights[record.seq] = weights
             while len(self._weights) > _KEPT_WEIGHTS:
                 self._weights.popitem(last=False)
-        placed = msgspec.structs.replace(record, step=rank.base + record.step)
+        placed = self._shared.shares(msgspec.structs.replace(record, step=rank.base + record.step))
         rank.reached = max(rank.reached, placed.step + 1)
         self._shared.presence.moved(rank.attempt, rank.rank, rank.reached, record.wall_ns)
         acks = self._acks
