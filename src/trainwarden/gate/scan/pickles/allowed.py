@@ -1,7 +1,7 @@
 """The allow-list: every name that a checkpoint legitimately needs, and the only way in which it is needed.
 
 A name is here only if looking it up and using it as its rule says runs no code that the file chooses, whatever the
-arguments that the rule lets pass. docs/adr/0016 says how a name gets in.
+arguments that the rule lets pass. docs/adr/0017 says how a name gets in.
 """
 
 from __future__ import annotations
