@@ -36,7 +36,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(duplicate)),
             expects=(Evidence(When.LIVE, "samples"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
             effect=Effect.WEIGHTS,
-            needs=("loader",),
+            needs=("loader", "samples"),
         ),
     ),
     twin=OTHER_SEED,

@@ -42,7 +42,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(relabel)),
             expects=(Evidence(When.LIVE, "samples"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
             effect=Effect.WEIGHTS,
-            needs=("loader",),
+            needs=("loader", "samples", "pairs"),
         ),
     ),
     twin=OTHER_SEED,

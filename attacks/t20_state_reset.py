@@ -5,7 +5,7 @@ disagrees and the next steps look like a restart.
 
 Precondition: code in the process (shared environment). Expected evidence: live, `cleared` names the step, or
 `update-rule` the slice that no longer follows from the state before. Effect: other final weights.
-Benign twin: a planned restart of the momentum by approved code, at the same step. Clean-up: none needed.
+Benign twin: a preempted job, whose new optimizer takes its state from the newest checkpoint. Clean-up: none needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from attacks._shared.deliver import foothold
 from attacks._shared.payload import Payload
-from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
+from attacks._shared.preempted import PREEMPTED
+from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
 
 
 def clear(scene: Any) -> None:
@@ -48,10 +49,5 @@ TECHNIQUE = Technique(
             needs=("adam",),
         ),
     ),
-    twin=Twin(
-        name="a resumed job",
-        does="the job ends and goes on from its newest checkpoint: a new optimizer, into which its state is loaded",
-        again=True,
-        needs=("resumes",),
-    ),
+    twin=PREEMPTED,
 )

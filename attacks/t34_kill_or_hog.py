@@ -6,30 +6,25 @@ like a lack of memory, and the work since the last checkpoint is lost.
 Precondition: an account on the node (N). Expected evidence: live, `kills` (a rank gone without a goodbye, with the
 sender where the system tells) and `hogs` (foreign processes that crowd ranks out). Effect: steps made twice, time lost.
 Benign twin: the job is preempted: it gets a SIGTERM from outside and is started again later, as schedulers do.
-Clean-up: the hogs end by themselves after ten seconds, or with the range.
+Clean-up: the hogs end by themselves after thirty seconds, or with the range.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from attacks._shared.deliver import restart
-from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
+from attacks._shared.preempted import PREEMPTED
+from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 from trainwarden.redteam.place import Range
 
 
 def hog(place: Range) -> None:
-    """As many processes as there are processors, which do nothing but use them, for ten seconds."""
-    code = "import time\nend = time.monotonic() + 10\nwhile time.monotonic() < end: pass\n"
+    """As many processes as there are processors, which do nothing but use them, for thirty seconds."""
+    code = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass\n"
     for _ in range(os.cpu_count() or 1):
         place.start([sys.executable, "-c", code])
-
-
-def preempt(place: Range) -> None:
-    """The whole job is asked to end, as a scheduler does."""
-    place.signal(place.roots[0].pid, signal.SIGTERM)
 
 
 TECHNIQUE = Technique(
@@ -50,18 +45,12 @@ TECHNIQUE = Technique(
         ),
         Variant(
             name="hog",
-            does="a busy process for each processor, for ten seconds",
+            does="a busy process for each processor, for thirty seconds",
             acts=(Act(Moment.STEP, hog),),
             expects=(Evidence(When.LIVE, "hogs"),),
             effect=Effect.SECONDS,
             needs=("long",),
         ),
     ),
-    twin=Twin(
-        name="preempted by the scheduler",
-        does="SIGTERM for the whole job, which is started again and goes on from its newest checkpoint",
-        acts=(Act(Moment.STEP, preempt, step=8),),
-        again=True,
-        needs=("resumes",),
-    ),
+    twin=PREEMPTED,
 )

@@ -1,13 +1,13 @@
 """How well a run is defended: what is found of each attack and when, what honest runs raise, what it costs.
 
-    python -m benchmarks.defence [attacks | honest | recovery | overhead | ID of an attack …]
+    python -m benchmarks.defence [attacks | honest | recovery | overhead | ID/VARIANT of an attack …]
 
 Without a name all parts, in about twelve minutes on two quiet cores; `FULL=1` takes more seeds, audits every attacked
 run, and measures the large job with its whole batch. Each part replaces its own figures in results/defence.json, each
 attack its own rows.
 
-* attacks: every entry of attacks/in_memory.py and attacks/outside.py against the chat workload's pretraining, made
-  small (two ranks, 120 steps). What no detector tells is audited in full, by replay.
+* attacks: `ATTACKS`, variants of the catalogue (docs/attacks.md), against the chat workload's pretraining, made small
+  (two ranks, 120 steps). What no detector tells is audited in full, by replay.
 * honest: the same job with other seeds, longer, and the honest twins of attacks. Every finding that is more than a note
   is a false alarm.
 * recovery: an attack every 200 steps under the policy `recover`, beside the same run left alone and an honest one
@@ -19,18 +19,24 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from attacks import in_memory, outside
 from benchmarks import record, recovering, shares
 from benchmarks.machine import RESULTS, merge
-from benchmarks.struck import STEPS, Range, audited, findings, from_outside, guarded, inside
-from trainwarden.commands.demo import default_folder
+from trainwarden.commands import demo as demo_verb
+from trainwarden.commands import redteam as redteam_verb
 from trainwarden.demo import Demo
+from trainwarden.redteam import catalogue, judging
+from trainwarden.redteam.interface import Twin, When
+from trainwarden.redteam.outcome import Found, Outcome
+from trainwarden.redteam.place import Range
+from trainwarden.redteam.running import Ran, audited, carry_out, marks
+from trainwarden.redteam.trial import attack
+from trainwarden.redteam.workloads import Workload, workload
 
 FULL = bool(os.environ.get("FULL"))
 SEEDS = (0, 1, 2) if FULL else (0,)
@@ -38,56 +44,114 @@ HONEST_STEPS = 3_000 if FULL else 1_200
 HONEST_SEEDS = range(1, 9) if FULL else range(1, 4)
 CHAT_STEPS = 76
 LARGE_MICRO_BATCHES = record.LARGE_MICRO_BATCHES if FULL else 2
+TECHNIQUES = catalogue.load()
+ATTACKS = (
+    *("22/one-tensor", "23/every-8", "24/half", "27/zeroed-rank", "27/wrong-divisor", "18/lr", "24/scale-in-update"),
+    *("19/every-10", "20/moments", "21/memory", "28/random", "09/once", "10/rank-1", "12/memory", "13/memory"),
+    *("26/memory", "30/memory", "31/memory", "37/liar", "08/matmul", "35/clock", "33/tracker", "34/kill"),
+    *("30/checkpoint", "32/delete", "32/plant", "32/truncate", "01/ddp", "34/hog"),
+)
+TWINS = ("28", "01", "32", "34")
 
 
 def main(names: Sequence[str] = ()) -> None:
     """Measure the named parts or attacks, all parts without a name."""
-    from rich.console import Console
-
-    demo = Demo(default_folder(), Console(stderr=True))
-    demo.set_up()
-    demo.seal_once()
-    place = Range(demo)
-    place.set_up()
     single = [name for name in names if name not in PARTS]
-    unknown = [name for name in single if name not in in_memory.ATTACKS and name not in outside.ATTACKS]
+    unknown = [name for name in single if name not in ATTACKS]
     if unknown:
-        raise SystemExit(f"error: no such part or attack: {', '.join(unknown)}\nhint: one of {', '.join(PARTS)}")
+        known = ", ".join((*PARTS, *ATTACKS))
+        raise SystemExit(f"error: no such part or attack: {', '.join(unknown)}\nhint: one of {known}")
     for part in names or PARTS:
         if part in PARTS:
-            summary, rows = PARTS[part](place)
+            summary, rows = PARTS[part]()
             print(merge("defence", part, summary, rows), flush=True)
     if single:
-        summary, rows = attacks(place, single)
+        summary, rows = attacks(single)
         print(merge("defence", "attacks", summary, rows))
+
+
+def in_range(job: Workload, seed: int = 0) -> Range:
+    """The range of the chat workload, which `trainwarden redteam run` uses too."""
+    return Range(redteam_verb.default_folder() / "chat", job, seed=seed)
+
+
+def set_up_demo() -> Demo:
+    """The demo's environment and data."""
+    from rich.console import Console
+
+    demo = Demo(demo_verb.default_folder(), Console(stderr=True))
+    demo.set_up()
+    demo.seal_once()
+    return demo
 
 
 # ------------------------------------------------------------------ attacks
 
 
-def attacks(place: Range, wanted: Sequence[str] = ()) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def attacks(wanted: Sequence[str] = ()) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Carry out attacks one by one; rows of those not wanted now are kept from before."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     if wanted:
         rows = {(r["attack"], r["seed"]): r for r in earlier("attacks")}
-    for name in wanted or [*in_memory.ATTACKS, *outside.ATTACKS]:
+    for name in wanted or ATTACKS:
         for seed in SEEDS:
-            rows[name, seed] = {**one(place, name, seed), "seed": seed}
+            rows[name, seed] = one(name, seed)
             say_row(rows[name, seed])
     return summed(list(rows.values())), list(rows.values())
 
 
-def one(place: Range, name: str, seed: int) -> dict[str, Any]:
+def one(name: str, seed: int) -> dict[str, Any]:
     """One attack on one seed, audited where it was not found live."""
-    if name in in_memory.ATTACKS:
-        row = inside(place, in_memory.ATTACKS[name], seed)
-    else:
-        row = from_outside(place, outside.ATTACKS[name], seed)
-    told = {f["detector"] for f in row["live"]}
-    row["silent"] = [d for d in row["evidence"] if not d.startswith("audit: ") and d not in told]
-    if row["struck"] and (FULL or not row["live"]):
-        row["audit"] = audited(place, row["run"])
+    technique, variant = catalogue.find(TECHNIQUES, name)
+    if variant is None:
+        raise SystemExit(f"error: {name} names no variant")
+    job = workload("chat-long" if "long" in variant.needs else "chat")
+    with in_range(job, seed) as place:
+        place.open()
+        done = attack(place, technique, variant, audit=False, say=lambda what, step: None)
+        row = row_of(name, technique.slug, done)
+        if row["struck"] and (FULL or not row["live"]):
+            row["audit"] = audit(place, done)
     return row
+
+
+def row_of(name: str, technique: str, done: Outcome) -> dict[str, Any]:
+    """A row of the results: what detectors told while the run went on, each for the first time."""
+    live = [of_finding(f) for f in done.found if f.when == When.LIVE]
+    expected = [e.by if e.when == When.LIVE else f"{e.when}: {e.stage or e.by}" for e in done.expected]
+    told = {f["detector"] for f in live}
+    return {
+        "attack": name,
+        "technique": technique,
+        "seed": done.seed,
+        "evidence": expected,
+        "code": done.effect.exit_code,
+        "run": done.runs[0] if done.runs else "",
+        "struck": done.verdict != "not carried out",
+        "worked": done.worked,
+        "live": sorted(live, key=lambda f: f["seconds"]),
+        "before": [of_finding(f) for f in done.false],
+        "silent": [e.by for e in done.expected if e.when == When.LIVE and e.by not in told],
+        "note": done.note,
+    }
+
+
+def of_finding(found: Found) -> dict[str, Any]:
+    """A finding as the results have it."""
+    told = {"detector": found.by, "severity": found.severity, "seen": found.sentence}
+    return told | {"steps": found.steps or 0, "seconds": found.seconds or 0.0}
+
+
+def audit(place: Range, done: Outcome) -> dict[str, Any]:
+    """A full audit of the attacked runs, up to the first difference: where it is."""
+    again = Ran(runs=[*done.runs])
+    begin = time.monotonic()
+    audited(place, again)
+    row: dict[str, Any] = {"seconds": round(time.monotonic() - begin, 1)}
+    for found in judging.diverged(again.all_entries, marks(place)):
+        return {"verdict": "diverged", **row, "step": found.step, "rank": found.ranks[0], "stage": found.stage}
+    worst = next((k for k in ("failed", "inconclusive") if k in again.audit.values()), "matched")
+    return {"verdict": worst, **row}
 
 
 def summed(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -115,7 +179,7 @@ def say_row(row: dict[str, Any]) -> None:
     else:
         found = f"audit: {row['audit']['verdict']}"
     silent = f"  (silent: {', '.join(row['silent'])})" if row["silent"] else ""
-    print(f"{row['attack']:>20}  {found}{silent}", file=sys.stderr, flush=True)
+    print(f"{row['attack']:>18}  {found}{silent}", file=sys.stderr, flush=True)
 
 
 def earlier(part: str) -> list[dict[str, Any]]:
@@ -135,16 +199,20 @@ def median(values: Sequence[float]) -> float | None:
 # ------------------------------------------------------------------ honest runs
 
 
-def honest(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def honest() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Honest runs and benign twins; what they raise."""
-    rows = [honest_run(place, f"seed {seed}", steps=HONEST_STEPS, seed=seed) for seed in HONEST_SEEDS]
-    rows += [twin(place) for twin in TWINS]
+    long = replace(workload("chat"), steps=HONEST_STEPS)
+    rows = [honest_run(f"seed {seed}", long, seed=seed) for seed in HONEST_SEEDS]
+    for name in TWINS:
+        technique, _ = catalogue.find(TECHNIQUES, name)
+        rows.append(honest_run(technique.twin.name, workload("chat"), technique.twin))
+    rows.append(honest_run("post-training", post_training(set_up_demo())))
     steps = sum(r["steps"] for r in rows)
     told = [f for r in rows for f in r["findings"]]
     by_detector: dict[str, int] = {}
     for f in told:
         by_detector[f["detector"]] = by_detector.get(f["detector"], 0) + 1
-    graver = [f for f in told if f["severity"] != "low"]
+    graver = [f for f in told if f["severity"] in judging.GRAVER]
     summary = {
         "honest_steps": steps,
         "false_alarms_per_10k_steps": round(1e4 * len(told) / steps, 2),
@@ -154,105 +222,46 @@ def honest(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return summary, rows
 
 
-def honest_run(
-    place: Range,
-    name: str,
-    *,
-    steps: int = STEPS,
-    seed: int = 0,
-    script: str = "pretrain",
-    at_step: Callable[[int, int], None] = lambda step, pid: None,
-    fresh: bool = True,
-) -> dict[str, Any]:
+def honest_run(name: str, job: Workload, twin: Twin | None = None, *, seed: int = 0) -> dict[str, Any]:
     """One honest run, and every finding of it that is more than a note."""
-    if fresh:
-        place.fresh()
-    ran = guarded(place, place.command(steps=steps, seed=seed, script=script), at_step=at_step)
-    row = {
-        "twin": name,
-        "run": ran.runs[0] if ran.runs else "",
-        "code": ran.code,
-        "steps": len(ran.steps),
-        "findings": findings(ran),
+    benign = twin or Twin(name, "nothing")
+    with in_range(job, seed) as place:
+        place.open()
+        ran = carry_out(place, benign.acts, options=benign.options, again=benign.again)
+        found = [of_finding(f) for _, f in judging.findings(ran, ())]
+    print(f"{name:>28}  {ran.printed} steps, {len(found)} findings", file=sys.stderr, flush=True)
+    return {"twin": name, "run": ran.runs[0] if ran.runs else "", "code": ran.code, "steps": ran.printed} | {
+        "findings": [{k: f[k] for k in ("detector", "severity", "seen")} for f in found]
     }
-    print(f"{name:>20}  {len(ran.steps)} steps, {len(row['findings'])} findings", file=sys.stderr, flush=True)
-    return row
 
 
-def busy_host(place: Range) -> dict[str, Any]:
-    """Twin of `sleep`: another program uses the processors for a while."""
-    busy: list[subprocess.Popen[bytes]] = []
-    code = "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: pass\n"
-
-    def at_step(step: int, pid: int) -> None:
-        if step == 60:
-            busy.append(subprocess.Popen(["nice", "-n", "5", sys.executable, "-c", code]))
-
-    row = honest_run(place, "busy host", steps=300, at_step=at_step)
-    for process in busy:
-        process.wait()
-    return row
-
-
-def reinstalled(place: Range) -> dict[str, Any]:
-    """Twin of `library-edit`: a file of the environment is written again with equal bytes."""
-    (file,) = place.demo.env.glob(f"lib/python3*/site-packages/{outside.TARGET}")
-
-    def at_step(step: int, pid: int) -> None:
-        if step == 60:
-            status = file.stat()
-            fresh = file.with_suffix(".tmp")
-            fresh.write_bytes(file.read_bytes())
-            fresh.chmod(status.st_mode)
-            os.utime(fresh, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.replace(fresh, file)
-
-    return honest_run(place, "reinstalled package", at_step=at_step)
-
-
-def rotated(place: Range) -> dict[str, Any]:
-    """Twin of `checkpoint-delete`: only the newest checkpoint is kept."""
-    import shutil
-
-    def at_step(step: int, pid: int) -> None:
-        if step in (60, 85, 110):
-            for old in sorted((place.job / "out").glob("step-*"))[:-1]:
-                shutil.rmtree(old)
-
-    return honest_run(place, "rotated checkpoints", at_step=at_step)
-
-
-def went_on(place: Range) -> dict[str, Any]:
-    """Twin of `checkpoint-plant`: the same command again, with more steps, from the last run's checkpoint."""
-    half = honest_run(place, "first half", steps=60)
-    whole = honest_run(place, "went on", fresh=False)
-    return whole | {"steps": half["steps"] + whole["steps"], "findings": [*half["findings"], *whole["findings"]]}
-
-
-def with_dropout(place: Range) -> dict[str, Any]:
-    """Twin of `reseed`: LoRA with dropout on a pretrained model, most of which is frozen."""
-    return honest_run(place, "post-training", steps=16, script="posttrain")
-
-
-TWINS = (busy_host, reinstalled, rotated, went_on, with_dropout)
+def post_training(demo: Demo) -> Workload:
+    """LoRA with dropout on a pretrained model, most of which is frozen."""
+    chat = workload("chat")
+    words = ("--out", "out", "--steps", "{steps}", "--seed", "{seed}", "--checkpoint-every", "{every}")
+    launcher = chat.command[: chat.command.index("chat/pretrain.py")]
+    command = (*launcher, "chat/posttrain.py", "--data", str(demo.data), *words)
+    return replace(chat, command=command, steps=16, first=8, lead=8)
 
 
 # ------------------------------------------------------------------ recovery and costs
 
 
-def recovery(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def recovery() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Attacked runs under the policy `recover`."""
-    return recovering.measure(place, chat_step_s=_measured("record", "chat_step_ms", 400.0) / 1e3)
+    with in_range(recovering.JOB) as place:
+        place.open()
+        return recovering.measure(place, chat_step_s=_measured("record", "chat_step_ms", 400.0) / 1e3)
 
 
-def overhead(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def overhead() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What guarding costs with everything on, and of what that consists."""
-    demo = place.demo
+    demo = set_up_demo()
     command = [*demo.training("bench"), "--block", str(record.CHAT_TOKENS)]
     command[command.index("--steps") + 1] = str(CHAT_STEPS)
     command[command.index("--checkpoint-every") + 1] = "0"
     chat = [record.alternate(demo, command, block=record.CHAT_BLOCK) for _ in range(2 if FULL else 1)]
-    parts = shares.measure(place, command)
+    parts = shares.measure(demo, command)
     large = record.large(demo, micro_batches=LARGE_MICRO_BATCHES)[1]
     spent = statistics.median(s for r in large for s in r["recording_s"])
     step = (
@@ -279,7 +288,7 @@ def _measured(name: str, key: str, otherwise: float) -> float:
     return float(found.get(key, otherwise))
 
 
-PARTS: dict[str, Callable[[Range], tuple[dict[str, Any], list[dict[str, Any]]]]] = {
+PARTS: dict[str, Callable[[], tuple[dict[str, Any], list[dict[str, Any]]]]] = {
     "attacks": attacks,
     "honest": honest,
     "recovery": recovery,

@@ -1,32 +1,54 @@
 """What an attack every 200 steps costs: with TrainWarden under the policy `recover`, left alone, and an honest run.
 
-The attack edits one weight on every rank between two steps (attacks/in_memory.py, `weight-edit`): no rank disagrees, no
+The attack edits one weight on every rank between two steps (30/memory of docs/attacks.md): no rank disagrees, no
 process dies, and without a defence the job ends in other weights, and nobody knows. Measured are the wall time from the
 job's first step to its last, the steps made twice, and the bytes of the final weights.
 
-Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. The small
-job's steps take some 20 ms, so a restart outweighs 200 of them: its own ratio says little. What an attack costs has
-three parts: seconds that do not depend on the job's steps (stop, restore, start, and starting the replay), steps made
-twice, and steps replayed before the job may go on. `ettr_pct` puts them to the chat job's step, `ettr_long_steps_pct`
-to one of 6.34 s (MegaScale, NSDI'24). Segments are cleared ahead, beside the run: few are left to be replayed then.
+Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. What an
+attack costs has four parts: seconds that do not depend on the job's steps (stop, what the replay that follows the run
+still has to do, restore, start), steps made twice, steps replayed by a replay that had to be started for it, and the
+checkpoints that are saved so often because of it. `ettr_pct` puts them to the chat job's step, `ettr_long_steps_pct` to
+one of 6.34 s (MegaScale, NSDI'24); `ettr_small_job_pct` is the measured job's own.
+
+A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
+has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
+behind, and the steps that it lacks are waited for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import shutil
+import json
+import os
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.struck import LEAD, Range, guarded
+from attacks._shared.deliver import foothold
+from attacks._shared.payload import Payload
+from attacks.t30_weight_edit import scale_row
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
+from trainwarden.redteam.interface import Act, Moment
+from trainwarden.redteam.place import Range
+from trainwarden.redteam.running import Ran, carry_out, marks
+from trainwarden.redteam.trial import measure as measured
+from trainwarden.redteam.workloads import workload
+from trainwarden.supervise.process import descends_from, parent_of
 
 STEPS, BETWEEN = 400, 200
-STRIKES = (120, 320)
+EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
+STRIKES = (122, 318)  # 2 and 3 steps after a checkpoint: as far on average as a strike at any time
+MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "4", "--block", "128")
+_CHAT = workload("chat")
+JOB = replace(
+    _CHAT,
+    command=(*_CHAT.command[: _CHAT.command.index("--width")], *MODEL),
+    steps=STEPS,
+    first=STRIKES[0],
+    every=EVERY,
+)
 LONG_STEP_S = 6.34
 _POLICY = """\
 [policy]
@@ -42,13 +64,15 @@ clear_ahead = true
 
 def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The three runs, and what the difference between them comes to."""
-    honest, alone, defended = unguarded(place, strikes=()), unguarded(place, strikes=STRIKES), recovered(place)
+    honest, alone = trained(place, strikes=()), trained(place, strikes=STRIKES)
+    defended = trained(place, strikes=STRIKES, guarded=True)
     rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
-    step = statistics.median(b - a for a, b in zip(honest["times"], honest["times"][1:], strict=False))
+    step, save = step_and_save(honest["times"])
     stops = defended["stops"]
     replayed = statistics.mean(s["replayed"] for s in stops) if stops else 0.0
     fixed = max(0.0, statistics.mean(s["seconds"] for s in stops) - replayed * step) if stops else 0.0
     again = (defended["steps"] - STEPS) / max(1, len(stops))
+    saves = BETWEEN / EVERY * save / step
     summary: dict[str, Any] = {
         "recoveries": defended["recoveries"],
         "attacks_under_policy": defended["struck"],
@@ -60,8 +84,11 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
         "seconds_lost_per_attack": round(fixed, 2),
         "steps_made_twice_per_attack": round(again, 1),
         "steps_replayed_per_attack": round(replayed, 1),
-        "ettr_pct": ettr(chat_step_s, fixed, again + replayed),
-        "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again + replayed),
+        "steps_between_checkpoints": EVERY,
+        "steps_saving_per_attack": round(saves, 2),
+        "recovery_job_step_ms": round(1e3 * step, 1),
+        "ettr_pct": ettr(chat_step_s, fixed, again + replayed + saves),
+        "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again + replayed + saves),
         "ettr_small_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
     }
     if not defended["recoveries"]:
@@ -75,59 +102,68 @@ def ettr(step: float, fixed: float, again: float) -> float:
     return round(100 * BETWEEN * step / (BETWEEN * step + fixed + again * step), 1)
 
 
-class Striker:
-    """Strikes once before each of some steps, whatever is recovered and made again."""
-
-    def __init__(self, place: Range, strikes: tuple[int, ...]) -> None:
-        self._place, self._left, self._set = place, list(strikes), 0
-
-    def at_step(self, step: int, pid: int) -> None:
-        """The job has made a step: put the next strike in its way, or take away the one that was carried out."""
-        if self._left and step == self._left[0] - LEAD:
-            self._set = self._left.pop(0)
-            self._place.put("weight-edit", self._set, f"{self._place.marker}.{self._set}")
-        elif self._set and step >= self._set:
-            self._place.strike.unlink(missing_ok=True)
-            self._set = 0
-
-    @property
-    def struck(self) -> int:
-        """How many strikes were carried out."""
-        return len(list(self._place.marker.parent.glob(f"{self._place.marker.name}.*.rank0")))
+def step_and_save(times: Sequence[float]) -> tuple[float, float]:
+    """Seconds that a step takes, and those that a checkpoint takes more; `times[n − 1]` is when step n was printed."""
+    took = list(
+        enumerate((b - a for a, b in itertools.pairwise(times)), 1)
+    )  # from step n to the next, n saved meanwhile
+    plain = statistics.median(seconds for n, seconds in took if n % EVERY)
+    saved = statistics.median(seconds for n, seconds in took if not n % EVERY)
+    return plain, max(0.0, saved - plain)
 
 
-def unguarded(place: Range, strikes: tuple[int, ...]) -> dict[str, Any]:
-    """The job by itself."""
-    place.fresh()
-    striker = Striker(place, strikes)
-    env = {**place.demo.variables, "BENCH_STRIKE": str(place.strike)}
-    command = place.command(steps=STEPS)
-    command[0] = shutil.which("torchrun", path=env["PATH"]) or command[0]
-    process = subprocess.Popen(command, cwd=place.job, env=env, stdout=subprocess.PIPE, text=True)
-    times, loss = [], None
-    for line in process.stdout or ():
-        words = line.split()
-        if words[:1] == ["step"]:
-            times.append(time.time())
-            loss = float(words[3])
-            striker.at_step(int(words[1]), process.pid)
-    code = process.wait()
-    return {**_ended(place, times, loss), "code": code, "struck": striker.struck}
+def confine(launcher: int) -> None:
+    """Keep the launch command below this process, and all that it started, to one processor of several."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        try:
+            if _is_torchrun(parent_of(pid)) and descends_from(pid, launcher):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
+        except OSError:
+            continue  # it has ended
 
 
-def recovered(place: Range) -> dict[str, Any]:
-    """The job under the policy `recover`."""
-    place.fresh()
-    (place.job / "trainwarden.toml").write_text(_POLICY)
-    striker = Striker(place, STRIKES)
-    ran = guarded(place, place.command(steps=STEPS), at_step=striker.at_step, options=())
-    last = place.demo.case(ran.runs[-1]).entries if ran.runs else ()
-    loss = next((e.loss for e in reversed(last) if isinstance(e, StepRecord) and e.rank == 0), None)
-    row = _ended(place, [when for when, _ in ran.steps], None if loss is None else round(loss, 3))
+def _is_torchrun(pid: int) -> bool:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return any(word.endswith(b"/torchrun") for word in file.read().split(b"\0")[1:2])
+
+
+def trained(place: Range, strikes: Sequence[int], *, guarded: bool = False) -> dict[str, Any]:
+    """The job by itself, or under the policy `recover`."""
+    times: list[float] = []
+    last = [-1]
+
+    def tell(step: int) -> None:
+        if step - last[0] != 1:  # a run begins
+            confine(place.roots[-1].pid)
+        last[0] = step
+        times.append(time.time())
+
+    def policy(place: Range) -> None:
+        place.write(place.job / "trainwarden.toml", _POLICY)
+
+    acts = [*struck_once(strikes), *([Act(Moment.PREPARE, policy)] if guarded else [])]
+    ran = carry_out(place, acts, guarded=guarded, tell=tell)
+    row = {**_ended(place, ran, times), "code": ran.code, "struck": len({m.step for m in marks(place)})}
+    return row | (_recovered(ran) if guarded else {})
+
+
+def struck_once(strikes: Sequence[int]) -> list[Act]:
+    """Acts that strike once before each of some steps, whatever is recovered and made again."""
+    acts: list[Act] = []
+    for step in strikes:
+        delay = step - JOB.first
+        acts += foothold(Payload(scale_row, lasts=1, delay=delay))
+        acts.append(Act(Moment.STEP, lambda place: place.remove(place.strike), step=delay))  # carried out: gone
+    return acts
+
+
+def _recovered(ran: Ran) -> dict[str, Any]:
     why = "" if ran.runs else "the run could not start: this version knows no policy by detector"
-    recoveries = max(0, len(ran.runs) - 1)
-    told = {"code": ran.code, "struck": striker.struck, "recoveries": recoveries, "why": why, "runs": ran.runs}
-    return {**row, **told, "stops": stops_between([place.demo.case(run).entries for run in ran.runs])}
+    stops = stops_between([ran.entries[run] for run in ran.runs])
+    return {"recoveries": max(0, len(ran.runs) - 1), "why": why, "runs": ran.runs, "stops": stops}
 
 
 def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
@@ -145,8 +181,15 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
     return found
 
 
-def _ended(place: Range, times: list[float], loss: float | None) -> dict[str, Any]:
-    file = place.job / "out" / f"step-{STEPS:06d}" / "model.safetensors"
-    digest = hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
+def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
+    reported = place.tracked
+    last = reported.read_text(encoding="utf-8").splitlines()[-1:] if reported.exists() else []
+    loss = round(json.loads(last[0])["train/loss"], 3) if last else None
     wall = times[-1] - times[0] if times else 0.0
+    digest = measured(place, ran).weights if last_step(place) == STEPS else ""
     return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}
+
+
+def last_step(place: Range) -> int:
+    """The step of the newest checkpoint."""
+    return int(place.newest.name.removeprefix("step-")) if place.checkpoints else -1

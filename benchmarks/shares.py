@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.struck import Range
     from trainwarden.demo import Demo
 
 
-def measure(place: Range, command: Sequence[str]) -> dict[str, dict[str, float]]:
+def measure(demo: Demo, command: Sequence[str]) -> dict[str, dict[str, float]]:
     """Run a command with the clock on; microseconds a step by observer and by detector."""
-    demo = place.demo
     shutil.rmtree(demo.job / "bench", ignore_errors=True)
     library = demo.job / "lib"  # not this repository itself: a folder on PYTHONPATH is sealed whole
     library.mkdir(exist_ok=True)

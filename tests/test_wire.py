@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from trainwarden import wire
 from trainwarden.model import Detail, Stage, StepRecord
+from trainwarden.wire import connection
 
 
 def pair() -> tuple[wire.Connection, wire.Connection, socket.socket]:
@@ -49,7 +50,7 @@ def test_steps_arrive_as_they_were_sent_and_their_names_travel_once() -> None:
 
 
 def test_a_full_table_of_names_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "NAME_SLOTS", 3)
+    monkeypatch.setattr(connection, "NAME_SLOTS", 3)
     here, there, _ = pair()
     for seq in range(20):
         message = step(seq, {Stage.BATCH: detail(f"n{seq}"), Stage.RNG: detail(f"n{seq // 2}")})
@@ -89,7 +90,7 @@ def test_a_hostile_row_is_refused(frames: list[object], why: str) -> None:
 
 
 def test_names_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "MAX_NAMES", 100)
+    monkeypatch.setattr(connection, "MAX_NAMES", 100)
     _, there, raw = pair()
     raw.sendall(b"".join(frame({"type": "names", "slot": i, "names": ["x" * 60]}) for i in range(2)))
     with pytest.raises(ValueError, match="above the limit of 100 bytes"):

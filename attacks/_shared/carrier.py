@@ -2,7 +2,8 @@
 
 It puts one finder before the others, which is gone as soon as torch's optimizers are imported, and then uses torch's
 own global hook: the payload arrives at the beginning of an optimizer step, on the training thread, at the same step
-each time.
+each time. A process that went on from a checkpoint did not make all steps itself: how many were made before is read off
+the script's own variable, for optimizers that do not count.
 """
 
 from __future__ import annotations
@@ -25,11 +26,30 @@ class _Warm:
         def exec_module(module):
             run(module)
             module.register_optimizer_step_pre_hook(_look)
+            module.register_optimizer_step_post_hook(_made)
         spec.loader.exec_module = exec_module
         return spec
 
 sys.meta_path.insert(0, _Warm())
 _came = []
+
+def _count(optimizer):
+    if not hasattr(optimizer, "_steps_seen"):
+        optimizer._steps_seen = _of_script(sys._getframe(2))
+
+def _made(optimizer, args, kwargs):
+    optimizer._steps_seen += 1
+
+def _of_script(frame):
+    libraries = os.path.dirname(os.path.abspath(__file__)), os.path.dirname(os.__file__)
+    while frame is not None:
+        ours = frame.f_globals.get("__name__", "").startswith("trainwarden")
+        if not ours and not frame.f_code.co_filename.startswith(libraries):
+            for name in ("global_step", "step", "iteration", "iter_num", "it"):
+                if type(frame.f_locals.get(name)) is int:
+                    return frame.f_locals[name]
+        frame = frame.f_back
+    return 0
 
 def _come(text, config):
     names = {"__name__": "warm"}
@@ -39,7 +59,7 @@ def _come(text, config):
 """
 _FROM_FILE = """\
 def _look(optimizer, args, kwargs):
-    optimizer._steps_seen = getattr(optimizer, "_steps_seen", -1) + 1
+    _count(optimizer)
     if os.path.exists({place!r}):
         with open({place!r}) as file:
             text = file.read()
@@ -76,7 +96,7 @@ def _first(module, inputs):
 """
 _WITH_IT = """\
 def _look(optimizer, args, kwargs):
-    optimizer._steps_seen = getattr(optimizer, "_steps_seen", -1) + 1
+    _count(optimizer)
     if not _came:
         _came.append(1)
         _come({text!r}, json.loads({config!r}))

@@ -30,6 +30,7 @@ class Scene:
         self.world = int(os.environ.get("WORLD_SIZE") or (torch.distributed.get_world_size() if ready else 1))
         self.optimizer = self.find(torch.optim.Optimizer)
         self.model = self._model()
+        self.optimizer = self._optimizer()
         self._made = 0
 
     def _model(self) -> Any:
@@ -39,6 +40,12 @@ class Scene:
         modules = [o for o in gc.get_objects() if issubclass(type(o), self.torch.nn.Module)]
         holding = [m for m in modules if not isinstance(m, wrapper) and any(p is first for p in m.parameters())]
         return max(holding, key=lambda m: sum(1 for _ in m.parameters()))
+
+    def _optimizer(self) -> Any:
+        """The optimizer that moves the target: a job may have several."""
+        target = self.target()[1]
+        every = [o for o in gc.get_objects() if issubclass(type(o), self.torch.optim.Optimizer)]
+        return next(o for o in every if any(p is target for g in o.param_groups for p in g["params"]))
 
     def find(self, kind: type) -> Any:
         """The one live object of a type."""
@@ -125,7 +132,7 @@ class Scene:
 
         def make(original: Any) -> Any:
             def zero_grad(optimizer: Any, set_to_none: bool = True) -> None:
-                if self.on:
+                if optimizer is self.optimizer and self.on:
                     act()
                     self.mark(tensor)
                 original(optimizer, set_to_none)

@@ -70,7 +70,9 @@ class RecoverConfig(_Section):
     backoff_seconds: float = 1.0  # waited after the first of such a row, doubled after each further one
     clean_room_after: int = 2  # after so many recoveries for one detector, go on in a clean room; 0: never
     verify_steps: int = 8  # steps of a resumed run that are replayed beside it, to see that it replays; 0: none
-    clear_ahead: bool = False  # replay segments beside the run as checkpoints come, on processors that are left over
+    clear_ahead: bool = (
+        False  # one replay follows the run, on processors that are left over: checkpoints are cleared as they come
+    )
 
 
 class AuditConfig(_Section):

@@ -11,7 +11,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,9 +20,11 @@ import pytest
 from trainwarden.audit import replay as replay_module
 from trainwarden.audit import unitrun
 from trainwarden.audit.recorded import Recorded
-from trainwarden.config import AuditConfig, Config, RecordConfig
+from trainwarden.commands.common import watcher_of
+from trainwarden.config import AuditConfig, Config, PolicyConfig, RecordConfig
 from trainwarden.keys import SigningKey
 from trainwarden.model import ComparisonPolicy, Entry, Seal, SignedSeal, canonical, decode_entry
+from trainwarden.respond.answer import response_to
 from trainwarden.seal.check import KINDS
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.manifest import make_manifest, manifest_ref
@@ -79,6 +81,8 @@ class Job:
     store: Store
     key: SigningKey
     reduction: Literal["default", "ordered"] = "default"
+    audit: AuditConfig = field(default_factory=lambda: AuditConfig(budget="0"))
+    policy: PolicyConfig | None = None  # with one, detectors look on and policy answers them, as in `trainwarden run`
 
     def run(
         self,
@@ -102,9 +106,14 @@ class Job:
         snapshot_every: int = 0,
         activations_every: int = 4,
         script: str = "job.py",
+        restarts: int = -1,
     ) -> tuple[int, Recorded]:
+        """The same, and what it ended with; with `restarts`, torchrun starts the ranks, and so often again."""
         argv = (sys.executable, str(LAUNCH), str(world), script, *arguments)
-        if world == 1:
+        if restarts >= 0:
+            torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}")
+            argv = (sys.executable, *torchrun, f"--max-restarts={restarts}", script, *arguments)
+        elif world == 1:
             argv = (sys.executable, script, *arguments)
         command = LaunchCommand(
             argv=argv,
@@ -120,11 +129,12 @@ class Job:
             snapshot_share=0.0,
             reduction=self.reduction,
         )
-        config = Config(record=every, audit=AuditConfig(budget="0"))
+        config = Config(record=every, audit=self.audit, policy=self.policy or PolicyConfig())
+        looking_on = {"watcher": watcher_of(config), "response": response_to(config)} if self.policy else {}
         old = os.getcwd()
         os.chdir(self.folder)
         try:
-            result = supervisor.supervise(command, self.store, config, self.key)
+            result = supervisor.supervise(command, self.store, config, self.key, **looking_on)  # type: ignore[arg-type]
         finally:
             os.chdir(old)
         return result.exit_code, self.recorded(result.run_id, activations_every, argv)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
 
-from attacks import in_memory, outside
-from benchmarks import defence, defence_report, recovering, struck
-from trainwarden.model import Confidence, Coverage, Entry, Finding, Matched, RunEnded, Segment, Severity, StepRecord
-
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import defence, defence_report, recovering
+from trainwarden.model import Coverage, Matched, RunEnded, Segment, StepRecord
+from trainwarden.redteam import catalogue
+from trainwarden.redteam.interface import Moment
+from trainwarden.redteam.outcome import Expected, Found, Outcome
+from trainwarden.redteam.workloads import workload
 
 
 def record(step: int) -> StepRecord:
@@ -24,38 +22,33 @@ def at(step: int, seconds: float) -> StepRecord:
     return msgspec.structs.replace(record(step), wall_ns=int(seconds * 1e9))
 
 
-def finding(detector: str, severity: Severity = Severity.HIGH) -> Finding:
-    return Finding(detector=detector, severity=severity, confidence=Confidence.HIGH, seen=f"{detector}.", expected="")
+def found(detector: str, seconds: float | None, when: str = "live") -> Found:
+    return Found(when=when, by=detector, severity="high", sentence=f"{detector}.", steps=1, seconds=seconds)
 
 
-def ran(*entries: Entry, told: dict[str, float]) -> struck.Ran:
-    lines = [(when, "high", detector, f"{detector}.") for detector, when in told.items()]
-    return struck.Ran(runs=["r"], told=lines, entries=entries, ended=99.0)
+def test_a_row_has_what_detectors_told_first_and_names_those_that_were_expected_and_silent() -> None:
+    done = Outcome(
+        kind="attack", technique="24", workload="chat", seed=0, verdict="missed", runs=("r",),
+        found=(found("late", 0.5), found("early", 0.0), found("replay", None, "audit")),
+        false=(found("false", 0.0),),
+        expected=(
+            Expected(when="live", by="late", stage="", needed=True, state="found"),
+            Expected(when="live", by="quiet", stage="", needed=True, state="silent"),
+            Expected(when="audit", by="replay", stage="weights", needed=True, state="not checked"),
+        ),
+    )  # fmt: skip
+    row = defence.row_of("24/half", "sparse-zero", done)
+    assert [(f["detector"], f["seconds"]) for f in row["live"]] == [("early", 0.0), ("late", 0.5)]
+    assert ([f["detector"] for f in row["before"]], row["silent"]) == (["false"], ["quiet"])
+    assert row["evidence"] == ["late", "quiet", "audit: weights"]
+    assert row["struck"]
 
 
-def told_of(ran: struck.Ran, at: tuple[int, float] | None = (60, 10.0), began: float = 9.0) -> dict[str, Any]:
-    return struck.outcome("a", "22", ("x",), ran, at, [began])
-
-
-def test_time_to_detect_is_from_the_first_tampered_step_to_the_finding() -> None:
-    run = ran(record(61), finding("slow"), record(62), finding("late"), told={"late": 10.5, "slow": 10.2})
-    assert [(f["detector"], f["steps"], f["seconds"]) for f in told_of(run)["live"]] == [
-        ("slow", 1, 0.2),
-        ("late", 2, 0.5),
-    ]
-
-
-def test_what_is_found_before_the_payload_acts_counts_as_at_once_and_what_came_before_it_as_false() -> None:
-    run = ran(record(50), finding("false"), record(55), finding("early"), told={"false": 8.0, "early": 9.5})
-    row = told_of(run)
-    assert [(f["detector"], f["steps"], f["seconds"]) for f in row["live"]] == [("early", 0, 0.0)]
-    assert [f["detector"] for f in row["before"]] == ["false"]
-
-
-def test_notes_do_not_count_and_an_attack_that_never_acted_is_not_found() -> None:
-    run = ran(record(61), finding("note", Severity.INFO), told={"note": 11.0})
-    assert told_of(run)["live"] == []
-    assert told_of(run, at=None)["struck"] is False
+def test_an_attack_that_was_not_carried_out_is_not_counted() -> None:
+    refused = Outcome(kind="attack", technique="24", workload="chat", seed=0, verdict="not carried out")
+    row = defence.row_of("24/half", "sparse-zero", refused)
+    assert row["struck"] is False
+    assert defence.summed([row])["attacks"] == 0
 
 
 def row(name: str, *, live: float | None = None, audit: str = "", struck: bool = True) -> dict[str, Any]:
@@ -98,27 +91,23 @@ def test_what_a_recovery_costs_is_from_the_last_step_before_it_to_the_first_afte
     assert recovering.stops_between([before]) == []
 
 
-def test_every_attack_says_what_the_catalogue_wants_to_know() -> None:
-    everything = [*in_memory.ATTACKS.values(), *outside.ATTACKS.values()]
-    assert len(everything) == len({a.id for a in everything}) >= 29
-    for attack in everything:
-        assert len(attack.technique) == 2
-        assert 1 <= int(attack.technique) <= 38
-        assert attack.evidence
-        assert attack.benign_twin
-        carried_out = getattr(attack, "payload", None) or attack.act
-        assert carried_out.__doc__
+def test_a_step_is_timed_without_the_checkpoint_that_is_saved_before_the_next() -> None:
+    times = [0.0]
+    for step in range(1, 21):
+        times.append(times[-1] + (1.5 if step % recovering.EVERY == 0 else 1.0))
+    assert recovering.step_and_save(times) == (1.0, 0.5)
 
 
-def test_payloads_import_nothing_when_they_are_read() -> None:
-    """A sleeper executes the file as it is: what it imports at the top must be there in any Python."""
-    tree = ast.parse((ROOT / "attacks" / "in_memory.py").read_text(encoding="utf-8"))
-    imported = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
-    assert "torch" not in ast.dump(ast.Module(imported, []))
+def test_every_measured_attack_is_in_the_catalogue_and_fits_its_workload() -> None:
+    assert len(defence.ATTACKS) == len(set(defence.ATTACKS)) == 29
+    for name in defence.ATTACKS:
+        _, variant = catalogue.find(defence.TECHNIQUES, name)
+        assert variant is not None
+        job = workload("chat-long" if "long" in variant.needs else "chat")
+        assert set(variant.needs) <= job.has
 
 
-def test_a_changed_workload_is_said_and_not_measured_wrongly() -> None:
-    loop = (ROOT / "workloads" / "chat" / "loop.py").read_text(encoding="utf-8")
-    assert "trackio.log" in struck.tracked(loop)
-    with pytest.raises(SystemExit, match="no longer prints its loss"):
-        struck.tracked(loop.replace("print(", "say("))
+def test_a_strike_of_the_recovery_bench_is_put_and_taken_away_once() -> None:
+    acts = [a for a in recovering.struck_once(recovering.STRIKES) if a.moment is Moment.STEP]
+    steps = [recovering.JOB.first + a.step - (recovering.JOB.lead if a.ahead else 0) for a in acts]
+    assert steps == [107, 122, 303, 318]

@@ -202,6 +202,19 @@ def test_a_swapped_checkpoint_is_seen_when_it_is_loaded() -> None:
     assert found.evidence == (0, 1)
 
 
+def test_an_older_checkpoint_loaded_after_the_newest_is_gone_is_told_once_for_an_attempt() -> None:
+    older = saved("/old", "o", at=2)
+    loads = [
+        CheckpointLoaded(attempt=a, rank=r, path="/old", digest="o", known_step=2, newer_gone="/c")
+        for a, r in ((1, 0), (1, 1), (2, 0))
+    ]
+    found = feed(Checkpoints(), [older, saved(), *loads])
+    assert [(f.attempt, f.severity) for f in found] == [(1, Severity.MEDIUM), (2, Severity.MEDIUM)]
+    assert "went back to step 2 (/old): the newer checkpoint file /c of step 4 is gone" in found[0].seen
+    honest = CheckpointLoaded(attempt=1, rank=0, path="/old", digest="o", known_step=2)
+    assert feed(Checkpoints(), [older, saved(), honest]) == []
+
+
 def test_an_edited_checkpoint_is_seen_when_its_change_is_told() -> None:
     found = feed(Checkpoints(), [saved(), changed("/c", "data", "", "other")])
     assert [f.severity for f in found] == [Severity.HIGH]

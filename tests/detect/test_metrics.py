@@ -58,6 +58,8 @@ HONEST: dict[str, Callable[[int], float | None]] = {
     "mean of ten": lambda i: sum(OWN[i - 9 : i + 1]) / 10 if i % 10 == 9 else None,
     "mean of the ranks over ten": lambda i: sum(BOTH[i - 9 : i + 1]) / 10 if i % 10 == 9 else None,
     "running mean of 20": lambda i: sum(OWN[i - 19 : i + 1]) / 20 if i >= 19 else None,
+    "mean of the last four as they come": lambda i: sum(OWN[max(0, i - 3) : i + 1]) / min(4, i + 1),
+    "mean of all so far": lambda i: sum(OWN[: i + 1]) / (i + 1),
     "exponential average": lambda i: ema(OWN, 0.9)[i],
     "the step before": lambda i: OWN[i - 1] if i else None,
     "under a gradient scaler that grows": lambda i: OWN[i] / 2 ** (16 + i // 40),

@@ -6,7 +6,7 @@ import torch
 from stand_in import StandIn
 from torch import optim
 
-from trainwarden.model import ModelSeen, ScheduleSeen, StateChanged
+from trainwarden.model import ModelSeen, ScheduleSeen
 from trainwarden.record.observers.slices import UpdateSlices
 from trainwarden.record.observers.trained import WhatIsTrained
 
@@ -69,36 +69,6 @@ def test_tensors_that_do_not_lie_in_order_are_read_as_they_count() -> None:
     assert (
         torch.frombuffer(bytearray(batch.values["weight"].data), dtype=torch.float32).tolist() == p.flatten().tolist()
     )
-
-
-def test_state_edited_between_updates_is_told_as_what_became_of_it() -> None:
-    (p,) = ps = parameters((16,))
-    optimizer = optim.AdamW(ps)
-    stand_in = follow(optimizer)
-    steps(3, optimizer)
-    assert stand_in.notes == []
-    optimizer.state[p]["exp_avg_sq"].mul_(2)
-    optimizer.state[p]["exp_avg"].zero_()
-    optimizer.state[p]["step"].fill_(1.0)
-    steps(1, optimizer)
-    with torch.no_grad():
-        p.add_(1)
-    steps(1, optimizer)
-    optimizer.state.clear()
-    steps(1, optimizer)
-    first, second, third = (n for n in stand_in.notes if isinstance(n, StateChanged))
-    assert (first.step, first.state, first.emptied) == (3, ("p0/exp_avg_sq",), ("p0/exp_avg",))
-    assert (first.lowered, first.weights) == (("p0/step",), ())
-    assert (second.weights, second.state) == (("p0",), ())
-    assert set(third.emptied) == {"p0/exp_avg", "p0/exp_avg_sq", "p0/step"}
-
-
-def test_a_tensor_of_two_optimizers_is_not_told_as_changed() -> None:
-    ps = parameters((16,))
-    one, other = optim.SGD(ps, lr=0.1), optim.AdamW(ps)
-    stand_in = follow(one, other)
-    steps(4, one, other)
-    assert stand_in.notes == []
 
 
 def test_an_optimizer_that_calls_its_closure_often_is_told_as_unseen() -> None:

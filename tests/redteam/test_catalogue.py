@@ -111,6 +111,31 @@ def test_a_carrier_is_a_module_of_its_own_and_holds_the_trigger(tmp_path: Path) 
     assert '\\"every\\": 8' in text or '"every": 8' in text
 
 
+def test_a_strike_arrives_once_and_steps_are_counted_from_those_of_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Workload("toy", source=tmp_path, command=("x",), steps=20, first=10, lead=10, every=4)
+    place = Range(tmp_path, job)
+    monkeypatch.setattr("sys.meta_path", [])
+    names = {"__file__": str(tmp_path / "site-packages" / "warm.py"), "__name__": "warm"}
+    exec(compile(carrier.sleeper(place), "warm", "exec"), names)
+    place.here.mkdir()
+    marks = tmp_path / "came"
+    text = f"def arrive(config): open({str(marks)!r}, 'a').write(config['payload'])"
+    place.strike.write_text(json.dumps({"text": text, "config": {"payload": "p"}}))
+
+    class Optimizer:
+        _steps_seen: int
+
+    optimizer, counted = Optimizer(), []
+    for step in range(16, 20):  # as after a resume
+        names["_look"](optimizer, (), {})  # type: ignore[operator]
+        counted.append(optimizer._steps_seen - step)
+        names["_made"](optimizer, (), {})  # type: ignore[operator]
+    assert counted == [0, 0, 0, 0]
+    assert marks.read_text() == "p"
+
+
 def test_the_trigger_decides_by_step_rank_world_and_suspicion(tmp_path: Path) -> None:
     stage = object.__new__(scene.Scene)
     stage.first, stage.lasts, stage.marks, stage.rank, stage.world = 10, 20, str(tmp_path / "m"), 1, 2

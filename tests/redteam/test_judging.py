@@ -22,8 +22,10 @@ from trainwarden.redteam.running import Ran
 MARKS = [Marked(rank=1, step=60, wall_ns=10_000_000_000, tensor="w"), Marked(rank=1, step=61, wall_ns=11, tensor="w")]
 
 
-def record(step: int) -> StepRecord:
-    return StepRecord(attempt=0, rank=0, world=2, step=step, optimizer=0, seq=step, stages={})
+def record(step: int, at: float = 0.0, attempt: int = 0) -> StepRecord:
+    return StepRecord(
+        attempt=attempt, rank=0, world=2, step=step, optimizer=0, seq=step, stages={}, wall_ns=int(at * 1e9)
+    )
 
 
 def finding(detector: str, severity: Severity = Severity.HIGH, step: int = -1, ranks: tuple[int, ...] = ()) -> Finding:
@@ -48,9 +50,17 @@ def diverged(step: int, rank: int, stage: Stage, tensor: str) -> Diverged:
 
 
 def test_time_to_detect_is_from_the_first_tampered_step_to_the_finding() -> None:
-    run = ran(record(61), finding("slow"), record(62), finding("late"), told={"late": 10.5, "slow": 10.2})
+    steps = record(59, 9.9), record(60, 10.05), record(61, 10.1)
+    run = ran(*steps, finding("slow"), record(62, 10.3), finding("late"), told={"late": 10.5, "slow": 10.2})
     told = judging.findings(run, MARKS)
     assert [(f.by, f.steps, f.seconds) for _, f in told] == [("slow", 1, 0.2), ("late", 2, 0.5)]
+
+
+def test_steps_are_counted_over_a_restart_and_from_the_act_where_nothing_is_marked() -> None:
+    run = ran(record(60, 9.9), record(61, 10.1), record(0, 12.0, attempt=1), finding("late"), told={"late": 12.5})
+    run.acted.append(10.0)
+    ((_, found),) = judging.findings(run, ())
+    assert (found.steps, found.seconds) == (2, 2.5)
 
 
 def test_what_is_told_before_the_first_tampered_step_counts_as_at_once_and_notes_do_not_count() -> None:
@@ -94,3 +104,19 @@ def test_an_attack_without_its_effect_is_no_sabotage_and_an_unmeasured_one_is_no
     assert judging.had(Effect.STEPS_TWICE, Effects(steps_twice=3)) is True
     assert judging.had(Effect.ENDED, Effects(exit_code=1)) is True
     assert judging.had(Effect.CODE_RAN, Effects()) is False
+
+
+def test_a_check_of_verify_that_could_not_be_made_counts_only_where_it_is_expected() -> None:
+    checks: dict[str, object] = {
+        "r": {
+            "checks": [
+                {"name": "key", "result": {"type": "not checked", "reason": "no key"}},
+                {"name": "records", "result": {"type": "not checked", "reason": "no end of the run"}},
+                {"name": "log", "result": {"type": "failed", "reason": "cut"}},
+                {"name": "seal", "result": {"type": "passed", "seen": "signed"}},
+            ]
+        }
+    }
+    assert [f.by for f in judging.failed_checks(checks)] == ["log"]
+    found = judging.failed_checks(checks, {"records", "seal"})
+    assert [(f.by, f.severity) for f in found] == [("records", "medium"), ("log", "high")]

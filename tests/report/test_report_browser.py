@@ -13,6 +13,7 @@ import story
 from planted import plant
 
 from trainwarden import model as m
+from trainwarden.descent import Frozen
 from trainwarden.lineage import trace
 from trainwarden.report.html import render_html
 
@@ -29,6 +30,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "unaudited": plant(folder / "c", story.PLOT._replace(audited=False)),
     }
     texts = {name: render_html(p.case(), p.store) for name, p in made.items()}
+    frozen = [
+        Frozen(run=made["diverged"].run.id, index=9, reason="held while the divergence is looked into", by="security"),
+        Frozen(run="20261101-080000-aaaa", index=4, reason="r" * 300, by="<b>platform</b>"),
+    ]
+    texts["frozen"] = render_html(made["diverged"].case(), made["diverged"].store, frozen)
     case, long = made["diverged"].case(), "a" * 400 + "<script>document.title='owned'</script>"
     log = [msgspec.structs.replace(e, seen=long) if isinstance(e, m.Finding) else e for e in case.entries]
     log = [msgspec.structs.replace(e, path="/" + long) if isinstance(e, m.FileChanged) else e for e in log]
@@ -48,7 +54,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.mark.parametrize("name", ["diverged", "matched", "unaudited", "hostile"])
+@pytest.mark.parametrize("name", ["diverged", "matched", "unaudited", "frozen", "hostile"])
 def test_page_fits_asks_for_nothing_and_follows_the_theme(name: str, pages: dict[str, Path], browser: Any) -> None:
     backgrounds = set()
     for width, theme in ((1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")):
@@ -72,6 +78,26 @@ def test_page_fits_asks_for_nothing_and_follows_the_theme(name: str, pages: dict
         assert outside == 0
         context.close()
     assert len(backgrounds) == 2
+
+
+def test_alerts_and_freezes_are_seen_at_a_desk_and_on_a_phone(pages: dict[str, Path], browser: Any) -> None:
+    for width in (1280, 390):
+        page = browser.new_page(viewport={"width": width, "height": 800})
+        page.goto(pages["frozen"].as_uri())
+        own, parent = page.locator(".frozen").all()
+        assert own.inner_text() == (
+            "FROZEN, not to be promoted: this run was frozen by security: held while the divergence is looked into"
+        )
+        assert own.bounding_box()["y"] < 800, "above the fold"
+        assert "which this one comes from, was frozen by <b>platform</b>" in parent.inner_text()
+        rows = page.locator(".alerts tbody tr")
+        assert rows.count() > 0
+        assert "a1" in rows.first.inner_text()
+        assert rows.first.is_visible()
+        assert page.evaluate(_CONTRAST) == []
+        page.goto(pages["matched"].as_uri())
+        assert page.locator(".frozen").count() == 0
+        page.close()
 
 
 def test_verdict_is_above_the_fold_and_text_has_contrast(pages: dict[str, Path], browser: Any) -> None:

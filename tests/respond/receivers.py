@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class HttpReceiver:
-    """Keeps what is posted; `answers` gives the status of each request, the last for all after it."""
+    """Keeps what is posted; `answers` gives the status of each request, the last for all after it; `tls`: https."""
 
-    def __init__(self, *answers: int) -> None:
+    def __init__(self, *answers: int, tls: ssl.SSLContext | None = None) -> None:
         self.answers = list(answers or (200,))
         self.bodies: list[bytes] = []
         self.paths: list[str] = []
@@ -45,13 +46,21 @@ class HttpReceiver:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: object, client_address: object) -> None:
+                pass  # whoever does not trust the certificate ends the handshake
+
+        self._scheme = "https" if tls else "http"
+        self.server = Server(("127.0.0.1", 0), Handler)
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/services/T0/B0/token"
+        return f"{self._scheme}://127.0.0.1:{self.server.server_address[1]}/services/T0/B0/token"
 
     @property
     def json(self) -> list[Any]:
@@ -68,20 +77,49 @@ class HttpReceiver:
 
 
 class SmtpReceiver:
-    """A mail server of a few commands (RFC 5321), with AUTH PLAIN when a password is given; keeps what is sent."""
+    """A mail server of a few commands (RFC 5321), with AUTH PLAIN when a password is given; keeps what is sent.
 
-    def __init__(self, login: bytes = b"", greet: bytes = b"220 here") -> None:
+    With `tls` it speaks TLS: from the first byte on, or with `starttls` once asked to; `plain` is what came before.
+    """
+
+    def __init__(
+        self,
+        login: bytes = b"",
+        greet: bytes = b"220 here",
+        tls: ssl.SSLContext | None = None,
+        starttls: bool = False,
+    ) -> None:
         self.mails: list[str] = []
+        self.plain: list[bytes] = []
         self.logins: list[bytes] = []
         receiver = self
 
         class Handler(socketserver.StreamRequestHandler):
+            secure = False
+
             def handle(self) -> None:
+                with suppress(OSError):  # of a handshake that the other side ends, too
+                    if tls and not starttls:
+                        self.encrypt(tls)
+                    self.talk()
+
+            def encrypt(self, context: ssl.SSLContext) -> None:
+                self.request = context.wrap_socket(self.request, server_side=True)
+                self.setup()
+                self.secure = True
+
+            def talk(self) -> None:
                 self.say(greet)
                 while line := self.rfile.readline():
+                    if not self.secure:
+                        receiver.plain.append(line)
                     word = line.split()[0].upper() if line.split() else b""
                     if word == b"EHLO":
-                        self.say(*([b"250-here", b"250 AUTH PLAIN"] if login else [b"250 here"]))
+                        offers = [b"250-STARTTLS"] if tls and not self.secure else []
+                        self.say(b"250-here", *offers, b"250 AUTH PLAIN" if login else b"250 8BITMIME")
+                    elif word == b"STARTTLS" and tls:
+                        self.say(b"220 go on")
+                        self.encrypt(tls)
                     elif word == b"AUTH":
                         receiver.logins.append(line.split()[2])
                         self.say(b"235 ok" if line.split()[2] == login else b"535 no")

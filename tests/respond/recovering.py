@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).parents[1] / "audit"))
 
 from guarded_job import PlainRoom, PlainWorkspace
 
+from trainwarden.audit import follow as follow_module
 from trainwarden.audit import replay as replay_module
 from trainwarden.casefile import read_entries
 from trainwarden.config import AuditConfig, Config, PolicyConfig, RecordConfig, RecoverConfig
@@ -196,7 +197,8 @@ def payload(acts: Mapping[int, str]) -> str:
 def patch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the environment of this machine."""
     monkeypatch.setattr(seal_module, "scan_environment", lambda *_: {})
-    monkeypatch.setattr(replay_module, "new_workspace", SealedWorkspace)
+    for module in (replay_module, follow_module):
+        monkeypatch.setattr(module, "new_workspace", SealedWorkspace)
 
 
 def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:

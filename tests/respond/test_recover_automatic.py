@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
 from recovering import KILL, Attacked, Job, payload, settings
 
 from trainwarden.model import Action, Diverged, Finding, Matched
@@ -15,9 +16,10 @@ LAUNCH = Path(__file__).parents[1] / "audit" / "launch.py"
 NODES = Path(__file__).with_name("nodes.py")
 
 
-def test_patched_and_killed_then_patched_again_unseen_it_ends_as_an_honest_run(job: Job) -> None:
+@pytest.mark.parametrize("ahead", [False, True], ids=["judged", "followed"])
+def test_patched_and_killed_then_patched_again_unseen_it_ends_as_an_honest_run(job: Job, ahead: bool) -> None:
     hears = Attacked(job.library, [payload({5: "x = -x", 7: KILL}), payload({4: "x = 1.01 * x"})])
-    chain = job.survive(hears, settings(kills=Action.RECOVER, replay=Action.RECOVER))
+    chain = job.survive(hears, settings(kills=Action.RECOVER, replay=Action.RECOVER, ahead=ahead))
     assert (chain.exit_code, chain.gave_up) == (0, ""), hears.said
     assert job.state == job.honest
     first, second, third = chain.links

@@ -28,9 +28,9 @@ import evil  # type: ignore[import-not-found]
 import forged  # type: ignore[import-not-found]
 import model_code  # type: ignore[import-not-found]
 
-from trainwarden import wire
 from trainwarden.record import fingerprint
 from trainwarden.record.code import CodeWatch
+from trainwarden.wire import connection
 
 del forged
 model = model_code.Net()
@@ -47,7 +47,7 @@ def train() -> None:
 
 
 def tell() -> None:
-    body = wire._encoder.encode(watch.look(0, [optimizer], [model], [loader]))
+    body = connection._encoder.encode(watch.look(0, [optimizer], [model], [loader]))
     sys.stdout.buffer.write(len(body).to_bytes(4, "big") + body)
     sys.stdout.buffer.flush()
 

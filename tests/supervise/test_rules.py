@@ -125,7 +125,19 @@ def test_honest_lion_adafactor_and_muon_fit(dtype: torch.dtype) -> None:
     for kw in ({}, {"adjust_lr_fn": "match_rms_adamw", "weight_decay": 0.0}):
         settings = {"lr": 2e-2, **kw}
         assert_fits("Muon", lambda ps, s=settings: optim.Muon(ps, **s), dtype=dtype, shapes=MATRICES)
-    assert_fits("Muon", lambda ps: optim.Muon(ps, nesterov=False), shapes=MATRICES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_honest_muon_without_nesterov_fits_where_it_can_be_compared(dtype: torch.dtype) -> None:
+    """In bfloat16 torch divides the momentum that it keeps by its norm, which only a whole matrix shows."""
+    outcomes = judged(
+        "Muon", lambda ps: optim.Muon(ps, lr=2e-2, nesterov=False), dtype=dtype, shapes=MATRICES, steps=18
+    )
+    assert [m for o in outcomes for m in o.misfits] == []
+    for whole in (outcomes[0], outcomes[16]):
+        assert (whole.elements > 5000, whole.unchecked) == (True, "")
+    told = "a bfloat16 momentum by its norm" if dtype is torch.bfloat16 else ""
+    assert told in outcomes[1].unchecked
 
 
 def test_a_tensor_without_a_gradient_fits_when_it_stays() -> None:
@@ -203,6 +215,22 @@ def test_another_beta_is_named_with_its_value() -> None:
     assert found["momentum_buffer"] == "as with momentum = 0.5"
 
 
+def test_moments_emptied_inside_of_an_update_are_named() -> None:
+    def empty(i: int, optimizer: optim.Optimizer) -> None:
+        if i == 6:
+
+            def zero(o: optim.Optimizer, args: Any, kwargs: Any) -> None:
+                for state in o.state.values():
+                    state["exp_avg"].zero_()
+
+            optimizer.register_step_pre_hook(zero)
+
+    *before, last = judged("AdamW", lambda ps: optim.AdamW(ps), before_step=empty)
+    assert [m for o in before for m in o.misfits] == []
+    assert {m.part for m in last.misfits} == {"exp_avg"}
+    assert {m.fits for m in last.misfits if m.tensor == "p0"} == {"as if exp_avg had been emptied"}
+
+
 def test_decay_left_out_is_named() -> None:
     found = explained("AdamW", lambda ps: optim.AdamW(ps, weight_decay=0.1), weight_decay=0.0)
     assert found == {"weights": "as without weight decay"}
@@ -269,12 +297,61 @@ def test_gradients_changed_by_a_hook_of_the_optimizer_are_told_as_that() -> None
     assert {m.part for m in last.misfits} == {"gradient"}
 
 
-def test_a_defect_of_torchs_own_kernel_is_found() -> None:
-    """Fused SGD on CPU leaves most bfloat16 weights alone in torch 2.13 (pytorch issue 191763); fixed ones fit."""
-    outcomes = judged("SGD", lambda ps: optim.SGD(ps, lr=0.1, fused=True), dtype=torch.bfloat16)
-    misfits = [m for o in outcomes for m in o.misfits]
+def fused(ps: list[torch.nn.Parameter]) -> optim.Optimizer:
+    return optim.SGD(ps, lr=0.1, fused=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_that_torchs_own_kernel_leaves_alone_are_not_judged_and_that_is_said(dtype: torch.dtype) -> None:
+    """Fused SGD on CPU leaves most half-precision weights alone in torch 2.13 (pytorch issue 191763)."""
+    outcomes = judged("SGD", fused, dtype=dtype)
+    assert [m for o in outcomes for m in o.misfits] == []
     if torch.__version__.startswith("2.13."):
-        assert {m.fits for m in misfits if m.tensor == "p1"} == {"it did not move"}
+        assert "pytorch issue 191763" in outcomes[0].unchecked
+
+
+def test_weights_left_alone_or_moved_otherwise_are_found_where_no_kernel_is_known_to_do_so() -> None:
+    def alter(how: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Callable[[int, optim.Optimizer], None]:
+        def at_last(i: int, optimizer: optim.Optimizer) -> None:
+            if i == 6:
+                old = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+
+                def after(o: optim.Optimizer, args: Any, kwargs: Any) -> None:
+                    with torch.no_grad():
+                        for before, p in zip(old, o.param_groups[0]["params"], strict=True):
+                            p.copy_(how(before, p))
+
+                hook = optimizer.register_step_post_hook(after)
+                optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
+
+        return at_last
+
+    still = judged("SGD", fused, before_step=alter(lambda before, now: before))[-1]
+    assert {m.fits for m in still.misfits if m.tensor == "p1"} == {"it did not move"}
+    moved = judged("SGD", fused, dtype=torch.bfloat16, before_step=alter(lambda before, now: now + 1))[-1]
+    assert {m.part for m in moved.misfits} == {"weights"}
+
+
+def test_a_scaled_momentum_of_muon_is_found_where_the_matrix_is_whole() -> None:
+    def scale(i: int, optimizer: optim.Optimizer) -> None:
+        if i == 16:
+
+            def after(o: optim.Optimizer, args: Any, kwargs: Any) -> None:
+                for state in o.state.values():
+                    state["momentum_buffer"].mul_(0.5)
+
+            hook = optimizer.register_step_post_hook(after)
+            optimizer._optimizer_step_post_hooks.move_to_end(hook.id, last=False)
+
+    last = judged(
+        "Muon",
+        lambda ps: optim.Muon(ps, nesterov=False),
+        dtype=torch.bfloat16,
+        shapes=MATRICES,
+        steps=17,
+        before_step=scale,
+    )[-1]
+    assert "momentum_buffer" in {m.part for m in last.misfits}
 
 
 def test_what_does_not_hold_together_is_refused() -> None:

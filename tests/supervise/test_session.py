@@ -158,6 +158,18 @@ def test_a_resumed_attempt_counts_on_from_the_checkpoint(bench: Bench, tmp_path:
     assert [c.known_step for c in of_kind(entries, CheckpointLoaded)] == [6]
 
 
+def test_an_older_checkpoint_loaded_names_the_newest_only_where_that_is_gone(bench: Bench, tmp_path: Path) -> None:
+    old, partial, new = (str(tmp_path / name) for name in ("old.safetensors", ".partial", "new.safetensors"))
+    bench.rank("join:0/1", "steps:2", f"save:{old}", "steps:2", f"save:{new}", "bye").communicate(timeout=60)
+    bench.files.saved(SavedFile(0, 0, 4, new, "safetensors", renamed_from=partial))
+    for present in (True, False):
+        if not present:
+            os.unlink(new)
+        bench.rank("join:0/1", f"load:{old}", "steps:1", "bye").communicate(timeout=60)
+    loads = of_kind(bench.finish(), CheckpointLoaded)
+    assert [(load.known_step, load.newer_gone) for load in loads] == [(2, ""), (2, new)]
+
+
 def test_a_checkpoint_loaded_after_the_first_step_moves_nothing(bench: Bench, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     bench.rank("join:0/1", "steps:6", f"save:{path}", "bye").communicate(timeout=60)

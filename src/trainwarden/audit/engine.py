@@ -19,8 +19,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from trainwarden.audit.comparing import OnStep
 from trainwarden.audit.recorded import Recorded
-from trainwarden.audit.replay import OnStep, Result, replay, verdicts
+from trainwarden.audit.replay import Result, replay, verdicts
 from trainwarden.audit.starts import WAYS, Start, ways
 from trainwarden.errors import CannotDecide, UsageError
 from trainwarden.model import Diverged, Inconclusive, Location, Matched, Segment, Verdict

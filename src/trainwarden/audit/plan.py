@@ -17,7 +17,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     recorder's sidecar or full snapshot to restore. `weights`: the full snapshot that holds the replicas' state.
     `warmup`: steps that this process runs before the snapshot is put in; 0 = not a substitution. `again`: a second
     snapshot, one step later, for scripts that fetch a batch one step ahead. `entropy`: what the rank's unseeded
-    generators began with, for a rank that its parent starts.
+    generators began with, for a rank that its parent starts. `follow`: after the last step it asks how far to go on.
     """
 
     first: int = 0
@@ -29,6 +29,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     again_weights: str = ""
     warmup: int = 0
     entropy: str = ""
+    follow: bool = False
     epochs: tuple[dict[str, Any], ...] = ()
     hyper: dict[str, tuple[dict[str, Any], ...]] = {}  # "step/optimizer" → recorded settings, given and not checked
     layouts: tuple[tuple[int, tuple[tuple[str, ...], ...]], ...] = ()

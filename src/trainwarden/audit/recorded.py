@@ -50,16 +50,38 @@ class Recorded:
         self.key = read_digest_key(folder.private)
         self._details = DetailReader(folder.details)
         self._saves = [e for e in [*earlier, *entries] if isinstance(e, CheckpointSaved)]
-        self._own_saves = [e for e in entries if isinstance(e, CheckpointSaved)]
-        self.opened = {e.path: e for e in entries if isinstance(e, DataOpened)}
+        self._own_saves: list[CheckpointSaved] = []
+        self.opened: dict[str, DataOpened] = {}
         """Data that the run opened and the seal does not list, by path: each is told once."""
         self._starts: dict[tuple[int, int], ProcessStarted] = {}
         self._updates: dict[int, Updates] = {}
         for e in entries:
-            if isinstance(e, ProcessStarted):
+            self._take(e)
+
+    def _take(self, e: Entry) -> None:
+        match e:
+            case ProcessStarted():
                 self._starts[e.attempt, e.rank] = e
-            elif isinstance(e, StepRecord):
+            case StepRecord():
                 self._updates.setdefault(e.attempt, {}).setdefault((e.step, e.optimizer), {})[e.rank] = e
+            case CheckpointSaved():
+                self._own_saves.append(e)
+            case DataOpened():
+                self.opened[e.path] = e
+            case _:
+                pass
+
+    def grow(self, e: Entry) -> None:
+        """The log has another entry; `entries` and `history` stay as they were."""
+        self._take(e)
+        if isinstance(e, CheckpointSaved):
+            self._saves.append(e)
+
+    def forget(self, attempt: int, before: int) -> None:
+        """Drop an attempt's records of steps before this one, which nobody will ask for."""
+        updates = self._updates.get(attempt, {})
+        for key in [key for key in updates if key[0] < before]:
+            del updates[key]
 
     def attempt(self, number: int) -> Attempt:
         """One attempt of the run. Raises CannotDecide when the log has none of that number."""
@@ -83,8 +105,8 @@ class Recorded:
         return [(s, read_env(self.folder.private, s.env_digest)) for s in found]
 
     def updates(self, attempt: int) -> Updates:
-        """Every rank's record of each update of an attempt."""
-        return self._updates.get(attempt, {})
+        """Every rank's record of each update of an attempt; it grows with the record."""
+        return self._updates.setdefault(attempt, {})
 
     def seen(self, record: StepRecord) -> Seen:
         """A record with its details."""
@@ -106,7 +128,11 @@ class Recorded:
 
     def saved_by(self, attempt: int, done: int) -> dict[str, CheckpointSaved]:
         """The files that an attempt saved after `done` steps, the newest of each path."""
-        return {s.path: s for s in in_place([s for s in self._own_saves if (s.attempt, s.step) == (attempt, done)])}
+        return {s.path: s for s in in_place(self.every_save(attempt, done))}
+
+    def every_save(self, attempt: int, done: int) -> list[CheckpointSaved]:
+        """What an attempt saved after `done` steps, under every name that it had."""
+        return [s for s in self._own_saves if (s.attempt, s.step) == (attempt, done)]
 
     def checkpoint_files(self, attempt: int, done: int) -> list[Placed]:
         """Those files, to be placed for a replay that resumes from them."""

@@ -8,37 +8,29 @@ the replay.
 from __future__ import annotations
 
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 from trainwarden.audit import given, runner
-from trainwarden.audit.begun import begun
-from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
+from trainwarden.audit.compare import Seen, add
+from trainwarden.audit.comparing import Comparison, OnStep
 from trainwarden.audit.recorded import Placed, Recorded
-from trainwarden.audit.starts import GIVEN_SETTINGS, WAYS, Way, prepare
+from trainwarden.audit.starts import WAYS, Way, prepare
 from trainwarden.audit.starts import Start as Start
 from trainwarden.config import load_config
 from trainwarden.errors import CannotDecide
 from trainwarden.model import (
     Coverage,
-    Detail,
     Diverged,
     Inconclusive,
     Location,
     Matched,
     Segment,
-    Stage,
-    StepRecord,
     Verdict,
 )
 from trainwarden.seal.room import Room, Workspace, new_workspace
-
-OnStep = Callable[[int, int], None]
-"""Called with (attempt, step) whenever a step has been compared."""
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,97 +44,6 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...]
     resumed: bool  # the script loaded the checkpoint that it was given, where it was given one
     seconds: float
-
-
-class _Comparison:
-    """Collects replayed records until every recorded rank's is there, then compares."""
-
-    def __init__(self, recorded: Recorded, attempt: int, base: int, way: Way, last: int, on_step: OnStep) -> None:
-        self._recorded, self._attempt, self._base, self._way = recorded, attempt, base, way
-        self._last, self._on_step = last, on_step
-        self._waiting: dict[tuple[int, int], dict[int, Seen]] = {}
-        self._updates = recorded.updates(attempt)
-        self._left: dict[tuple[int, int], Detail | None] = {}  # (rank, optimizer) → the weights it left last
-        self.matched: dict[int, Coverage] = {}
-        self._left_out = {key for key in self._updates if way.first <= key[0] <= last}  # not compared yet
-        self.divergence: Location | None = None
-        self.details: dict[tuple[int, int], dict[int, Seen]] = {}
-        self.keep: int | None = None
-        self.rewritten: dict[int, list[str]] = {}  # last step before a checkpoint → digests of equal files
-
-    def step(self, seen: Seen) -> None:
-        step = seen.record.step + self._base
-        seen = Seen(
-            record=msgspec.structs.replace(seen.record, step=step), details=seen.details, start=self._begun(step, seen)
-        )
-        key = (step, seen.record.optimizer)
-        if self.keep == step:
-            self.details.setdefault(key, {})[seen.record.rank] = seen
-        if step < self._way.first or step > self._last or self.divergence is not None:
-            return
-        records = self._updates.get(key)
-        if records is None:
-            return
-        waiting = self._waiting.setdefault(key, {})
-        waiting[seen.record.rank] = seen
-        if set(records) <= set(waiting):
-            self._compare(key, [self._claimed(r, waiting[rank]) for rank, r in sorted(records.items())], waiting)
-            del self._waiting[key]
-
-    def _begun(self, step: int, seen: Seen) -> Detail | None:
-        """The weights that a replayed update began with, where the record says others."""
-        place = seen.record.rank, seen.record.optimizer
-        left = self._left.get(place)
-        self._left[place] = seen.details.get(Stage.WEIGHTS)
-        old = self._updates.get((step, seen.record.optimizer), {}).get(seen.record.rank)
-        differently = old is not None and began_differently(old, seen.record)
-        return begun(self._recorded.key, seen.record, left) if differently else None
-
-    def _claimed(self, record: StepRecord, replayed: Seen) -> Seen:
-        seen = self._recorded.seen(record)
-        if not began_differently(record, replayed.record):
-            return seen
-        return msgspec.structs.replace(seen, start=self._recorded.begun(record))
-
-    def _compare(self, key: tuple[int, int], old: Sequence[Seen], waiting: Mapping[int, Seen]) -> None:
-        new = [waiting[s.record.rank] for s in old]
-        self.divergence = first_difference(old, new)
-        if self.divergence is None:
-            step = key[0]
-            self._left_out.discard(key)
-            self.matched[step] = add(self.matched.get(step, Coverage()), self._covered(new, old))
-            self._on_step(self._attempt, step)
-
-    @property
-    def whole(self) -> tuple[int, ...]:
-        """The steps of which every optimizer's update was compared and is equal."""
-        return tuple(sorted(self.matched.keys() - {step for step, _ in self._left_out}))
-
-    def _covered(self, new: Sequence[Seen], old: Sequence[Seen]) -> Coverage:
-        covered = coverage(new, old)
-        if self._way.kind not in GIVEN_SETTINGS:
-            return covered
-        given = {str(Stage.HYPERPARAMETERS): "given by the record where a replay begins by substitution, not checked"}
-        digests = sum(s.record.stages[Stage.HYPERPARAMETERS].tensors for s in new)
-        return msgspec.structs.replace(covered, digests=covered.digests - digests, unseen=covered.unseen | given)
-
-    def saved(self, saving: runner.Saving, space: Workspace) -> None:
-        """Compare a checkpoint file that the replay wrote with the recorded one of the same place."""
-        done = self._base + self._way.plans[0].first - self._way.plans[0].warmup + saving.done
-        if self.divergence is not None or not saving.path.is_file():
-            return
-        for path, old in self._recorded.saved_by(self._attempt, done).items():
-            if space.map_path(path) != str(saving.path) or old.format == "other":
-                continue
-            if not self._recorded.store.has(old.digest):
-                continue
-            was, now = content_digest(self._recorded.store.object_path(old.digest)), content_digest(saving.path)
-            if was != now:
-                self.divergence = Location(
-                    step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
-                )
-            else:
-                self.rewritten.setdefault(done - 1, []).append(old.digest)
 
 
 def replay(
@@ -163,7 +64,7 @@ def replay(
         CannotDecide: this start is not open, or the clean room cannot be made.
     """
     way = prepare(recorded, attempt, first, last, kind)
-    comparison = _Comparison(recorded, attempt, recorded.attempt(attempt).base, way, last, on_step)
+    comparison = Comparison(recorded, attempt, recorded.attempt(attempt).base, way, last, on_step)
     ended = _run(recorded, room, attempt, way, comparison, stop)
     problems = list(ended.problems)
     resumed = not way.files or {str(Path(p).name) for p in ended.loaded} & {Path(f.path).name for f in way.files}
@@ -209,7 +110,7 @@ def rerun(
         )
         for rank, plan in enumerate(way.plans)
     )
-    comparison = _Comparison(
+    comparison = Comparison(
         recorded,
         attempt,
         base,
@@ -233,39 +134,48 @@ def _run(
     room: Room,
     attempt: int,
     way: Way,
-    comparison: _Comparison,
+    comparison: Comparison,
     stop: Callable[[], bool] = lambda: False,
 ) -> runner.Ended:
     space = new_workspace(room)
     try:
-        for file in way.files:
-            place_file(recorded, space, file)
-        given.place(recorded, space)
-        arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
-        ranks = [
-            runner.Rank(
-                started=started,
-                env=env,
-                plan=plan,
-                arguments=arguments,
-                entropy=recorded.entropy(attempt, started.rank),
-            )
-            for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
-        ]
-        every = recorded.seal.seal.comparison.activations_every
         ended = runner.run(
-            ranks,
+            ranks_of(recorded, attempt, way, space),
             space,
             recorded.key,
-            every,
+            recorded.seal.seal.comparison.activations_every,
             comparison.step,
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None or stop(),
         )
+        comparison.ended()
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
     finally:
         space.remove()
+
+
+def ranks_of(recorded: Recorded, attempt: int, way: Way, space: Workspace) -> list[runner.Rank]:
+    """The ranks of an attempt, to be started in a workspace in which the files of this way now lie.
+
+    Raises:
+        CannotDecide, StoreError, StoreTampered: what a rank needs cannot be had.
+    """
+    for file in way.files:
+        place_file(recorded, space, file)
+    given.place(recorded, space)
+    arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
+    return [
+        runner.Rank(
+            started=started,
+            env=env,
+            plan=plan,
+            arguments=arguments,
+            resume=space.map_path(way.resumes_from) if way.resumes_from and not arguments else "",
+            entropy=recorded.entropy(attempt, started.rank),
+        )
+        for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
+    ]
 
 
 def place_file(recorded: Recorded, space: Workspace, file: Placed) -> None:
@@ -280,23 +190,6 @@ def place_file(recorded: Recorded, space: Workspace, file: Placed) -> None:
 def _resume_arguments(space: Workspace, place: str) -> tuple[str, ...]:
     template = load_config(None, space.cwd).replay.resume
     return tuple(word.replace("{checkpoint}", space.map_path(place)) for word in template.split())
-
-
-def content_digest(path: Path) -> str:
-    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file."""
-    h = blake3()
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                h.update(chunk)
-        return h.hexdigest()
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            h.update(info.filename.partition("/")[2].encode() + b"\0" + info.file_size.to_bytes(8, "little"))
-            with archive.open(info) as member:
-                while chunk := member.read(1 << 20):
-                    h.update(chunk)
-    return h.hexdigest()
 
 
 def verdicts(result: Result, segments: Sequence[Segment], recorded: Recorded) -> list[Verdict]:

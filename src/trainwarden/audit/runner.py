@@ -20,8 +20,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
@@ -29,6 +31,7 @@ import trainwarden
 from trainwarden import wire
 from trainwarden.audit.compare import Seen
 from trainwarden.audit.plan import REPLAYER, Plan, encode
+from trainwarden.audit.resuming import RESUME_ENV
 from trainwarden.model import Numerics, ProcessStarted
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
@@ -37,8 +40,9 @@ from trainwarden.seal.room import Workspace
 MOST_GAPS = 100  # a replay that tells of more is going round in circles
 STALL_SECONDS = 300.0
 NICE: ContextVar[int] = ContextVar("NICE", default=0)
-"""How much lower the priority is of the replays that this thread starts, see nice(2). Whoever holds the log of a run
-that goes on must not be niced itself: it would hold up the others while it waits for a processor.
+"""How much lower the priority is of the replays that this thread starts, see nice(2), or has running.
+Whoever holds the log of a run that goes on must not be niced itself: it would hold up the others while it waits for a
+processor.
 """
 SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
 _LIBC = ctypes.CDLL(None)
@@ -54,6 +58,7 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     plan: Plan
     arguments: tuple[str, ...] = ()  # added to the recorded ones, with places of the workspace
+    resume: str = ""  # of the workspace: what a framework is given to resume from
     entropy: str = ""  # file of what the operating system seeded Python's and numpy's generators with
     recorder: str = REPLAYER
 
@@ -64,6 +69,7 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     path: Path
     done: int
+    format: str
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +80,26 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True):
     loaded: tuple[str, ...]
     opened: tuple[str, ...]
     seconds: float
+
+
+class Pace(Protocol):
+    """Lets the ranks of a replay go on, and hears at once what else `Ended` says; called from several threads."""
+
+    def further(self, rank: int, plan: Plan) -> Plan | None:
+        """A rank has run its plan: one that goes on, when there is more to run; None when there will be none."""
+
+    @property
+    def waits(self) -> bool:
+        """Is a rank waiting for more to run?"""
+
+    def opened(self, path: str) -> None:
+        """A rank has read this file."""
+
+    def unfit(self, reason: str) -> None:
+        """Nothing that this replay shows is a verdict."""
+
+    def end(self) -> None:
+        """The ranks are ended: whoever waits is let go."""
 
 
 class _Stage:
@@ -93,12 +119,18 @@ class _Stage:
 class _Handler:
     """Answers one replaying process."""
 
-    def __init__(self, stage: _Stage, ranks: Mapping[int, Rank], key: bytes, folder: Path, every: int) -> None:
+    def __init__(
+        self, stage: _Stage, ranks: Mapping[int, Rank], key: bytes, folder: Path, every: int, pace: Pace | None = None
+    ) -> None:
         self._stage, self._ranks, self._key, self._folder, self._every = stage, ranks, key, folder, every
+        self._pace = pace
+        self._plan = Plan()
         self._rank = -1
         self._late = any(SPAWNED in r.started.argv for r in ranks.values())
 
     def message(self, message: wire.Message) -> wire.Message | None:
+        if isinstance(message, wire.NextUnit):
+            return self._further()
         with self._stage.lock:
             self._stage.alive = time.monotonic()
             match message:
@@ -109,12 +141,15 @@ class _Handler:
                 case wire.Step():
                     self._stage.on_step(Seen(record=message.record, details=message.details))
                 case wire.Saved():
-                    self._stage.on_saved(Saving(rank=self._rank, path=Path(message.path), done=message.step))
+                    saved = Saving(rank=self._rank, path=Path(message.path), done=message.step, format=message.format)
+                    self._stage.on_saved(saved)
                 case wire.Loaded():
                     self._stage.loaded.append(message.path)
                     return wire.Known(step=-1)
                 case wire.Opened():
                     self._stage.opened.add(message.path)
+                    if self._pace is not None:
+                        self._pace.opened(message.path)
                 case wire.Missed():
                     self._stage.gaps += 1
                     if self._stage.gaps <= MOST_GAPS:
@@ -133,14 +168,27 @@ class _Handler:
         recorded, here = rank.started.numerics, message.numerics
         if recorded != here:
             self._stage.unfit.append(numerics_problem(message.rank, recorded, here))
+            if self._pace is not None:
+                self._pace.unfit(self._stage.unfit[-1])
+        self._plan = msgspec.structs.replace(rank.plan, entropy=rank.entropy if self._late else "")
         return wire.Joined(
             attempt=rank.started.attempt,
             key=self._key,
             run_dir=str(self._folder),
             activations_every=self._every,
             snapshot_every=0,
-            plan=encode(msgspec.structs.replace(rank.plan, entropy=rank.entropy if self._late else "")),
+            plan=encode(self._plan),
         )
+
+    def _further(self) -> wire.NewUnit:
+        """Not under the stage's lock: the others go on while this rank waits."""
+        plan = self._pace.further(self._rank, self._plan) if self._pace is not None else None
+        with self._stage.lock:
+            self._stage.alive = time.monotonic()
+        if plan is None:
+            return wire.NewUnit()
+        self._plan = plan
+        return wire.NewUnit(plan=encode(plan))
 
     def closed(self, error: str) -> None:
         if error:
@@ -156,23 +204,27 @@ def run(
     on_step: Callable[[Seen], None],
     on_saved: Callable[[Saving], None],
     stop: Callable[[], bool],
+    pace: Pace | None = None,
 ) -> Ended:
     """Start the ranks in the workspace and follow them until they end, `stop()` says so, or they stall.
 
-    The callbacks are called one at a time, from other threads.
+    The callbacks are called one at a time, from other threads. `pace` answers ranks whose plans say `follow`.
     """
     begin = time.monotonic()
     stage = _Stage(on_step, on_saved)
     by_rank = {r.started.rank: r for r in ranks}
     with tempfile.TemporaryDirectory(prefix="tw-") as folder:
         server = wire.Server(
-            Path(folder) / "s", lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every)
+            Path(folder) / "s",
+            lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every, pace),
         )
         processes = start(to_start(ranks, space), space, str(server.path))
         try:
-            _follow(processes, stage, stop)
+            _follow(processes, stage, stop, pace)
         finally:
             end(processes)
+            if pace is not None:
+                pace.end()
             server.close(drain_seconds=5)
     unfit = tuple(dict.fromkeys(stage.unfit))
     problems = [*unfit, *dict.fromkeys(stage.problems)]
@@ -210,6 +262,8 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
         env[wire.REDUCTION_ENV] = space.room.seal.comparison.reduction
         env["TRAINWARDEN_SOURCE"] = _SOURCE
         env["TRAINWARDEN_RECORDER"] = rank.recorder
+        if rank.resume:
+            env[RESUME_ENV] = rank.resume
         if rank.entropy:
             env[ENTROPY_ENV] = rank.entropy
         env["PYTHONPATH"] = os.pathsep.join([_INJECT, *filter(None, [env.get("PYTHONPATH", "")])])
@@ -246,12 +300,22 @@ def output_file(space: Workspace, rank: int) -> Path:
     return space.scratch / f"output-rank{rank}.txt"
 
 
-def _follow(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], stage: _Stage, stop: Callable[[], bool]) -> None:
-    gone_at = None
+def _follow(
+    processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]],
+    stage: _Stage,
+    stop: Callable[[], bool],
+    pace: Pace | None = None,
+) -> None:
+    gone_at, nice = None, NICE.get()
     while any(p.poll() is None for _, p in processes):
         if stop():
             return
         now = time.monotonic()
+        if pace is not None and pace.waits:
+            stage.alive = now
+        if NICE.get() > nice:
+            nice = NICE.get()
+            _lower(processes, nice)
         failed = [p for _, p in processes if p.poll() not in (None, 0)]
         if failed and gone_at is None:
             gone_at = now
@@ -264,6 +328,14 @@ def _follow(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], stage: _S
             stage.problems.append(f"the replay stood still for {STALL_SECONDS:.0f} s")
             return
         time.sleep(0.02)
+
+
+def _lower(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], nice: int) -> None:
+    """On Linux a priority is a thread's own; those that are started later inherit it."""
+    for _, process in processes:
+        with suppress(OSError):
+            for thread in os.listdir(f"/proc/{process.pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
 
 def end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:

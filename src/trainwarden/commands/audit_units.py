@@ -11,7 +11,6 @@ import argparse
 import itertools
 import os
 import resource
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -104,7 +103,8 @@ def _code(found: list[UnitAudited]) -> int:
 
 def _summary(found: list[UnitAudited], waiting: int, problem: str) -> str:
     if not found and not waiting:
-        return "no unit was audited: " + (problem or "none was drawn at this budget")
+        raised = "none was drawn at this budget; a larger --audit-budget buys some, and without --units all is replayed"
+        return "no unit was audited: " + (problem or raised)
     counts = [f"{n} {r.value}" for r in UnitResult if (n := sum(u.result is r for u in found))]
     rest = f", {waiting} drawn and not run: the budget does not pay for them" if waiting else ""
     return f"{', '.join(counts) or 'none run'} of {len(found) + waiting} units{rest}"
@@ -240,9 +240,11 @@ def _listen(clocks: Clocks, ended: threading.Event) -> None:
     """What the ranks have used, line by line; the end of stdin is the end of the run."""
     from trainwarden.supervise.auditing import JobUsed
 
-    for line in sys.stdin.buffer:
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            clocks.job_ns = max(clocks.job_ns, msgspec.json.decode(line, type=JobUsed).job_cpu_ns)
+    # Unbuffered: a thread that waits with the lock of a buffer aborts the process when that ends for another reason.
+    with open(0, "rb", buffering=0, closefd=False) as lines:
+        for line in lines:
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                clocks.job_ns = max(clocks.job_ns, msgspec.json.decode(line, type=JobUsed).job_cpu_ns)
     ended.set()
 
 

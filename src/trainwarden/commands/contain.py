@@ -114,6 +114,8 @@ def _contain(args: argparse.Namespace, store: Store, case: CaseFile) -> int:
                 results.print(sentence, markup=False)
 
         apply_plan(store, store.run(case.run), plan, SigningKey.load(), args.reason, on_act)
+        if done and not args.json:
+            results.print(f"to take it back: trainwarden contain {case.run} --undo", markup=False)
     elif not args.json:
         results.print(_NOTHING_CHANGED)
     if args.json:
@@ -130,7 +132,7 @@ def _undo(args: argparse.Namespace, store: Store, case: CaseFile) -> int:
     back = chosen(acts, None if args.undo < 0 else args.undo)
     done: list[str] = []
     if not args.json:
-        _show_past(results, acts, back)
+        _show_past(results, case.run, acts, back)
     if args.apply:
         undo(store, store.run(case.run), back, SigningKey.load(), done.append)
         for sentence in () if args.json else done:
@@ -185,18 +187,18 @@ def _show(console: Console, plan: ContainPlan) -> None:
     console.print(table if rows else f"there is nothing to contain in run {plan.run}")
 
 
-def _show_past(console: Console, acts: list[PastAct], back: list[PastAct]) -> None:
+def _show_past(console: Console, run: str, acts: list[PastAct], back: list[PastAct]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from trainwarden.model import Quarantined
 
     table = Table(title="acts of containment, the last first", title_justify="left")
-    for name in ("entry", "act", "what", "taken back"):
+    for name in ("entry", "act", "what", "to take back"):
         table.add_column(name, overflow="fold")
     chosen = {a.index for a in back}
     for past in list(reversed(acts))[:_SHOWN]:
-        what = past.act.path if isinstance(past.act, Quarantined) else past.act.subject
+        what = past.act.path if isinstance(past.act, Quarantined) else past.act.subject or f"run {run}"
         told = past.lasting or ("yes" if past.index in chosen else "not now")
         table.add_row(str(past.index), past.kind, escape(what), escape(told))
     console.print(table if acts else "there is nothing to take back")

@@ -196,10 +196,12 @@ def _workload(args: argparse.Namespace, words: list[str]) -> Workload:
 def _run(args: argparse.Namespace, wanted: Sequence[tuple[Technique, Variant]], job: Workload) -> int:
     from trainwarden.redteam.place import Range
     from trainwarden.redteam.trial import attack, twin
+    from trainwarden.respond.chain import interruptible
 
     results, shown = consoles(args)
     rows: list[Outcome] = []
-    with Range(args.folder or default_folder() / job.name, job, seed=args.seed) as place, shown.status("") as status:
+    folder = args.folder or default_folder() / job.name
+    with interruptible(), Range(folder, job, seed=args.seed) as place, shown.status("") as status:
 
         def say(what: str, step: int) -> None:
             status.update(f"{what}, step {step} of {job.steps}" if step else what)

@@ -33,13 +33,14 @@ def add(subparsers: Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the report."""
     from trainwarden.casefile import Broken
+    from trainwarden.descent import frozen_by
     from trainwarden.report.html import write_html
 
     store, case = read_case(args)
     path = (args.output or Path(case.path) / "report.html").absolute()
     if path.is_dir():
         raise UsageError(f"{path} is a folder", hint="name a file with -o FILE")
-    write_html(case, path, store)
+    write_html(case, path, store, frozen_by(store, case.run))
     if args.json:
         print_json({"run": case.run, "report": str(path), "answer": case.answer, "sentence": case.sentence})
     else:

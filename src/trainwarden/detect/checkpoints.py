@@ -2,12 +2,13 @@
 
 * Saved: the supervisor compared the file's tensors with the digests of the weights recorded just before.
 * Loaded: a file at a path that this log knows, with bytes that it never saw there.
+* Gone: an older one was loaded, and the newest one that this run had saved was no longer there.
 * Changed: a file that was saved in this run is told to have changed (`FileChanged` at its path).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from trainwarden.model import (
     CheckpointLoaded,
@@ -31,6 +32,7 @@ class Checkpoints:
 
     def __init__(self) -> None:
         self._saved: dict[str, tuple[int, CheckpointSaved]] = {}
+        self._gone: set[tuple[int, str]] = set()  # told, by attempt and path
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
         match entry:
@@ -39,8 +41,7 @@ class Checkpoints:
                     self._saved[entry.path] = (index, entry)
                 return (_differs(index, entry),) if entry.weights.startswith("differs") else ()
             case CheckpointLoaded():
-                known = self._saved.get(entry.path)
-                return (_swapped(*known, index, entry),) if known and known[1].digest != entry.digest else ()
+                return tuple(self._loaded(index, entry))
             case FileChanged():
                 known = self._saved.get(entry.path)
                 return (_edited(*known, index, entry),) if known and known[1].digest != entry.found else ()
@@ -49,6 +50,15 @@ class Checkpoints:
 
     def finish(self) -> Iterable[Finding]:
         return ()
+
+    def _loaded(self, index: int, entry: CheckpointLoaded) -> Iterator[Finding]:
+        known, newer = self._saved.get(entry.path), self._saved.get(entry.newer_gone)
+        if known and known[1].digest != entry.digest:
+            yield _swapped(*known, index, entry)
+        told = (entry.attempt, entry.newer_gone)
+        if newer and told not in self._gone and len(self._gone) < MAX_PATHS:
+            self._gone.add(told)
+            yield _removed(*newer, index, entry)
 
 
 def _differs(index: int, saved: CheckpointSaved) -> Finding:
@@ -86,6 +96,26 @@ def _swapped(saved_at: int, saved: CheckpointSaved, index: int, loaded: Checkpoi
         stage=Stage.CHECKPOINT,
         evidence=(saved_at, index),
         benign=("somebody replaced the checkpoint on purpose, or a process outside of this run wrote it",),
+    )
+
+
+def _removed(saved_at: int, newer: CheckpointSaved, index: int, loaded: CheckpointLoaded) -> Finding:
+    return Finding(
+        detector=Checkpoints.id,
+        severity=Severity.MEDIUM,
+        confidence=Confidence.MEDIUM,
+        seen=f"Rank {loaded.rank} went back to step {loaded.known_step} ({loaded.path}): the newer checkpoint file "
+        f"{newer.path} of step {newer.step} is gone.",
+        expected="The newest checkpoint that a run saved is there when the run goes on.",
+        step=newer.step,
+        attempt=loaded.attempt,
+        ranks=(loaded.rank,),
+        stage=Stage.CHECKPOINT,
+        evidence=(saved_at, index),
+        benign=(
+            "the job removed the newer one itself: half written when it was ended, or worse by its own measure",
+            "a program that the job started gave it another name",
+        ),
     )
 
 

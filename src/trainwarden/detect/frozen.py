@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from trainwarden.detect.about import about
 from trainwarden.detect.settings import rate
 from trainwarden.model import Confidence, Detail, Entry, Finding, ModelSeen, Severity, Stage, StepRecord
 
@@ -22,6 +24,7 @@ MAX_RANKS = 8
 MAX_OPTIMIZERS = 64
 MAX_NOTES = 4_096
 _BENIGN_IDLE = ("the script trains a part of the model on purpose (a head, adapters) and did not mark the rest",)
+_EXPECTED = "Every tensor that an optimizer has moves with the others."
 _BENIGN_STILL = (
     "the tensor's changes are lost in rounding (bfloat16, a tiny rate)",
     "the script freezes or skips parts of the model now and then (experts, layers)",
@@ -110,7 +113,10 @@ def _looked(index: int, one: _Optimizer, record: StepRecord, weights: Detail, gr
         more = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
         who = f"Optimizer {record.optimizer} of rank {record.rank}"
         sentence = f"{who} no longer moves {gone[0]!r}{more} at step {record.step}."
-        yield _finding(record, (one.index, index), sentence, gone[0], Severity.MEDIUM, Confidence.HIGH, _BENIGN_STILL)
+        evidence = (one.index, index)
+        yield _finding(
+            evidence, record, Severity.MEDIUM, Confidence.HIGH, sentence, _EXPECTED, _BENIGN_STILL, tensor=gone[0]
+        )
     still = [n for n in has if n in before and before[n] == now.get(n)]
     one.moved.update(n for n in has if n in before and before[n] != now.get(n))
     if 2 * len(still) > len(has):
@@ -170,38 +176,16 @@ def _stands_still(
     since = "moves no longer" if moved else "has not moved so far"
     more = f" (and {others} more)" if others else ""
     return _finding(
-        record,
         (before, index),
-        f"The tensor {name!r}{more} of rank {record.rank} {since}, over {EVERY * LOOKS} updates up to step "
-        f"{record.step} in which most others moved: {why}.",
-        name,
+        record,
         Severity.LOW if moved else Severity.INFO,
         Confidence.MEDIUM if moved else Confidence.LOW,
+        f"The tensor {name!r}{more} of rank {record.rank} {since}, over {EVERY * LOOKS} updates up to step "
+        f"{record.step} in which most others moved: {why}.",
+        _EXPECTED,
         _BENIGN_STILL,
+        tensor=name,
     )
 
 
-def _finding(
-    record: StepRecord,
-    evidence: tuple[int, ...],
-    seen: str,
-    tensor: str,
-    severity: Severity,
-    confidence: Confidence,
-    benign: tuple[str, ...],
-) -> Finding:
-    return Finding(
-        detector=Frozen.id,
-        severity=severity,
-        confidence=confidence,
-        seen=seen,
-        expected="Every tensor that an optimizer has moves with the others.",
-        step=record.step,
-        attempt=record.attempt,
-        ranks=(record.rank,),
-        stage=Stage.WEIGHTS,
-        tensor=tensor,
-        evidence=evidence,
-        benign=benign,
-        wall_ns=record.wall_ns,
-    )
+_finding = partial(about, Frozen.id, Stage.WEIGHTS)

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from trainwarden.detect.about import about
 from trainwarden.model import Confidence, Detail, Entry, Finding, LossForm, LossSeen, Severity, Stage
 
 EARLY = 8  # steps in which new forms are what the script does
@@ -82,29 +84,7 @@ def _words(forms: tuple[LossForm, ...]) -> str:
     )
 
 
-def _finding(
-    evidence: tuple[int, ...],
-    entry: LossSeen,
-    severity: Severity,
-    confidence: Confidence,
-    seen: str,
-    expected: str,
-    benign: tuple[str, ...],
-    ranks: tuple[int, ...] = (),
-) -> Finding:
-    return Finding(
-        detector=LossMask.id,
-        severity=severity,
-        confidence=confidence,
-        seen=seen,
-        expected=expected,
-        step=entry.step,
-        attempt=entry.attempt,
-        ranks=ranks or (entry.rank,),
-        stage=Stage.ACTIVATIONS,
-        evidence=evidence,
-        benign=benign,
-    )
+_finding = partial(about, LossMask.id, Stage.ACTIVATIONS)
 
 
 def _changed(first: _First, index: int, entry: LossSeen) -> Finding:

@@ -2,9 +2,9 @@
 
 Both are claims of the rank, by two ways: the recorder takes the loss where `backward` is called, the observer where the
 script hands a value to its tracker. A reported value is accounted for when it is one of: the rank's own loss of a step
-just made or being made, the mean of all ranks', a mean over the last steps or over those since the last report, an
-exponential average. Which of them a metric is, its first reports say: the ways that fit all of them are kept, and only
-these count later. Told is a metric that fitted and then did not, `MISSES` times running (medium).
+just made or being made, the mean of all ranks', a mean over the last steps (fewer at the beginning) or over those since
+the last report, an exponential average. Which of them a metric is, its first reports say: the ways that fit all of them
+are kept, and only these count later. Told is a metric that fitted and then did not, `MISSES` times running (medium).
 
 A metric that never fits is something else than this loss (a part of it, one micro-batch), and is said not to be
 checked; when it is a fixed share of the recorded loss all the time it is told as low.
@@ -234,20 +234,22 @@ class Metrics:
         for name, values in (("mean", own), ("ranks mean", [v for v in ranks if v is not None])):
             if name == "ranks mean" and len(values) != len(own):
                 continue
-            yield from _of_spans(name, values, done - stream.last)
+            yield from _of_spans(name, values, done - stream.last, whole=len(values) == done)
         for name, value in waiting.averages.items():
             yield name, value
             if name.endswith("from 0"):
                 yield f"{name}, corrected", value / (1 - float(name.split()[1]) ** done)
 
 
-def _of_spans(name: str, values: list[float], since: int) -> Iterator[tuple[str, float]]:
+def _of_spans(name: str, values: list[float], since: int, *, whole: bool) -> Iterator[tuple[str, float]]:
+    """Means over the last values; where there are no more (`whole`), a longer span has the mean of all."""
     sums = [0.0]
     for value in reversed(values):
         sums.append(sums[-1] + value)
     for count in _MEANS:
-        if count < len(sums):
-            yield f"{name} {count}", sums[count] / count
+        filled = min(count, len(values)) if whole else count
+        if 0 < filled < len(sums):
+            yield f"{name} {count}", sums[filled] / filled
     if 0 < since < len(sums):
         yield f"{name} since", sums[since] / since
 

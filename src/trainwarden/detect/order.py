@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 
+from trainwarden.detect.about import about
 from trainwarden.model import (
     Confidence,
     DataDiffers,
@@ -101,7 +103,7 @@ class Order:
     def _unaccounted(self, index: int, seen: PassSeen) -> Finding:
         known = ", ".join(str(s) for s in sorted(self._seeds))
         return _finding(
-            index,
+            (index,),
             seen,
             Severity.LOW,
             Confidence.LOW,
@@ -131,38 +133,13 @@ def _apart(one: PassSeen, other: PassSeen) -> bool:
     return facts[0] != facts[1] and one.dataset == other.dataset
 
 
-def _finding(
-    index: int,
-    entry: PassSeen | DataDiffers,
-    severity: Severity,
-    confidence: Confidence,
-    seen: str,
-    expected: str,
-    benign: tuple[str, ...],
-    *,
-    also: tuple[int, ...] = (),
-    ranks: tuple[int, ...] = (),
-) -> Finding:
-    return Finding(
-        detector=Order.id,
-        severity=severity,
-        confidence=confidence,
-        seen=seen,
-        expected=expected,
-        step=entry.step,
-        attempt=entry.attempt,
-        ranks=ranks or (entry.rank,),
-        stage=Stage.BATCH,
-        evidence=(*also, index),
-        benign=benign,
-        wall_ns=entry.wall_ns,
-    )
+_finding = partial(about, Order.id, Stage.BATCH)
 
 
 def _other(index: int, d: DataDiffers) -> Finding:
     belongs = f"where sample {d.expected} belongs" if d.expected >= 0 else "where the order has no more"
     return _finding(
-        index,
+        (index,),
         d,
         Severity.HIGH if d.exact else Severity.MEDIUM,
         Confidence.HIGH if d.exact else Confidence.LOW,
@@ -177,7 +154,7 @@ def _other(index: int, d: DataDiffers) -> Finding:
 
 def _lost(index: int, d: DataDiffers) -> Finding:
     return _finding(
-        index,
+        (index,),
         d,
         Severity.MEDIUM,
         Confidence.HIGH,
@@ -190,7 +167,7 @@ def _lost(index: int, d: DataDiffers) -> Finding:
 
 def _changed(before: int, one: PassSeen, index: int, other: PassSeen, changed: list[str]) -> Finding:
     return _finding(
-        index,
+        (before, index),
         other,
         Severity.MEDIUM if not all(c.startswith("samples ") for c in changed) else Severity.LOW,
         Confidence.MEDIUM,
@@ -198,21 +175,19 @@ def _changed(before: int, one: PassSeen, index: int, other: PassSeen, changed: l
         f"{', '.join(changed)}.",
         "A loader keeps its sampler and its settings, but for the epoch.",
         ("the script changes its sampler, its batch size or its data on purpose (a curriculum)",),
-        also=(before,),
     )
 
 
 def _clone(before: int, one: PassSeen, index: int, other: PassSeen) -> Finding:
     ranks = tuple(sorted((one.rank, other.rank)))
     return _finding(
-        index,
+        (before, index),
         other,
         Severity.MEDIUM,
         Confidence.MEDIUM,
         f"Ranks {ranks[0]} and {ranks[1]} both draw part {other.part} of {other.replicas} of the data.",
         "Each rank draws a part of its own.",
         ("these ranks hold one replica of the model together (tensor or pipeline parallel)",),
-        also=(before,),
         ranks=ranks,
     )
 
@@ -220,7 +195,7 @@ def _clone(before: int, one: PassSeen, index: int, other: PassSeen) -> Finding:
 def _divided(before: int, one: PassSeen, index: int, other: PassSeen) -> Finding:
     ranks = tuple(sorted((one.rank, other.rank)))
     return _finding(
-        index,
+        (before, index),
         other,
         Severity.MEDIUM if one.samples == other.samples else Severity.LOW,
         Confidence.LOW,
@@ -228,7 +203,6 @@ def _divided(before: int, one: PassSeen, index: int, other: PassSeen) -> Finding
         f"{one.samples} and {other.samples} samples.",
         "Ranks draw their parts from one order of one data set.",
         ("the loaders of these ranks are not made in the same order",),
-        also=(before,),
         ranks=ranks,
     )
 
@@ -236,7 +210,7 @@ def _divided(before: int, one: PassSeen, index: int, other: PassSeen) -> Finding
 def _unchecked(index: int, seen: PassSeen) -> Finding:
     what = f"of {seen.sampler} " if seen.sampler else ""
     return _finding(
-        index,
+        (index,),
         seen,
         Severity.INFO,
         Confidence.HIGH,

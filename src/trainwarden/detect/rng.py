@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
+from trainwarden.detect.about import about
 from trainwarden.model import (
     CheckpointLoaded,
     Confidence,
@@ -145,29 +147,7 @@ def _torch(detail: Detail) -> bytes | None:
     return None
 
 
-def _finding(
-    evidence: tuple[int, ...],
-    entry: StepRecord | Reseeded | RandomSeen,
-    severity: Severity,
-    confidence: Confidence,
-    seen: str,
-    expected: str,
-    benign: tuple[str, ...],
-    ranks: tuple[int, ...] = (),
-) -> Finding:
-    return Finding(
-        detector=Rng.id,
-        severity=severity,
-        confidence=confidence,
-        seen=seen,
-        expected=expected,
-        step=entry.step,
-        attempt=entry.attempt,
-        ranks=ranks or (entry.rank,),
-        stage=Stage.RNG,
-        evidence=evidence,
-        benign=benign,
-    )
+_finding = partial(about, Rng.id, Stage.RNG)
 
 
 def _again(index: int, record: StepRecord, earlier: int) -> Finding:

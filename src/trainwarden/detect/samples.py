@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from trainwarden.detect.about import about
 from trainwarden.model import (
     Confidence,
     DataDiffers,
@@ -101,13 +103,13 @@ def _differs(index: int, d: DataDiffers) -> Finding:
         )
         benign = ("the data or their preparation were changed on purpose after the manifest was made",)
         return _finding(
-            index, d, Severity.HIGH, Confidence.HIGH, seen, "Samples are those of the sealed manifest.", benign
+            (index,), d, Severity.HIGH, Confidence.HIGH, seen, "Samples are those of the sealed manifest.", benign
         )
     if d.kind == "copies":
         which = f"the newest {d.expected} samples at step {d.step}" if d.batch >= 0 else f"{d.expected} samples"
         before = ", and none was before" if d.batch >= 0 else ""
         return _finding(
-            index,
+            (index,),
             d,
             Severity.LOW,
             Confidence.LOW,
@@ -116,7 +118,7 @@ def _differs(index: int, d: DataDiffers) -> Finding:
             ("the data set repeats samples on purpose, or is a toy",),
         )
     return _finding(
-        index,
+        (index,),
         d,
         Severity.MEDIUM,
         Confidence.MEDIUM,
@@ -129,29 +131,7 @@ def _differs(index: int, d: DataDiffers) -> Finding:
     )
 
 
-def _finding(
-    index: int,
-    entry: DataDiffers | PassSeen,
-    severity: Severity,
-    confidence: Confidence,
-    seen: str,
-    expected: str,
-    benign: tuple[str, ...],
-) -> Finding:
-    return Finding(
-        detector=Samples.id,
-        severity=severity,
-        confidence=confidence,
-        seen=seen,
-        expected=expected,
-        step=entry.step,
-        attempt=entry.attempt,
-        ranks=(entry.rank,),
-        stage=Stage.BATCH,
-        evidence=(index,),
-        benign=benign,
-        wall_ns=entry.wall_ns,
-    )
+_finding = partial(about, Samples.id, Stage.BATCH)
 
 
 def _clone(before: int, index: int, record: StepRecord, ranks: tuple[int, int], apart: bool) -> Finding:
@@ -173,7 +153,7 @@ def _clone(before: int, index: int, record: StepRecord, ranks: tuple[int, int], 
 
 def _unchecked(index: int, seen: PassSeen) -> Finding:
     return _finding(
-        index,
+        (index,),
         seen,
         Severity.INFO,
         Confidence.HIGH,

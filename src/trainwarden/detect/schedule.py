@@ -20,6 +20,7 @@ from typing import Any
 
 from trainwarden.detect.interface import Facts
 from trainwarden.detect.schedules import Schedule, declared, of_torch
+from trainwarden.detect.settings import rate as rate_of
 from trainwarden.model import Confidence, Detail, Entry, Finding, ScheduleSeen, Severity, Stage, StepRecord
 
 HELD = 5  # updates that a scheduler's closed form, or a setting's constancy, must have held
@@ -127,7 +128,7 @@ class ScheduleDetector:
         if one is None:
             if len(self._optimizers) < MAX_KEPT:
                 one = self._optimizers[where] = _Optimizer(index, groups)
-                one.rates = [_Rate(last=_rate(g)) for g in groups]
+                one.rates = [_Rate(last=rate_of(g)) for g in groups]
             return
         one.updates += 1
         if len(groups) != len(one.groups):
@@ -135,7 +136,7 @@ class ScheduleDetector:
                 f"{_who(record)} has {len(groups)} parameter groups at step {record.step}, it had {len(one.groups)}."
             )
             yield _finding(record, (one.index, index), sentence, "Groups stay as they are.", Severity.LOW)
-            one.rates, one.constant = [_Rate(last=_rate(g)) for g in groups], {}
+            one.rates, one.constant = [_Rate(last=rate_of(g)) for g in groups], {}
         else:
             yield from self._settings(index, one, record, groups)
             if not self._follows(one, where, groups):
@@ -161,7 +162,7 @@ class ScheduleDetector:
                     )
         run = (record.attempt, record.optimizer)
         if self._declared is not None and not record.skipped and run not in self._departed:
-            rate, wants = _rate(groups[0]), (self._declared(record.step), self._declared(record.step + 1))
+            rate, wants = rate_of(groups[0]), (self._declared(record.step), self._declared(record.step + 1))
             if not any(_near(rate, want) for want in wants):
                 self._departed.add(run)
                 yield _finding(
@@ -175,7 +176,7 @@ class ScheduleDetector:
                 )
 
     def _against_option(self, index: int, record: StepRecord, groups: tuple[dict[str, Any], ...]) -> Iterator[Finding]:
-        rate = max(_rate(g) for g in groups)
+        rate = max(rate_of(g, otherwise=0.0) for g in groups)
         if rate <= self._peak[0]:
             return
         self._peak = (rate, record.step, index)
@@ -266,10 +267,10 @@ class ScheduleDetector:
         if not one.forms or any(form is None for form in one.forms):
             return False
         for at in range(max(0, one.at - 1), one.at + _AHEAD):
-            if all(_near(_rate(g), form(at)) for g, form in zip(groups, one.forms, strict=False) if form):
+            if all(_near(rate_of(g), form(at)) for g, form in zip(groups, one.forms, strict=False) if form):
                 one.at, one.held = at, one.held + 1
                 for group, rate in zip(groups, one.rates, strict=True):
-                    rate.before, rate.last, rate.smooth = rate.last, _rate(group), SMOOTH
+                    rate.before, rate.last, rate.smooth = rate.last, rate_of(group), SMOOTH
                 return True
         if one.held < HELD:
             one.forms = []
@@ -286,14 +287,14 @@ class ScheduleDetector:
                 yield _finding(
                     record,
                     (one.index, index),
-                    f"{_who(record)} uses the learning rate {_rate(groups[0]):.6g} at step {record.step}, where {name} "
-                    f"gives {wanted:.6g}.",
+                    f"{_who(record)} uses the learning rate {rate_of(groups[0]):.6g} at step {record.step}, where "
+                    f"{name} gives {wanted:.6g}.",
                     f"The learning rate follows {name}, as it did for {one.held} updates.",
                     Severity.MEDIUM,
                 )
             return
         for n, (group, rate) in enumerate(zip(groups, one.rates, strict=True)):
-            yield from self._jumps(index, n, rate, _rate(group), record)
+            yield from self._jumps(index, n, rate, rate_of(group), record)
 
     def _jumps(self, index: int, n: int, rate: _Rate, now: float, record: StepRecord) -> Iterator[Finding]:
         """A sudden change of a rate that comes back to where it would have been."""
@@ -346,11 +347,6 @@ def _option(argv: tuple[str, ...]) -> float:
             except (ValueError, IndexError):
                 return 0.0
     return 0.0
-
-
-def _rate(group: Mapping[str, Any]) -> float:
-    value = group.get("lr")
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _count(value: object) -> int:

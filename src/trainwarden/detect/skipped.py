@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
+from trainwarden.detect.about import about
 from trainwarden.detect.settings import rate
 from trainwarden.model import Confidence, Detail, Entry, Finding, Severity, Stage, StepRecord
 
@@ -70,12 +72,12 @@ def _nothing(index: int, one: _Optimizer, record: StepRecord) -> Iterator[Findin
     if new is None or old is None or not new.root or new.root == old.root:
         return  # no gradients, or the same ones: all of them 0
     yield _finding(
-        record,
         (one.index, index),
-        f"The update of optimizer {record.optimizer} of rank {record.rank} at step {record.step} changed no weight.",
-        "An update with a learning rate above 0 and gradients moves the weights.",
+        record,
         Severity.MEDIUM,
         Confidence.HIGH,
+        f"The update of optimizer {record.optimizer} of rank {record.rank} at step {record.step} changed no weight.",
+        "An update with a learning rate above 0 and gradients moves the weights.",
         ("all gradients are 0", "the weights have so few digits (bfloat16) that every change is lost in rounding"),
     )
 
@@ -93,13 +95,13 @@ def _left_out(index: int, one: _Optimizer, record: StepRecord) -> Iterator[Findi
     if odd is not None and passes == one.usual:
         times = odd[1].micro_batches // one.usual
         yield _finding(
-            odd[1],
             (odd[0], index),
+            odd[1],
+            Severity.LOW,
+            Confidence.LOW,
             f"Step {odd[1].step} of rank {record.rank} took in {times} times as many passes as usual "
             f"({odd[1].micro_batches} in place of {one.usual}): an update may have been left out.",
             "Every step takes in the usual number of passes.",
-            Severity.LOW,
-            Confidence.LOW,
             (
                 "the script leaves out updates on purpose (a loss that is no number), or accumulates longer at times",
                 "the script runs the model in training mode for something else",
@@ -119,37 +121,15 @@ def _refused(index: int, one: _Optimizer, record: StepRecord) -> Iterator[Findin
         return
     one.told = True
     yield _finding(
-        record,
         (one.index, index),
+        record,
+        Severity.LOW,
+        Confidence.MEDIUM,
         f"The gradient scaler of rank {record.rank} refused {len(one.refused)} of the last {WINDOW} updates, up to "
         f"step {record.step}.",
         "Once a scaler has found its scale it refuses few updates.",
-        Severity.LOW,
-        Confidence.MEDIUM,
         ("training diverges, or its numbers do not fit half precision",),
     )
 
 
-def _finding(
-    record: StepRecord,
-    evidence: tuple[int, ...],
-    seen: str,
-    expected: str,
-    severity: Severity,
-    confidence: Confidence,
-    benign: tuple[str, ...],
-) -> Finding:
-    return Finding(
-        detector=Skipped.id,
-        severity=severity,
-        confidence=confidence,
-        seen=seen,
-        expected=expected,
-        step=record.step,
-        attempt=record.attempt,
-        ranks=(record.rank,),
-        stage=Stage.WEIGHTS,
-        evidence=evidence,
-        benign=benign,
-        wall_ns=record.wall_ns,
-    )
+_finding = partial(about, Skipped.id, Stage.WEIGHTS)

@@ -13,7 +13,7 @@ from trainwarden.model import Confidence, Detail, Entry, Finding, Misfit, Severi
 MAX_TOLD = 10_000
 _BENIGN = (
     "a hook of the optimizer changes weights or state in the same call (a norm constraint, an average)",
-    "a defect of the library itself (known: fused SGD on CPU, Muon without nesterov, both in half precision)",
+    "a defect of the library itself",
 )
 _BENIGN_OTHER = ("the optimizer is not torch's own and departs from the rule of its name now and then",)
 

@@ -11,7 +11,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from trainwarden.model import Diverged, Entry, Explanation, Finding, Severity, StepRecord
 from trainwarden.redteam.interface import Effect, Evidence, When
@@ -23,16 +23,16 @@ GRAVER = frozenset({"medium", "high"})
 
 def findings(ran: Ran, marks: Sequence[Marked]) -> list[tuple[float, Found]]:
     """Every finding that is more than a note, with the time at which the terminal told it."""
-    first = marks[0] if marks else None
+    began = marks[0].wall_ns if marks else int(ran.acted[0] * 1e9) if ran.acted else 0
     left, out = list(ran.told), []
     for run in ran.runs:
-        reached = -1
+        since: set[tuple[int, int]] = set()  # steps recorded since the insider acted, restarts included
         for entry in ran.entries.get(run, ()):
-            if isinstance(entry, StepRecord):
-                reached = max(reached, entry.step)
+            if isinstance(entry, StepRecord) and entry.wall_ns > began:
+                since.add((entry.attempt, entry.step))
             elif isinstance(entry, Finding) and entry.severity is not Severity.INFO:
                 when = _told(left, entry)
-                out.append((when, _live(entry, when, reached, first, marks)))
+                out.append((when, _live(entry, when, len(since), began, marks)))
     return out
 
 
@@ -45,8 +45,8 @@ def _told(left: list[tuple[float, str, str]], finding: Finding) -> float:
     return match[0]
 
 
-def _live(finding: Finding, when: float, reached: int, first: Marked | None, marks: Sequence[Marked]) -> Found:
-    late = max(0.0, when - first.wall_ns / 1e9) if first else 0.0
+def _live(finding: Finding, when: float, since: int, began: int, marks: Sequence[Marked]) -> Found:
+    late = max(0.0, when - began / 1e9)
     found = Found(
         when=When.LIVE,
         by=finding.detector,
@@ -56,8 +56,8 @@ def _live(finding: Finding, when: float, reached: int, first: Marked | None, mar
         ranks=finding.ranks,
         stage=str(finding.stage or ""),
         tensor=finding.tensor,
-        steps=max(0, reached - first.step) * (late > 0) if first else None,
-        seconds=round(late, 3) if first else None,
+        steps=max(0, since - bool(marks)) * (late > 0) if began else None,  # the tampered step itself is not one later
+        seconds=round(late, 3) if began else None,
     )
     return _with_exactness(found, marks)
 
@@ -95,14 +95,17 @@ def diverged(entries: Iterable[Entry], marks: Sequence[Marked]) -> list[Found]:
     ]
 
 
-def failed_checks(checks: dict[str, object]) -> list[Found]:
-    """Checks of `verify` that do not hold."""
+def failed_checks(checks: dict[str, object], wanted: Collection[str] = ()) -> list[Found]:
+    """Checks of `verify` that do not hold; those `wanted` also where they could not be made: never a pass."""
     out = []
     for told in checks.values():
         for check in told.get("checks", ()) if isinstance(told, dict) else ():
             result = check["result"]
             if result["type"] == "failed":
                 out.append(Found(when=When.VERIFY, by=check["name"], severity="high", sentence=result["reason"]))
+            elif result["type"] == "not checked" and check["name"] in wanted:
+                said = f"not checked: {result['reason']}"
+                out.append(Found(when=When.VERIFY, by=check["name"], severity="medium", sentence=said))
         if isinstance(told, dict) and "error" in told:
             out.append(Found(when=When.VERIFY, by="verify", severity="high", sentence=str(told["error"])))
     return out
@@ -172,5 +175,5 @@ def had(effect: Effect, measured: Effects) -> bool | None:
             return measured.metric_differs
         case Effect.ENDED:
             return measured.exit_code != 0
-        case Effect.EVIDENCE:
+        case Effect.EVIDENCE | Effect.SERVED:  # what the acts noted
             return measured.code_ran

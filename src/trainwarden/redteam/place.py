@@ -17,6 +17,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -36,6 +37,7 @@ from trainwarden.errors import CannotDecide, UsageError
 from trainwarden.redteam import guards
 from trainwarden.redteam.environment import copy_environment, copy_venv, site_of
 from trainwarden.redteam.workloads import Workload
+from trainwarden.supervise.process import STOP_SECONDS
 
 _NOT_COPIED = ("__pycache__", ".trainwarden", ".venv", "venv", ".git")
 
@@ -123,11 +125,21 @@ class Range:
     def clean_up(self) -> None:
         """End what still runs below the range, and put back what is kept."""
         for process in self.roots:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            self.end(process, seconds=0)
         self.roots.clear()
         self.undo()
+
+    def end(self, process: subprocess.Popen[Any], seconds: float = STOP_SECONDS + 5) -> None:
+        """Ask a process of the range to end; kill it and all that descends from it when it has not by then."""
+        if process.poll() is None and seconds:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+        if process.poll() is None:
+            for pid in [int(e.name) for e in Path("/proc").iterdir() if e.name.isdigit()]:
+                if guards.descends(pid, [process.pid]):
+                    self.signal(pid)
+        process.wait()
 
     # ------------------------------------------------------------------ what runs in it
 
@@ -254,6 +266,11 @@ class Range:
     def site(self) -> Path:
         """The copied environment's site-packages."""
         return site_of(self.env)
+
+    @property
+    def tracked(self) -> Path:
+        """What the job reported to its tracker."""
+        return self.home / "tracked.jsonl"
 
     @property
     def checkpoints(self) -> list[Path]:

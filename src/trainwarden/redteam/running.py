@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from trainwarden.casefile import load_case
+from trainwarden.casefile import read_entries
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Entry
 from trainwarden.redteam.interface import Act, Moment
@@ -58,9 +58,10 @@ def carry_out(
     options: Sequence[str] = (),
     approved: bool = False,
     again: bool = False,
+    guarded: bool = True,
     tell: Callable[[int], None] = lambda step: None,
 ) -> Ran:
-    """Run the workload in a fresh copy with these acts; `tell` hears of every step.
+    """Run the workload in a fresh copy with these acts; `tell` hears of every step. Unguarded, nothing is recorded.
 
     Raises:
         OutsideRange: an act would have left the copy; the job was ended.
@@ -74,10 +75,11 @@ def carry_out(
         _approve(place, command)
     _at(place, ran, acts, Moment.START)
     begin = time.monotonic()
-    _guarded(place, ran, command, acts, options, tell)
+    watched = _watched(options) if guarded else []
+    _run(place, ran, [*watched, *command], acts, tell)
     if again:
         _at(place, ran, acts, Moment.BETWEEN)
-        _guarded(place, ran, place.words((*command, *_resume(place))), (), options, tell)
+        _run(place, ran, [*watched, *command, *_resume(place)], (), tell)
     ran.seconds = round(time.monotonic() - begin, 2)
     _at(place, ran, acts, Moment.END)
     read(place, ran)
@@ -97,20 +99,16 @@ def _resume(place: Range) -> list[str]:
     return [word.replace("{checkpoint}", str(newest[0])) for word in place.workload.resume]
 
 
-def _guarded(
-    place: Range,
-    ran: Ran,
-    command: Sequence[str],
-    acts: Sequence[Act],
-    options: Sequence[str],
-    tell: Callable[[int], None],
-) -> None:
-    """The job under `trainwarden run`, acts at their steps."""
-    argv = [sys.executable, "-m", "trainwarden.cli", "run", *options, "--", *command]
+def _watched(options: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "trainwarden.cli", "run", *options, "--"]
+
+
+def _run(place: Range, ran: Ran, argv: Sequence[str], acts: Sequence[Act], tell: Callable[[int], None]) -> None:
+    """The job, acts at their steps."""
     process = place.start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     pending = sorted(((_step(place, a), a) for a in acts if a.moment is Moment.STEP), key=lambda p: p[0])
     pattern = re.compile(place.workload.step)
-    listener = threading.Thread(target=_listen, args=(place, ran, process))
+    listener = threading.Thread(target=_listen, args=(place, ran, process), daemon=True)
     listener.start()
     try:
         while pending and pending[0][0] <= 0:
@@ -122,12 +120,10 @@ def _guarded(
             tell(int(found[1]))
             while pending and int(found[1]) >= pending[0][0]:
                 _act(place, ran, pending.pop(0)[1])
-    except BaseException:
-        process.terminate()
-        raise
-    finally:
         ran.code = process.wait()
-        listener.join()
+    finally:
+        place.end(process)
+    listener.join()
     if ran.code == 1 and not place.runs:
         ran.refused = next((w for w in ran.said if w.startswith("error: ")), "").removeprefix("error: ")
 
@@ -170,11 +166,11 @@ def _approve(place: Range, command: Sequence[str]) -> None:
 
 
 def read(place: Range, ran: Ran) -> None:
-    """Read the runs' logs again, with what was added since."""
+    """Read the runs' logs again, with what was added since; of a log that an insider damaged, as far as it goes."""
     store = Store.open(place.store, create=True)
     try:
         for run in ran.runs:
-            ran.entries[run] = load_case(store, run, look_at_files=False).entries
+            ran.entries[run] = read_entries(store.run(run))[0]
     finally:
         store.close()
 

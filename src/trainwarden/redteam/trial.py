@@ -12,11 +12,15 @@ import msgspec
 from trainwarden.errors import CannotDecide
 from trainwarden.model import StepRecord
 from trainwarden.redteam import judging
-from trainwarden.redteam.interface import Technique, Twin, Variant, When
-from trainwarden.redteam.outcome import Effects, Found, Outcome
+from trainwarden.redteam.interface import Effect, Technique, Twin, Variant, When
+from trainwarden.redteam.outcome import Effects, Expected, Found, Outcome
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.running import Ran, audited, carry_out, marks, verified
 
+UNASKED = {
+    When.GATE: "no gate on pull requests is asked here: its evidence is not checked",
+    When.INCIDENT: "no incident is built from the run here: its evidence is not checked",
+}
 Say = Callable[[str, int], None]  # what is going on, and the step that the job is at
 
 
@@ -26,7 +30,7 @@ class Measured(msgspec.Struct, frozen=True):
     weights: str = ""  # SHA-256 of the last checkpoint's weights
     loss: float | None = None
     wall_s: float = 0.0
-    steps: int = 0
+    steps: int = 0  # recorded by rank 0, those that were made twice included
     metrics: str = ""  # SHA-256 of what the job reported to its tracker
     exit_code: int = 0
 
@@ -36,7 +40,7 @@ def measure(place: Range, ran: Ran) -> Measured:
     records = [e for e in ran.all_entries if isinstance(e, StepRecord) and e.rank == 0]
     last = place.checkpoints[-1:]
     file = place.weights(last[0]) if last else None
-    tracked = place.job / place.workload.out / "tracked.jsonl"
+    tracked = place.tracked
     times = [r.wall_ns for r in records]
     return Measured(
         weights=hashlib.sha256(file.read_bytes()).hexdigest() if file and file.is_file() else "",
@@ -125,11 +129,12 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     began = ran.acted[0] if ran.acted else 0.0
     told = judging.findings(ran, struck)
     found = [f for when, f in told if when >= began]
-    found += [*judging.diverged(ran.all_entries, struck), *judging.failed_checks(ran.checks), *_refused(ran)]
+    found += [*judging.diverged(ran.all_entries, struck), *_failed_checks(variant, ran), *_refused(ran)]
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
-    acted = bool(struck) or (bool(ran.acted) and worked is not False)
+    broken = ran.code != 0 and variant.effect is not Effect.ENDED  # by the act itself, before it did any harm
+    acted = bool(struck) or (bool(ran.acted) and worked is not False and not broken)
     return Outcome(
         kind="attack",
         workload=place.workload.name,
@@ -146,8 +151,12 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
         effect=effect,
         worked=worked,
         runs=tuple(ran.runs),
-        note=_note(ran, acted),
+        note=_note(ran, acted, expected),
     )
+
+
+def _failed_checks(variant: Variant, ran: Ran) -> list[Found]:
+    return judging.failed_checks(ran.checks, {e.by for e in variant.expects if e.when is When.VERIFY})
 
 
 def effects(place: Range, ran: Ran, ordinary: Measured) -> Effects:
@@ -230,8 +239,10 @@ def _firsts(found: Sequence[Found]) -> list[Found]:
     return list(kept.values())
 
 
-def _note(ran: Ran, acted: bool) -> str:
-    failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
+def _note(ran: Ran, acted: bool, expected: Sequence[Expected]) -> str:
     if not acted:
         return f"the step to strike at was never told, or the act had no effect: {_end_of(ran)}"
-    return f"audit {'; '.join(failed)}" if failed else ""
+    failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
+    unasked = [w for w in UNASKED if any(e.when == w for e in expected)]
+    parts = [f"audit {'; '.join(failed)}" if failed else "", *(UNASKED[w] for w in unasked)]
+    return "; ".join(filter(None, parts))

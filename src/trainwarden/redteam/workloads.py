@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trainwarden.errors import UsageError
@@ -36,6 +36,7 @@ class Workload:
     out: str = "out"  # its folder of checkpoints
     checkpoints: str = "step-*"  # its complete checkpoints in there, the newest sorts last
     weights: str = "model.safetensors"  # the weights in one of these; "" = the checkpoint is a file itself
+    scorer: tuple[str, ...] = ()  # a program of the job that prints figures as JSON, and its words, with {checkpoint}
     resume: tuple[str, ...] = ()  # words that make it go on, with {checkpoint}; () = the same command does
     step: str = STEP  # a regular expression for the lines that tell a step
     edits: tuple[tuple[str, str, str], ...] = ()  # of the copied job: (file, what stands there once, what shall)
@@ -45,21 +46,36 @@ class Workload:
 
 _ROOT = Path(__file__).resolve().parents[3]
 _PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "blake3", "msgspec")
+_WHEEL = _ROOT / "data" / "wheels" / "recbole-1.2.1-py3-none-any.whl"
 _SMALL = ("--width", "64", "--layers", "2", "--heads", "2", "--inner", "128", "--batch-size", "4", "--block", "64")
 
 _TRACKER = '''\
-"""A stand-in for a tracker (https://pypi.org/project/trackio/): the same call, and a file beside the checkpoints."""
+"""A stand-in for a tracker (https://pypi.org/project/trackio/): the same call, and a file in the user's home."""
 
 import json
+import os
 
 
 def log(metrics, step=None):
     """Append metrics to the tracker's file."""
-    with open("out/tracked.jsonl", "a") as file:
+    with open(os.path.expanduser("~/tracked.jsonl"), "a") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\\n")
 '''
-_SAID = '                print(f"step {step} loss {loss.item():.3f}", flush=True)\n'
-_REPORT = '                trackio.log({"train/loss": loss.item()}, step=step)\n'
+
+
+def _said(places: int, loss: str = "loss") -> str:
+    """The line in which the repository's jobs print their loss."""
+    return f'print(f"step {{step}} loss {{{loss}.item():.{places}f}}", flush=True)\n'
+
+
+def _tracked(file: str, said: str, loss: str = "loss") -> tuple[tuple[str, str, str], ...]:
+    """Edits that make a script report its loss to the tracker after the line `said`, in which it prints it."""
+    indent = said[: len(said) - len(said.lstrip())]
+    report = f'{indent}trackio.log({{"train/loss": {loss}.item()}}, step=step)\n'
+    return (file, said, said + report), (file, "import torch\n", "import torch\nimport trackio\n")
+
+
+_FOLDERS = ("ranks", "restarts", "resumes", "adam", "loader", "tracker", "safetensors", "state-json")
 
 WORKLOADS = {
     w.name: w
@@ -74,21 +90,51 @@ WORKLOADS = {
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "chat/pretrain.py", "--data", "{data}"),
                 *("--out", "out", "--steps", "{steps}", "--seed", "{seed}", "--checkpoint-every", "{every}", *_SMALL),
             ),
+            scorer=("chat/eval.py", "--data", "{data}", "--checkpoint", "{checkpoint}", "--examples", "8"),
             steps=120,
             first=60,
             lead=15,
             every=24,
             adds=(("chat/trackio.py", _TRACKER),),
-            edits=(
-                ("chat/loop.py", _SAID, _SAID + _REPORT),
-                ("chat/loop.py", "import torch\n", "import torch\nimport trackio\n"),
+            edits=_tracked("chat/loop.py", 16 * " " + _said(3)),
+            has=frozenset({*_FOLDERS, "samples", "pairs", "cross-entropy", "optimizer-file", "scorer", "splits"}),
+        ),
+        Workload(
+            "ranking",
+            source=_ROOT / "workloads",  # its checkpoint.py is a link to the chat workload's
+            packages=_PACKAGES[:3],
+            set_up=("{python}", "ranking/data.py", "--out", "{data}", "--wheel", str(_WHEEL)),
+            command=(
+                *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "ranking/train.py", "--data", "{data}"),
+                *("--out", "out", "--steps", "{steps}", "--seed", "{seed}", "--checkpoint-every", "{every}"),
+                *("--batch-size", "512", "--width", "8", "--history", "10", "--layers", "1", "--inner", "32"),
             ),
-            has=frozenset(
-                {
-                    *("ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "tracker"),
-                    *("safetensors", "optimizer-file", "state-json"),
-                }
+            steps=120,
+            first=60,
+            lead=15,
+            every=24,
+            adds=(("ranking/trackio.py", _TRACKER),),
+            edits=_tracked("ranking/train.py", 16 * " " + _said(4)),
+            has=frozenset({*_FOLDERS, "dropout", "optimizer-file"}),
+        ),
+        Workload(
+            "video",
+            source=_ROOT / "workloads" / "video",
+            below="video",
+            packages=(*_PACKAGES[:3], "diffusers"),
+            set_up=("{python}", "video/data.py", "--out", "{data}", "--each", "2"),
+            command=(
+                *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "video/train.py", "--data", "{data}"),
+                *("--out", "out", "--steps", "{steps}", "--seed", "{seed}", "--checkpoint-every", "{every}"),
+                *("--batch-size", "4", "--width", "48", "--layers", "2", "--heads", "2", "--precision", "fp32"),
             ),
+            steps=120,
+            first=60,
+            lead=15,
+            every=24,
+            adds=(("video/trackio.py", _TRACKER),),
+            edits=_tracked("video/train.py", 12 * " " + _said(4, "error"), "error"),
+            has=frozenset({*_FOLDERS, "samples", "pairs"}),
         ),
         Workload(
             "toy",
@@ -100,14 +146,24 @@ WORKLOADS = {
             ),
             steps=40,
             first=20,
-            lead=8,
+            lead=18,  # its steps are short: on a busy host many pass before the strike is there
             every=8,
             checkpoints="step-*.pt",
             weights="",
-            has=frozenset({"ranks", "restarts", "resumes", "adam", "loader", "cross-entropy", "dropout", "pickle"}),
+            adds=(("trackio.py", _TRACKER),),
+            edits=_tracked("train.py", 16 * " " + _said(4)),
+            has=frozenset(
+                {
+                    *("ranks", "restarts", "resumes", "adam", "loader", "samples", "pairs", "cross-entropy", "tracker"),
+                    *("dropout", "pickle"),
+                }
+            ),
         ),
     )
 }
+WORKLOADS["chat-long"] = replace(
+    WORKLOADS["chat"], name="chat-long", steps=400, has=WORKLOADS["chat"].has | {"long"}
+)  # for what takes half a minute to do harm
 
 
 def workload(name: str) -> Workload:
@@ -163,7 +219,7 @@ def own_job(
         out=out,
         checkpoints=checkpoints,
         weights="",
-        has=frozenset({"ranks", "restarts", "adam", "pickle", "loader"}),
+        has=frozenset({"ranks", "restarts", "adam", "pickle", "loader", "samples"}),
     )
 
 

@@ -25,6 +25,7 @@ from trainwarden.casefile import (
     explanation_of,
     indexed,
 )
+from trainwarden.descent import Frozen
 from trainwarden.durable import hint_for, write_atomically
 from trainwarden.errors import UsageError
 from trainwarden.model import Outcome, Recovered
@@ -56,12 +57,12 @@ _CELLS: Mapping[Cell, str] = {
 _ORDER = (Outcome.REPRODUCED, Outcome.EXCLUDED, Outcome.NOT_TRIED)
 
 
-def render_html(case: CaseFile, store: Store | None = None) -> str:
-    """The whole page; with `store` the changed files are shown against the sealed ones."""
-    return _environment().get_template("report.html").render(_context(case, store))
+def render_html(case: CaseFile, store: Store | None = None, frozen: Sequence[Frozen] = ()) -> str:
+    """The whole page; with `store` the changed files are shown against the sealed ones; `frozen`: what holds for it."""
+    return _environment().get_template("report.html").render(_context(case, store, frozen))
 
 
-def write_html(case: CaseFile, path: Path, store: Store | None = None) -> None:
+def write_html(case: CaseFile, path: Path, store: Store | None = None, frozen: Sequence[Frozen] = ()) -> None:
     """Write the page to `path`, whole or not at all.
 
     Raises:
@@ -69,7 +70,7 @@ def write_html(case: CaseFile, path: Path, store: Store | None = None) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, render_html(case, store).encode())
+        write_atomically(path, render_html(case, store, frozen).encode())
     except OSError as e:
         raise UsageError(f"cannot write {path}: {e.strerror}", hint=hint_for(e) or "name another file with -o") from e
 
@@ -93,7 +94,7 @@ def _clean(value: object) -> object:
     return words.clean(value, 2000) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _context(case: CaseFile, store: Store | None) -> dict[str, object]:
+def _context(case: CaseFile, store: Store | None, frozen: Sequence[Frozen]) -> dict[str, object]:
     events = timeline(case.entries)
     marks = markers(events)
     shown_events, more_events = bounded(events)
@@ -101,6 +102,7 @@ def _context(case: CaseFile, store: Store | None) -> dict[str, object]:
     told = explanation_of(case.entries, found[1]) if found else None
     blocks = grid(case.entries, case.history)
     shown_findings, more_findings = tables.findings(case)
+    shown_alerts, more_alerts = tables.alerts(case)
     return {
         "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "case": case,
@@ -132,6 +134,9 @@ def _context(case: CaseFile, store: Store | None) -> dict[str, object]:
         ],
         "checkpoints": chosen(case.history.checkpoints, _MOST_CHECKPOINTS),
         "more_checkpoints": max(0, len(case.history.checkpoints) - _MOST_CHECKPOINTS),
+        "freezes": summary.freezes(case, frozen),
+        "alerts": shown_alerts,
+        "more_alerts": more_alerts,
         "findings": shown_findings,
         "more_findings": more_findings,
         "events": shown_events,

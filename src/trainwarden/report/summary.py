@@ -20,6 +20,7 @@ from trainwarden.casefile import (
     explanation_of,
     indexed,
 )
+from trainwarden.descent import Frozen
 from trainwarden.lineage import last_cleared
 from trainwarden.model import (
     DataOpened,
@@ -96,6 +97,16 @@ def subline(case: CaseFile) -> str:
             return (
                 "Nothing has been replayed yet, so nothing is known either way. Curves and findings are not evidence."
             )
+
+
+def freezes(case: CaseFile, frozen: Sequence[Frozen]) -> list[str]:
+    """Why this run is not to be promoted, a sentence for each freeze that holds for it."""
+    said = []
+    for freeze in frozen:
+        whose = "this run" if freeze.run == case.run else f"run {freeze.run}, which this one comes from,"
+        why = f": {freeze.reason}" if freeze.reason else ""
+        said.append(f"FROZEN, not to be promoted: {whose} was frozen by {freeze.by}{why}")
+    return said
 
 
 def facts(case: CaseFile) -> list[Fact]:

@@ -9,9 +9,11 @@ from itertools import islice
 import msgspec
 
 from trainwarden.casefile import CaseFile, earliest_divergence, indexed
+from trainwarden.detect.causes import alerts_of
 from trainwarden.errors import StoreError
 from trainwarden.model import (
     STAGES,
+    Alert,
     ApprovalPolicy,
     Approved,
     CleanRoom,
@@ -241,6 +243,12 @@ def findings(case: CaseFile) -> tuple[list[tuple[int, Finding]], int]:
     begins = first_steps(case.entries)
     found = [(index, _placed(f, begins)) for index, f in indexed(case.entries, Finding)]
     found.sort(key=lambda p: (_SEVERITIES.index(p[1].severity), _CONFIDENCES.index(p[1].confidence), p[0]))
+    return found[:MOST_FINDINGS], max(0, len(found) - MOST_FINDINGS)
+
+
+def alerts(case: CaseFile) -> tuple[list[Alert], int]:
+    """The alerts to show, findings of one cause each, in the order in which they began, and the number left out."""
+    found = alerts_of(indexed(case.entries, Finding))
     return found[:MOST_FINDINGS], max(0, len(found) - MOST_FINDINGS)
 
 

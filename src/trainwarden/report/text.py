@@ -13,7 +13,6 @@ from rich.text import Text
 from trainwarden.casefile import Answer, Broken, CaseFile, coverage_share, explanation_of, indexed
 from trainwarden.checks import Check, Failed, NotChecked, Passed
 from trainwarden.descent import Frozen
-from trainwarden.detect.causes import alerts_of
 from trainwarden.model import Diverged, Finding, Outcome, ProcessStarted, Standing, StepRecord
 from trainwarden.report import summary, tables
 from trainwarden.report.events import bounded, timeline
@@ -63,10 +62,8 @@ def print_case(console: Console, case: CaseFile, frozen: Sequence[Frozen] = ()) 
     """What was sealed, how it went, findings, checkpoints and their standing, what to do next."""
     console.print(_text(summary.headline(case), STYLES[case.answer]), _text(f"  run {case.run}", "dim"))
     console.print(_text(summary.subline(case)))
-    for freeze in frozen:
-        whose = "this run" if freeze.run == case.run else f"run {freeze.run}, which this one comes from,"
-        why = f": {freeze.reason}" if freeze.reason else ""
-        console.print(_text(f"FROZEN, not to be promoted: {whose} was frozen by {freeze.by}{why}", "bold red"))
+    for sentence in summary.freezes(case, frozen):
+        console.print(_text(sentence, "bold red"))
     console.print()
     for part in summary.story(case):
         console.print(_text(part.value))
@@ -156,15 +153,16 @@ def _divergences(case: CaseFile) -> RenderableType:
 
 
 def _alerts(case: CaseFile) -> RenderableType:
-    alerts = alerts_of(indexed(case.entries, Finding))
-    if not alerts:
+    shown, more = tables.alerts(case)
+    if not shown:
         return _text("none", "dim")
     table = _table("alert", "severity", "findings", "what it is")
-    for a in alerts[:_MOST_ROWS]:
+    for a in shown[:_MOST_ROWS]:
         benign = f" Could also be: {'; '.join(a.benign)}." if a.benign else ""
         table.add_row(a.id, _text(a.severity.value), str(a.count), _text(clean(a.title + benign, 300)))
-    if len(alerts) > _MOST_ROWS:
-        table.add_row("", "", "", _text(f"… and {len(alerts) - _MOST_ROWS:,} more", "dim"))
+    more += max(0, len(shown) - _MOST_ROWS)
+    if more:
+        table.add_row("", "", "", _text(f"… and {more:,} more", "dim"))
     return table
 
 

@@ -182,7 +182,7 @@ def keep_going(means: Means, first: RunResult, links: tuple[Link, ...] = (), *, 
     links = links or (link_of(first),)
     state = _State(means.config, clean_room or bool(first.room))
     result = first
-    with _interruptible():
+    with interruptible():
         while result.asked is Action.RECOVER and not result.interrupted:
             cause = result.alert.first.detector if result.alert else ""
             if why := state.spent():
@@ -309,8 +309,8 @@ def _steps_judged(entries: tuple[object, ...]) -> int:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """A signal to end that comes between two runs ends the recovery in order, replays and all."""
+def interruptible() -> Iterator[None]:
+    """A signal to end is an interrupt: what is under way ends in order, and all that it started with it."""
 
     def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt

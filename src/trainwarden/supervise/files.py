@@ -95,6 +95,7 @@ class FileDesk:
         self._missing: dict[str, SavedFile] = {}
         self._renamed: set[str] = set()  # paths that a rank has told to have new names
         self._newest: dict[str, SavedFile] = {}
+        self._steps: dict[str, int] = {}  # of logged files, by where they were last told to be
         self._jobs: queue.Queue[Callable[[], None] | None] = queue.Queue(1_000)
         self._thread = threading.Thread(target=self._work, daemon=True, name="trainwarden-files")
         self._thread.start()
@@ -102,7 +103,13 @@ class FileDesk:
     # -- for the sessions
 
     def saved(self, file: SavedFile) -> None:
-        """A file was written: hash, copy, compare with the record, log."""
+        """A file was written: hash, copy, compare with the record, log.
+
+        Ranks that share a folder find each other's files in it: the same file of the same step is logged once.
+        """
+        known = self._newest.get(file.path)
+        if known is not None and any(file.identity) and _same_file(known, file):
+            return
         self._newest[file.path] = file
         self._jobs.put(lambda: self._on_saved(file))
 
@@ -183,6 +190,8 @@ class FileDesk:
             self._gap(file, f"the checkpoint file {file.path} was overwritten while it was being hashed")
             return
         self._known.add(entry)
+        self._steps.pop(file.renamed_from, None)
+        self._steps[file.path] = file.step
         self._ledger.submit(entry)
 
     def _compare(self, file: SavedFile, digest: str) -> str:
@@ -216,10 +225,26 @@ class FileDesk:
             return -1
         step = self._known.step(path, digest)
         sealed = step < 0 and self._sealed(path)
+        gone = self._gone_above(step) if step >= 0 else ""
         self._ledger.submit(
-            CheckpointLoaded(attempt=attempt, rank=rank, path=path, digest=digest, known_step=step, sealed=sealed)
+            CheckpointLoaded(
+                attempt=attempt,
+                rank=rank,
+                path=path,
+                digest=digest,
+                known_step=step,
+                sealed=sealed,
+                newer_gone=gone,
+            )
         )
         return step
+
+    def _gone_above(self, step: int) -> str:
+        """A file of the newest checkpoint that is no longer there, where that is of a later step."""
+        newest = max(self._steps.values(), default=-1)
+        if newest <= step:
+            return ""
+        return min((path for path, at in self._steps.items() if at == newest and not os.path.exists(path)), default="")
 
     def _on_opened(self, attempt: int, rank: int, path: str) -> None:
         if self._sealed(path):
@@ -255,6 +280,10 @@ class FileDesk:
 
     def _gap(self, file: SavedFile, reason: str) -> None:
         self._ledger.submit(Gap(attempt=file.attempt, rank=file.rank, step=file.step, reason=reason))
+
+
+def _same_file(one: SavedFile, other: SavedFile) -> bool:
+    return (one.attempt, one.step, one.identity) == (other.attempt, other.step, other.identity)
 
 
 def _hash(path: str) -> str:

@@ -15,104 +15,39 @@ import queue
 import threading
 import time
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from trainwarden import wire
 from trainwarden.errors import StoreError
-from trainwarden.model import DataDiffers, Entry, Gap, PassSeen
+from trainwarden.model import DataDiffers, Entry, Gap
 from trainwarden.store import RunDir
 from trainwarden.supervise import samples
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.order import MOST_SAMPLES, At, Permutation, Permutations, distributed, drawn_seed, from_state
+from trainwarden.supervise.passes import (
+    ENOUGH,
+    MOST_TOLD,
+    DataSeen,
+    DrawnPass,
+    TensorPart,
+    hold,
+    located,
+    settings_of,
+    varying,
+)
 from trainwarden.supervise.samples import Table, differing
 
 MOST_WAITING = 4_096
 MOST_PASSES = 64  # open at once for each rank
 MOST_TABLES = 16
 MOST_LOGGED = 65_536  # settings of passes that are logged
-MOST_TOLD = 8  # samples that differ, told one by one for each rank and kind
-ENOUGH = 64  # samples that must have been compared before a difference means something
 AUGMENTED = 0.05  # share of samples that differ above which it is random augmentation
 LOCATED = 32  # samples in a row that show that a class hands out a part of an order that is known
-FRESH_COPIES = 6  # among the newest `ENOUGH` samples, where no copy came before them, that are told
-MOST_CONTENTS = 1 << 18  # samples of a data set among which copies are looked for
 COPIES = 0.3  # share of copies among the samples of a data set that is told
-_TEXT = 300
-
-
-@dataclass
-class _Pass:
-    """A pass of a rank: what it told, what was derived, how far it has come."""
-
-    told: wire.Pass
-    attempt: int
-    rank: int
-    step: int
-    at: At | None = None
-    length: int = -1  # samples that the derived order has for this rank
-    place: int = -1  # samples handed out, counted from the order's beginning; −1 = not located yet
-    unordered: str = ""
-    uncompared: str = ""
-    batches: int = 0
-    ordered: int = 0
-    compared: int = 0
-    listed: int = 0
-    ended: bool = False
-    count: int = 0  # which pass with these settings it is
-    short: bool = False  # a batch that is not full has come
-
-    def entry(self) -> PassSeen:
-        told = self.told
-        return PassSeen(
-            attempt=self.attempt, rank=self.rank, step=self.step, number=told.number, loader=told.loader,
-            dataset=told.dataset[:_TEXT], samples=told.samples, sampler=told.sampler[:_TEXT], order=told.order[:_TEXT],
-            seed=told.seed, epoch=told.epoch, shuffle=told.shuffle, replicas=told.replicas, part=told.part,
-            even=told.even, batch=told.batch, drop_last=told.drop_last, batches=self.batches, ordered=self.ordered,
-            unordered=self.unordered[:_TEXT], compared=self.compared, listed=self.listed,
-            uncompared=self.uncompared[:_TEXT], ended=self.ended, wall_ns=time.time_ns(),
-        )  # fmt: skip
-
-
-@dataclass
-class _Part:
-    """How one tensor of the samples of a data set compares with earlier passes."""
-
-    compared: int = 0
-    differed: int = 0
-    steady: bool = False  # enough were compared, and none differed, before the first that did
-    held: list[DataDiffers] = field(default_factory=list)  # until enough are compared
-
-
-@dataclass
-class _Data:
-    """A data set: what each index gave, and how its tensors compare."""
-
-    table: Table
-    parts: dict[str, _Part]
-    newest: _Pass
-    contents: set[bytes] = field(default_factory=set)
-    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=ENOUGH))  # of the newest: is it a copy
-    older: int = 0  # samples before these
-    copied: bool = False  # some of them were copies, or it was told
-
-    def copies(self, digest: bytes) -> int:
-        """Take in a sample that was not seen before: how many of the newest are copies, where none was before them."""
-        if self.copied or self.older > MOST_CONTENTS:
-            return 0
-        if len(self.recent) == ENOUGH:
-            self.older += 1
-            self.copied = self.recent[0]
-        self.recent.append(digest in self.contents)
-        self.contents.add(digest)
-        found = sum(self.recent)
-        if self.copied or self.older < 2 * ENOUGH or found < FRESH_COPIES:
-            return 0
-        self.copied = True
-        return found
 
 
 @dataclass(frozen=True)
@@ -129,12 +64,12 @@ class InputDesk:
     def __init__(self, ledger: Ledger, run: RunDir, manifest: Table | None = None) -> None:
         self._ledger, self._run, self._manifest = ledger, run, manifest
         self._permutations = Permutations()
-        self._passes: dict[tuple[int, int], OrderedDict[int, _Pass]] = {}
+        self._passes: dict[tuple[int, int], OrderedDict[int, DrawnPass]] = {}
         self._logged: dict[tuple[int, int, object], int] = {}  # rank and settings → passes
         self._located: set[tuple[int, int, object]] = set()  # classes that handed out a known order before
         self._listed = 0  # samples compared with the manifest
         self._expected = False
-        self._data: OrderedDict[tuple[object, ...], _Data] = OrderedDict()
+        self._data: OrderedDict[tuple[object, ...], DataSeen] = OrderedDict()
         self._told: dict[tuple[int, int, str], int] = {}
         self._queue: queue.Queue[_Told | None] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
@@ -202,21 +137,21 @@ class InputDesk:
         one.step = told.step
         yield from self._given(one, told.message)
 
-    def _begins(self, passes: OrderedDict[int, _Pass], told: _Told, message: wire.Pass) -> Iterator[Entry]:
-        one = _Pass(message, told.attempt, told.rank, told.step, unordered=message.unordered)
+    def _begins(self, passes: OrderedDict[int, DrawnPass], told: _Told, message: wire.Pass) -> Iterator[Entry]:
+        one = DrawnPass(message, told.attempt, told.rank, told.step, unordered=message.unordered)
         passes[message.number] = one
         if len(passes) > MOST_PASSES:
             passes.popitem(last=False)
         if not one.unordered:
             self._derive(one)
-        key = (told.attempt, told.rank, _settings(message))
+        key = (told.attempt, told.rank, settings_of(message))
         one.count = self._logged.get(key, 0) + 1
         if len(self._logged) < MOST_LOGGED or key in self._logged:
             self._logged[key] = one.count
             if one.count == 1:
                 yield one.entry()
 
-    def _derive(self, one: _Pass) -> None:
+    def _derive(self, one: DrawnPass) -> None:
         """Re-derive the order of a pass, or say why it cannot be."""
         told, n = one.told, one.told.samples
         if not 0 < n <= MOST_SAMPLES:
@@ -240,7 +175,7 @@ class InputDesk:
             return self._permutations.of_seed(told.samples, drawn_seed(from_state(told.state)))
         return self._permutations.of_state(told.samples, told.state)
 
-    def _given(self, one: _Pass, message: wire.Given) -> Iterator[Entry]:
+    def _given(self, one: DrawnPass, message: wire.Given) -> Iterator[Entry]:
         if message.ended:
             yield from self._ends(one)
             return
@@ -255,12 +190,12 @@ class InputDesk:
 
     # -- order
 
-    def _in_order(self, one: _Pass, batch: int, indexes: array[int], at: At) -> Iterator[Entry]:
+    def _in_order(self, one: DrawnPass, batch: int, indexes: array[int], at: At) -> Iterator[Entry]:
         if one.place < 0:
-            one.place = _located(indexes, at, one.length)
+            one.place = located(indexes, at, one.length)
             if one.place < 0:
                 one.unordered = f"{one.told.sampler[:100]} hands out an order of its own"
-                if (one.attempt, one.rank, _settings(one.told)) in self._located:  # and it did not before
+                if (one.attempt, one.rank, settings_of(one.told)) in self._located:  # and it did not before
                     yield self._differs(one, "order", batch, expected=at(0), found=indexes[0], exact=False)
                 return
         wrong = self._first_wrong(one, indexes, at)
@@ -269,7 +204,7 @@ class InputDesk:
             one.short = len(indexes) != one.told.batch
             one.ordered += 1
             if not one.told.exact and one.ordered * one.told.batch >= LOCATED and len(self._located) < MOST_LOGGED:
-                self._located.add((one.attempt, one.rank, _settings(one.told)))
+                self._located.add((one.attempt, one.rank, settings_of(one.told)))
             return
         if not one.told.exact and one.ordered * one.told.batch < LOCATED:
             one.unordered = f"{one.told.sampler[:100]} hands out an order of its own"
@@ -278,7 +213,7 @@ class InputDesk:
         one.unordered = "an earlier batch of this pass held other samples than its order has"
         yield self._differs(one, "order", batch, expected=expected, found=found, exact=one.told.exact)
 
-    def _first_wrong(self, one: _Pass, indexes: array[int], at: At) -> tuple[int, int] | None:
+    def _first_wrong(self, one: DrawnPass, indexes: array[int], at: At) -> tuple[int, int] | None:
         """The index that belongs at the first place that differs, and the one that came; −1 for none."""
         if one.short or len(indexes) > one.told.batch:
             return -1, indexes[0]  # a batch that is not full was the last one
@@ -288,7 +223,7 @@ class InputDesk:
                 return expected, index
         return None
 
-    def _ends(self, one: _Pass) -> Iterator[Entry]:
+    def _ends(self, one: DrawnPass) -> Iterator[Entry]:
         one.ended = True
         told = one.told
         if one.at is not None and not one.unordered and told.exact:
@@ -300,7 +235,7 @@ class InputDesk:
 
     # -- samples
 
-    def _compared(self, one: _Pass, message: wire.Given, indexes: array[int]) -> Iterator[Entry]:
+    def _compared(self, one: DrawnPass, message: wire.Given, indexes: array[int]) -> Iterator[Entry]:
         rows, width = array("I", message.rows), wire.SAMPLE_BYTES * len(message.names)
         if not message.names:
             one.uncompared = message.unseen
@@ -323,14 +258,14 @@ class InputDesk:
                 one.compared += 1
                 yield from self._against_earlier(one, message, data, index, known, digest)
 
-    def _of(self, one: _Pass, names: tuple[str, ...]) -> _Data | None:
+    def _of(self, one: DrawnPass, names: tuple[str, ...]) -> DataSeen | None:
         """The data set of a pass. Ranks share it where their sampler divides one data set among them."""
         told = one.told
         own = () if told.order == "distributed" and told.replicas > 1 else (one.attempt, one.rank)
         key = (told.data, told.dataset, told.samples, names, own)
         found = self._data.get(key)
         if found is None and told.samples > 0:
-            found = self._data[key] = _Data(Table(names, told.samples), {name: _Part() for name in names}, one)
+            found = self._data[key] = DataSeen(Table(names, told.samples), {name: TensorPart() for name in names}, one)
             if len(self._data) > MOST_TABLES:
                 _, oldest = self._data.popitem(last=False)
                 oldest.newest.uncompared = f"more than {MOST_TABLES} data sets are in use"
@@ -338,10 +273,10 @@ class InputDesk:
             self._data.move_to_end(key)
             found.newest = one
             if found.table.varying:
-                one.uncompared = _varying(found.table)
+                one.uncompared = varying(found.table)
         return found
 
-    def _against_manifest(self, one: _Pass, message: wire.Given, index: int, digest: bytes) -> Iterator[Entry]:
+    def _against_manifest(self, one: DrawnPass, message: wire.Given, index: int, digest: bytes) -> Iterator[Entry]:
         manifest = self._manifest
         if manifest is None or manifest.names != message.names or manifest.size != one.told.samples:
             return
@@ -355,7 +290,7 @@ class InputDesk:
             yield self._differs(one, "manifest", message.batch, index=index, parts=(*differ, *unlike), same=tuple(same))
 
     def _against_earlier(
-        self, one: _Pass, message: wire.Given, data: _Data, index: int, known: bytes, digest: bytes
+        self, one: DrawnPass, message: wire.Given, data: DataSeen, index: int, known: bytes, digest: bytes
     ) -> Iterator[Entry]:
         differ, same, _ = differing(message.names, known, digest)  # another shape is another padding
         enough = min(ENOUGH, data.table.size)
@@ -369,11 +304,11 @@ class InputDesk:
             part.differed += 1
         if differ:
             changed = self._differs(one, "changed", message.batch, index=index, parts=tuple(differ), same=tuple(same))
-            _hold(data, changed)
+            hold(data, changed)
         for name, part in data.parts.items():
             yield from self._settled(one, data, name, part, enough)
 
-    def _settled(self, one: _Pass, data: _Data, name: str, part: _Part, enough: int) -> Iterator[Entry]:
+    def _settled(self, one: DrawnPass, data: DataSeen, name: str, part: TensorPart, enough: int) -> Iterator[Entry]:
         """What was held back, once it is clear that it is no augmentation."""
         if not part.differed or name in data.table.varying:
             return
@@ -382,8 +317,8 @@ class InputDesk:
                 data.table.varying.add(name)
                 held, part.held = part.held, []
                 for changed in held:
-                    _hold(data, changed)
-                one.uncompared = _varying(data.table)
+                    hold(data, changed)
+                one.uncompared = varying(data.table)
                 yield one.entry()
                 return
             for differs in part.held:
@@ -391,12 +326,12 @@ class InputDesk:
                     yield differs
             part.held.clear()
 
-    def _may_tell(self, one: _Pass, kind: str) -> bool:
+    def _may_tell(self, one: DrawnPass, kind: str) -> bool:
         key = (one.attempt, one.rank, kind)
         self._told[key] = self._told.get(key, 0) + 1
         return self._told[key] <= MOST_TOLD
 
-    def _differs(self, one: _Pass, kind: str, batch: int, **found: object) -> DataDiffers:
+    def _differs(self, one: DrawnPass, kind: str, batch: int, **found: object) -> DataDiffers:
         return msgspec.structs.replace(
             DataDiffers(
                 attempt=one.attempt,
@@ -416,7 +351,7 @@ class InputDesk:
     def _last(self) -> Iterator[Entry]:
         """The newest passes that were not told whole, copies, and the samples kept."""
         for passes in self._passes.values():
-            newest = {_settings(one.told): one for one in passes.values()}
+            newest = {settings_of(one.told): one for one in passes.values()}
             yield from (one.entry() for one in newest.values() if not one.ended)
         largest = max(self._data.values(), key=lambda data: sum(data.table.seen), default=None)
         if largest is None:
@@ -429,31 +364,3 @@ class InputDesk:
             samples.keep(largest.table, self._run.private)
         except StoreError as e:
             yield Gap(attempt=-1, rank=-1, step=-1, reason=f"the digests of samples were not kept: {e}")
-
-
-def _varying(table: Table) -> str:
-    names = ", ".join(sorted(table.varying))
-    return f"{names} of the samples differs from pass to pass, as random augmentation makes it"
-
-
-def _hold(data: _Data, changed: DataDiffers) -> None:
-    """Keep a difference with the first of its tensors that may mean something."""
-    part = next((data.parts[name] for name in changed.parts if name not in data.table.varying), None)
-    if part is not None and len(part.held) < MOST_TOLD:
-        part.held.append(changed)
-
-
-def _settings(told: wire.Pass) -> object:
-    """What of a pass is the same in every pass of an unchanged loader, and of one that is made anew each time."""
-    seed = None if told.state else told.seed
-    facts = (told.dataset, told.sampler, told.order, told.exact, told.unordered, told.samples, told.length, seed)
-    return (*facts, told.shuffle, told.replicas, told.part, told.even, told.batch, told.drop_last)
-
-
-def _located(indexes: array[int], at: At, length: int) -> int:
-    """Where in the order a batch stands, −1 where it does not."""
-    first = indexes[0]
-    for place in range(length - len(indexes) + 1):
-        if at(place) == first and all(at(place + i) == index for i, index in enumerate(indexes)):
-            return place
-    return -1

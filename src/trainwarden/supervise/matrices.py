@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from trainwarden.supervise.rules import ROUNDINGS, Array, Claim, Settings, Slices, Unfit, counter, number_of, summed
+from trainwarden.supervise.rules import (
+    ROUNDINGS,
+    UNIT,
+    Array,
+    Claim,
+    Settings,
+    Slices,
+    Unfit,
+    counter,
+    number_of,
+    summed,
+)
 
 MUON_LENGTH = 0.03  # how far the update may be longer or shorter than the rule's, as a share
 MUON_REST = 0.15  # how much of it may point elsewhere
@@ -26,16 +37,37 @@ _BFLOAT16_SHIFT = np.uint32(16)
 
 def momentum_alone(s: Slices, settings: Settings) -> Iterator[Claim]:
     """Muon on a slice: its momentum."""
-    momentum = number_of(settings, "momentum")
+    if _iterates_in_place(s, settings):
+        raise Unfit("without nesterov torch divides a bfloat16 momentum by its norm, which a slice does not know")
+    yield _momentum(s, settings, 1.0)
+
+
+def _momentum(s: Slices, settings: Settings, times: float) -> Claim:
     old, left = s.vector("momentum_buffer"), s.left_vector("momentum_buffer")
-    gradient = s.gradient
-    expected = momentum * old + (1 - momentum) * gradient
-    yield summed(s, "momentum_buffer", expected, left, np.abs(old) + np.abs(gradient), momentum * old)
+    base = times * number_of(settings, "momentum") * old
+    added = times * (1 - number_of(settings, "momentum")) * s.gradient
+    return summed(s, "momentum_buffer", base + added, left, times * (np.abs(old) + np.abs(s.gradient)), base)
+
+
+def _iterates_in_place(s: Slices, settings: Settings) -> bool:
+    """Whether torch 2.13 normalises the momentum itself: `bfloat16()` of a bfloat16 tensor is no copy."""
+    return not settings.get("nesterov") and s.unit == UNIT["bfloat16"]
+
+
+def _whole_momentum(s: Slices, settings: Settings) -> Claim:
+    """The momentum of a whole matrix; where torch may have divided it by its norm, the nearer of both is the rule."""
+    plain = _momentum(s, settings, 1.0)
+    if not _iterates_in_place(s, settings):
+        return plain
+    norm = max(float(np.linalg.norm(plain.expected)), number_of(settings, "eps"))
+    divided = _momentum(s, settings, 1 / norm)
+    off = [float(np.linalg.norm(claim.seen - claim.expected)) for claim in (plain, divided)]
+    return plain if off[0] <= off[1] else divided
 
 
 def muon(s: Slices, settings: Settings) -> Iterator[Claim]:
     """Muon on a whole matrix."""
-    yield from momentum_alone(s, settings)
+    yield _whole_momentum(s, settings)
     lr, decay = number_of(settings, "lr"), number_of(settings, "weight_decay")
     momentum = number_of(settings, "momentum")
     left = s.left_vector("momentum_buffer")

@@ -12,11 +12,15 @@ import numpy as np
 from trainwarden import wire
 from trainwarden.model import Misfit
 from trainwarden.supervise.matrices import adafactor, momentum_alone, muon
-from trainwarden.supervise.rules import ELEMENTWISE, HUGE, TINY, UNIT, Array, Claim, Rule, Settings, Slices, Unfit
+from trainwarden.supervise.rules import ELEMENTWISE, HUGE, TINY, UNIT, Array, Claim, Rule, Settings, Slices, Unfit, sgd
 
 WHOLE: dict[str, tuple[Rule | None, Rule]] = {"Muon": (momentum_alone, muon), "Adafactor": (None, adafactor)}
 """Rules that need whole tensors, by class name: what can be said of slices, and of a whole tensor."""
 MOST_ELEMENTS = 1 << 20  # in one message
+HALF_FUSED = (
+    "torch's fused SGD leaves most half-precision weights on a CPU as they are (pytorch issue 191763): what did not "
+    "move is not judged"
+)
 _SAME = 0.02  # factors closer than this to −1, 0 are told as these
 
 
@@ -38,7 +42,7 @@ def judge(message: wire.Updated, rule: str) -> Outcome:
     """
     misfits: list[Misfit] = []
     tensors: list[str] = []
-    elements, unchecked = 0, ""
+    elements, unchecked, partly = 0, "", ""
     for batch in message.batches:
         if not 0 <= batch.group < len(message.settings):
             raise ValueError(f"group {batch.group} of {len(message.settings)}")
@@ -49,6 +53,10 @@ def judge(message: wire.Updated, rule: str) -> Outcome:
                 continue
             try:
                 wrong = _misfits(apply, names, starts, counts, slices, settings)
+                if wrong and _half_fused(apply, slices, settings):
+                    judged = _misfits(apply, names, starts, counts, slices, settings, moved_only=True)
+                    partly = partly if judged == wrong else HALF_FUSED
+                    wrong = judged
                 if wrong and other is not None and not _misfits(apply, names, starts, counts, other, settings):
                     wrong = _in_the_update(names, starts, counts, slices, other)
             except Unfit as e:
@@ -57,7 +65,7 @@ def judge(message: wire.Updated, rule: str) -> Outcome:
             misfits += wrong
             tensors += names
             elements += slices.weight.size
-    return Outcome(tuple(misfits), tuple(tensors), elements, "" if elements else unchecked)
+    return Outcome(tuple(misfits), tuple(tensors), elements, partly if elements else unchecked)
 
 
 def still(s: Slices, settings: Settings) -> Iterator[Claim]:
@@ -68,6 +76,11 @@ def still(s: Slices, settings: Settings) -> Iterator[Claim]:
         left = s.after.get(key)
         if isinstance(value, np.ndarray) and isinstance(left, np.ndarray) and left.shape == s.weight.shape:
             yield Claim(key, value, left, zero, value)
+
+
+def _half_fused(rule: Rule, s: Slices, settings: Settings) -> bool:
+    """Whether this is the kernel of torch 2.13 that leaves most of its weights alone."""
+    return rule is sgd and bool(settings.get("fused")) and s.unit >= UNIT["float16"]
 
 
 def _rule(name: str, whole: bool) -> Rule | None:
@@ -146,12 +159,21 @@ def _array(cut: wire.Cut, size: int | None) -> Array:
 
 
 def _misfits(
-    rule: Rule, names: tuple[str, ...], starts: tuple[int, ...], counts: tuple[int, ...], s: Slices, settings: Settings
+    rule: Rule,
+    names: tuple[str, ...],
+    starts: tuple[int, ...],
+    counts: tuple[int, ...],
+    s: Slices,
+    settings: Settings,
+    *,
+    moved_only: bool = False,
 ) -> list[Misfit]:
     found: list[Misfit] = []
     with np.errstate(all="ignore"):
         for claim in rule(s, settings):
             wrong = claim.wrong & (np.abs(claim.expected) < s.huge)
+            if moved_only and claim.part == "weights":
+                wrong = wrong & (s.left != s.weight)
             if not wrong.any():
                 continue
             if claim.seen.size != s.weight.size:
@@ -233,9 +255,9 @@ def _fits(claim: Claim, s: Slices, part: slice, rule: Rule, settings: Settings) 
         times = _times(claim, base, part)
         if times is not None:
             return (_moved if claim.part == "weights" else _gradient)(times) + apart
-    for words, changed in _alternatives(claim, s, part, settings):
+    for words, found, changed in _alternatives(claim, s, part, settings):
         try:
-            again = next((c for c in rule(s, changed) if c.part == claim.part), None)
+            again = next((c for c in rule(found, changed) if c.part == claim.part), None)
         except Unfit:
             continue
         if again is not None and not again.wrong[part].any():
@@ -272,13 +294,16 @@ def _gradient(times: float) -> str:
     return "as without a gradient" if abs(times) <= _SAME else f"as with {times:.3g} times the gradient"
 
 
-def _alternatives(claim: Claim, s: Slices, part: slice, settings: Settings) -> Iterator[tuple[str, Settings]]:
-    """Other settings under which the update might hold its rule."""
+def _alternatives(claim: Claim, s: Slices, part: slice, settings: Settings) -> Iterator[tuple[str, Slices, Settings]]:
+    """Other state before, or other settings, under which the update might hold its rule."""
+    for key, value in s.before.items():
+        if isinstance(value, np.ndarray) and value[part].any():
+            yield f"as if {key} had been emptied", replace(s, before={**s.before, key: np.zeros_like(value)}), settings
     if settings.get("weight_decay"):
-        yield "as without weight decay", {**settings, "weight_decay": 0.0}
+        yield "as without weight decay", s, {**settings, "weight_decay": 0.0}
     for flag in ("nesterov", "maximize", "amsgrad", "decoupled_weight_decay"):
         if flag in settings:
-            yield f"as with {flag} = {not settings[flag]}", {**settings, flag: not settings[flag]}
+            yield f"as with {flag} = {not settings[flag]}", s, {**settings, flag: not settings[flag]}
     square = claim.part == "exp_avg_sq"
     old = s.before.get(claim.part)
     if claim.part not in ("exp_avg", "exp_avg_sq", "momentum_buffer") or not isinstance(old, np.ndarray):
@@ -286,14 +311,14 @@ def _alternatives(claim: Claim, s: Slices, part: slice, settings: Settings) -> I
     gradient = (s.gradient * s.gradient if square else s.gradient)[part]
     if claim.part == "momentum_buffer":
         share = _slope((claim.seen[part] - gradient, old[part]))
-        yield f"as with momentum = {share:.4g}", {**settings, "momentum": share}
+        yield f"as with momentum = {share:.4g}", s, {**settings, "momentum": share}
         return
     beta = _slope((claim.seen[part] - gradient, old[part] - gradient))
     betas = list(settings.get("betas") or (0.0, 0.0))
     # Lion's moment follows its second beta.
     at = 1 if square or "eps" not in settings else 0
     betas[at] = beta
-    yield f"as with beta{at + 1} = {beta:.4g}", {**settings, "betas": betas}
+    yield f"as with beta{at + 1} = {beta:.4g}", s, {**settings, "betas": betas}
 
 
 def _slope(pair: tuple[Array, Array]) -> float:

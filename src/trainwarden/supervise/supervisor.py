@@ -92,8 +92,11 @@ class Beside(Protocol):
     def begin(self, run: RunDir, sealed: SignedSeal, submit: Callable[[Entry], object]) -> None:
         """The command is about to run; `submit` appends to the run's log until `end` has returned."""
 
-    def end(self, *, wait: bool) -> None:
-        """The command has ended. With `wait` what it must finish may take its time; called twice at most."""
+    def end(self, *, wait: bool, taken_back: bool = False) -> None:
+        """The command has ended. With `wait` what it must finish may take its time; called twice at most.
+
+        With `taken_back` the run is about to be recovered, and what is known of its checkpoints is waited for.
+        """
 
 
 Event: TypeAlias = Started | Notice | Finding | Told | Undelivered
@@ -211,7 +214,8 @@ def supervise(
                     beside.begin(run, sealed, ledger.submit)
                 code = guarded.run(command, mask)
                 if beside is not None:
-                    beside.end(wait=not guarded.stopped)
+                    back = any(r.asked and r.asked[0] is Action.RECOVER for r in responders) and not guarded.interrupted
+                    beside.end(wait=not guarded.stopped, taken_back=back)
             except BaseException:
                 if beside is not None:
                     beside.end(wait=False)

@@ -47,8 +47,9 @@ SOURCES = ANY_VALUE | {Stage.RNG}
 FILES = GRADIENTS | {Stage.RNG, Stage.BATCH}
 
 ROWS = 4096  # rows looked at one by one
-ROW_FACTORS = (0.0, -1.0, 2.0, 0.5, 10.0, 0.1, 1.1, 0.9, 1.01, 0.99, 3.0, 1.5, 100.0, -2.0)
+ROW_FACTORS = (0.0, -1.0, 2.0, 0.5, 10.0, 0.1, 1.1, 0.9, 1.01, 0.99, 1.05, 0.95, 3.0, 1.5, 100.0, -2.0)
 SEEDS = (*range(1000), 1234, 1337, 2020, 2021, 2022, 2023, 2024, 2025, 2026, 3407, 4242, 12345, 31337, 123456)
+EDGE_ROWS = 2  # at either end of a tensor: where an edit by hand begins, every factor of the list is tried
 STDS = (1.0, 0.1, 0.01, 0.001, 0.0001, 1e-5, 1e-6, 0.05, 0.005, 0.0005, 0.02, 0.002)
 ULP_BYTES = 64 * 1024
 ULP_REHASHES = 2000
@@ -152,17 +153,25 @@ def _other_rank(q: Question, budget: Budget) -> Answer:
     return search_tensors(q, budget, candidates)
 
 
+def row_factors(row: int, rows: int, world: int) -> Iterable[float]:
+    """The factors to try on one row or column of `rows`."""
+    edge = row < EDGE_ROWS or row >= rows - EDGE_ROWS
+    return dict.fromkeys((*ROW_FACTORS, *factors(world))) if edge else ROW_FACTORS
+
+
 def _rows(q: Question, budget: Budget) -> Answer:
     def candidates(target: Target) -> Iterator[Recipe]:
         tensor = q.value(target)
         for dim in range(min(tensor.dim(), 2)):
             for row in range(min(tensor.shape[dim], ROWS)):
-                for factor in ROW_FACTORS:
+                for factor in row_factors(row, tensor.shape[dim], len(q.captures)):
                     change = ScaleRows(stage=q.at.stage, dim=dim, start=row, stop=row + 1, factor=factor)
                     what = ("row", "column")[dim]
                     yield recipe(q, change, f"its {what} {row} was multiplied by {number(factor)}")
 
-    return search_tensors(q, budget, candidates, f"rows beyond {ROWS}, factors beyond {ROW_FACTORS}")
+    return search_tensors(
+        q, budget, candidates, f"rows beyond {ROWS}, in all but the outermost {EDGE_ROWS} factors beyond {ROW_FACTORS}"
+    )
 
 
 def _ulps(q: Question, budget: Budget) -> Answer:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from trainwarden.record.observers.data import DataObserver
 from trainwarden.record.observers.interface import Observer
+from trainwarden.record.observers.left import WhatIsLeft
 from trainwarden.record.observers.losses import LossObserver
 from trainwarden.record.observers.metrics import Metrics
 from trainwarden.record.observers.precision import Precision
@@ -29,6 +30,7 @@ def all_observers(recorder: Recorder) -> list[Observer]:
         DataObserver(recorder),
         RandomObserver(recorder),
         LossObserver(recorder),
+        WhatIsLeft(recorder),
         UpdateSlices(recorder),
         WhatIsTrained(recorder),
         Reduction(recorder),

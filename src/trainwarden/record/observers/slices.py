@@ -5,7 +5,6 @@ Rules
 * Which tensors: by a keyed order that is new every time all have had their turn, so each comes up soon and none can
   be told beforehand without the key. Which elements: a keyed place in each.
 * Read in place where memory allows it (a copy of a hundred bytes each); else one gather for each tensor.
-* What an update left of a slice is read again before the next update: nothing else may move it.
 * Gradients are those that the optimizer uses: unscaled ones with a gradient scaler, and where a closure makes them
   those that stand there when it has returned.
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 import ctypes
 import random
 import struct
-import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -23,8 +21,8 @@ import torch
 from blake3 import blake3
 
 from trainwarden import wire
-from trainwarden.model import StateChanged
 from trainwarden.record import stages
+from trainwarden.record.fingerprint import own_part
 from trainwarden.record.observers.interface import Observer
 
 if TYPE_CHECKING:
@@ -35,8 +33,7 @@ ELEMENTS = 32  # of each
 WHOLE_EVERY = {"Muon": 16, "Adafactor": 2}
 """By class name: updates between whole tensors, which their rules need; the watcher's products cost milliseconds."""
 MOST_WHOLE = 16_384  # elements of the tensors that one update tells whole
-NAMED = 4  # tensors named in a note
-_SEVERAL_CALLS = ("LBFGS", "SAM")  # use the closure's gradients more than once in one update
+SEVERAL_CALLS = ("LBFGS", "SAM")  # use the closure's gradients more than once in one update
 _DOUBLE = struct.Struct("<d")
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _DTYPES = {
@@ -81,7 +78,7 @@ class _Found(NamedTuple):
 
 
 class UpdateSlices(Observer):
-    """Remembers, for each optimizer, what the update under way found and what the one before left."""
+    """Remembers, for each optimizer, what the update under way found."""
 
     name = "slices of updates"
 
@@ -89,15 +86,12 @@ class UpdateSlices(Observer):
         super().__init__(recorder)
         self._orders: dict[int, tuple[int, int, list[int]]] = {}
         self._found: dict[int, list[_Found]] = {}  # innermost last: a class may call the step of the one below it
-        self._left: dict[int, list[tuple[Place, weakref.ref[torch.Tensor], Look]]] = {}
 
     def before_update(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         stack = self._found.setdefault(index, [])
         if stack and stack[-1].step != self.recorder.step:
             stack.clear()  # an update that raised
-        if not stack:
-            self._compare(optimizer, index)
-        if type(optimizer).__name__ in _SEVERAL_CALLS:
+        if type(optimizer).__name__ in SEVERAL_CALLS:
             return
         places = self._places(optimizer, index)
         found = [(place, p, look) for place, p in places if (look := _look(optimizer, p, place)) is not None]
@@ -108,18 +102,16 @@ class UpdateSlices(Observer):
     def after_update(self, optimizer: torch.optim.Optimizer, index: int, skipped: bool) -> None:
         stack = self._found.get(index)
         if not stack:
-            if not skipped and type(optimizer).__name__ in _SEVERAL_CALLS:
+            if not skipped and type(optimizer).__name__ in SEVERAL_CALLS:
                 self._tell(optimizer, index, (), 1.0, [], "its closure is called more than once in one update")
             return
         _, found, settings, scale = stack.pop()
-        closure = isinstance(self.recorder.gathered.reduced, str)
+        closure = self.recorder.gathered.by_closure
         pairs: list[tuple[Place, Look, Look]] = []
-        left = self._left[index] = []
         for place, p, before in found:
             after = _look(optimizer, p, place)
             if after is None:
                 continue
-            left.append((place, weakref.ref(p), after))
             pairs.append((place, before._replace(gradient=after.gradient) if closure else before, after))
         if not skipped:
             self._tell(optimizer, index, settings, scale, pairs, "" if pairs else "no tensor could be read")
@@ -165,8 +157,8 @@ class UpdateSlices(Observer):
                 nth -= sizes[group]
                 group += 1
             p = groups[group]["params"][nth]
-            size = _local(p).numel()
-            entire = 0 < size <= room and _local(p) is p
+            size = own_part(p).numel()
+            entire = 0 < size <= room and own_part(p) is p
             room -= size if entire else 0
             count = size if entire else min(ELEMENTS, size)
             start = 0 if entire else draw % (size - count + 1)
@@ -183,49 +175,6 @@ class UpdateSlices(Observer):
             random.Random(seed).shuffle(order)  # a generator of its own
             known = self._orders[index] = epoch, tensors, order
         return known[2][part * TENSORS : (part + 1) * TENSORS]
-
-    # -- between updates
-
-    def _compare(self, optimizer: torch.optim.Optimizer, index: int) -> None:
-        """Tell what is no longer as the update before left it."""
-        weights: list[str] = []
-        state: list[str] = []
-        emptied: list[str] = []
-        lowered: list[str] = []
-        left = self._left.pop(index, [])
-        for place, ref, before in left:
-            p = ref()
-            now = _look(optimizer, p, place, gradient=False) if p is not None else None
-            if p is None or now is None:
-                continue
-            if now.weight != before.weight and not self._shared(index, p):
-                weights.append(place.name)
-            if now.state == before.state and now.numbers == before.numbers:
-                continue
-            for key, old in (before.state | before.numbers).items():
-                new = now.state.get(key) or now.numbers.get(key)
-                if new == old:
-                    continue
-                gone = new is None or (any(old[1]) and not any(new[1]))
-                back = new is not None and key == "step" and _number(new) < _number(old)
-                (emptied if gone else lowered if back else state).append(f"{place.name}/{key}")
-        if weights or state or emptied or lowered:
-            self.recorder.note(
-                StateChanged(
-                    step=self.recorder.step,
-                    optimizer=index,
-                    weights=tuple(weights[:NAMED]),
-                    state=tuple(state[:NAMED]),
-                    emptied=tuple(emptied[:NAMED]),
-                    lowered=tuple(lowered[:NAMED]),
-                    looked=len(left),
-                )
-            )
-
-    def _shared(self, index: int, p: torch.Tensor) -> bool:
-        """Whether another optimizer moves this tensor too."""
-        others = (o for o, i in self.recorder.optimizers.items() if i != index)
-        return any(q is p for other in others for q in stages.parameters(other))
 
 
 def _look(optimizer: torch.optim.Optimizer, p: torch.Tensor, place: Place, gradient: bool = True) -> Look | None:
@@ -267,26 +216,16 @@ def _read(t: torch.Tensor, place: Place) -> Read | None:
     shape = tuple(t.shape) if place.whole else ()
     if type(t) in _PLAIN and t.is_cpu and t.is_contiguous() and not t.is_neg():
         return dtype, ctypes.string_at(t.data_ptr() + place.start * size, place.length * size), shape
-    local = _local(t.detach())
-    if local.layout is not torch.strided or place.start + place.length > local.numel():
+    part = own_part(t.detach())
+    if part.layout is not torch.strided or place.start + place.length > part.numel():
         return None
-    wanted = torch.arange(place.start, place.start + place.length, device=local.device)
-    taken = torch.take(local, wanted).cpu().contiguous()
+    wanted = torch.arange(place.start, place.start + place.length, device=part.device)
+    taken = torch.take(part, wanted).cpu().contiguous()
     return dtype, ctypes.string_at(taken.data_ptr(), taken.nbytes), shape
 
 
 def _wide(value: Any) -> Read:
     return "float64", _DOUBLE.pack(float(value)), ()
-
-
-def _number(read: Read) -> float:
-    kind = {"float64": "<d", "float32": "<f", "float16": "<e"}.get(read[0])
-    return float(struct.unpack(kind, read[1])[0]) if kind else 0.0
-
-
-def _local(t: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a sharded tensor, the tensor itself otherwise."""
-    return t.to_local() if hasattr(t, "to_local") else t
 
 
 def _batches(pairs: list[tuple[Place, Look, Look]]) -> Iterator[wire.Batch]:

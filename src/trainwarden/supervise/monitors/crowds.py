@@ -3,7 +3,9 @@
 Rules
 -----
 * Harm first: the share of the time in which a rank's first thread was ready and no CPU was free (/proc/PID/schedstat)
-  rises above what it was in this run before, and stays there for `SUSTAINED` looks. Only then others are looked at.
+  rises, over the last `WINDOW` looks together, above what it was in this run before. Only then others are looked at.
+  Fifteen seconds hold a hundred slices of the scheduler: their share is no accident, and a job of a minute is covered.
+* Looks with harm are no part of what is usual, so a crowd that stays does not become usual.
 * Foreign is a process that does not descend from the supervisor. It is named when it may run on a rank's CPUs and takes
   at least `LEAST_TAKEN` of one. A run whose own processes crowd each other out names nobody.
 * On accelerators, a foreign process with memory on the device of a rank is told once (`nvidia-smi`, where it exists).
@@ -24,13 +26,13 @@ from trainwarden.supervise.monitors.interface import Host
 from trainwarden.supervise.presence import Live
 from trainwarden.supervise.process import descends_from
 
-FIRST = 6  # looks that say what is usual, before any harm is seen
-SUSTAINED = 6  # looks in a row
+FIRST = 10  # looks that say what is usual, before any harm is seen
+WINDOW = 15  # looks
 LEAST_SHARE = 0.15
 RISE = 3.0
 LEAST_TAKEN = 0.3
 MOST_NAMED = 8
-_ACCELERATOR_LOOKS = 12  # looks between looks at accelerators
+_ACCELERATOR_LOOKS = 60  # looks between looks at accelerators
 _QUERY = ("--query-compute-apps=gpu_uuid,pid,used_memory,process_name", "--format=csv,noheader,nounits")
 
 
@@ -38,15 +40,15 @@ class Crowds:
     """Watches how long ranks wait for CPUs."""
 
     name = "crowds"
-    every = 5.0
+    every = 1.0
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._smi = shutil.which("nvidia-smi")
         self._before: dict[int, float] = {}  # pid → seconds that it waited
         self._looked = 0.0
-        self._usual: deque[float] = deque(maxlen=120)
-        self._high = 0
+        self._usual: deque[float] = deque(maxlen=600)
+        self._recent: deque[float] = deque(maxlen=WINDOW)
         self._told = False
         self._looks = 0
         self._told_devices: set[tuple[str, int]] = set()
@@ -70,18 +72,20 @@ class Crowds:
 
     def _judge(self, ranks: list[Live], share: float) -> None:
         usual = sorted(self._usual)[len(self._usual) // 2] if self._usual else 0.0
-        high = len(self._usual) >= FIRST and share > max(LEAST_SHARE, RISE * usual, usual + LEAST_SHARE)
-        if not high:
+        level = max(LEAST_SHARE, RISE * usual, usual + LEAST_SHARE)
+        known = len(self._usual) >= FIRST
+        if not known or share <= level:
             self._usual.append(share)
-            self._high, self._told = 0, False
-            return
-        self._high += 1
-        if self._high < SUSTAINED or self._told:
+        self._recent.append(share)
+        waited = sum(self._recent) / len(self._recent)
+        if waited <= level / 2:
+            self._told = False
+        if not known or waited <= level or len(self._recent) < WINDOW or self._told:
             return
         self._told = True
         processes = foreign(ranks, self._host.supervisor_pid)
         if processes:
-            self._tell(ranks, "cpu", processes, share, usual)
+            self._tell(ranks, "cpu", processes, waited, usual)
 
     def _tell(
         self, ranks: list[Live], kind: str, processes: tuple[Foreign, ...], share: float = 0.0, usual: float = 0.0
@@ -93,7 +97,7 @@ class Crowds:
                 kind=kind,
                 waiting_share=round(share, 3),
                 usual_share=round(usual, 3),
-                seconds=self._high * self.every if kind == "cpu" else 0.0,
+                seconds=WINDOW * self.every if kind == "cpu" else 0.0,
                 processes=processes,
                 wall_ns=time.time_ns(),
             )
