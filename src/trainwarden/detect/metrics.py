@@ -3,8 +3,8 @@
 Both are claims of the rank, by two ways: the recorder takes the loss where `backward` is called, the observer where the
 script hands a value to its tracker. A reported value is accounted for when it is one of: the rank's own loss of a step
 just made or being made, the mean of all ranks', a mean over the last steps (fewer at the beginning) or over those since
-the last report, an exponential average. Which of them a metric is, its first reports say: the ways that fit all of them are kept, and only
-these count later. Told is a metric that fitted and then did not, `MISSES` times running (medium).
+the last report, an exponential average. Which of them a metric is, its first reports say: the ways that fit all of them
+are kept, and only these count later. Told is a metric that fitted and then did not, `MISSES` times running (medium).
 
 A metric that never fits is something else than this loss (a part of it, one micro-batch), and is said not to be
 checked; when it is a fixed share of the recorded loss all the time it is told as low.
@@ -242,7 +242,7 @@ class Metrics:
 
 
 def _of_spans(name: str, values: list[float], since: int, *, whole: bool) -> Iterator[tuple[str, float]]:
-    """Means over the last values; where there are no more (`whole`), a longer span is not full yet and has their mean."""
+    """Means over the last values; where there are no more (`whole`), longer spans are not full yet: their mean."""
     sums = [0.0]
     for value in reversed(values):
         sums.append(sums[-1] + value)
