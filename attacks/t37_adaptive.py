@@ -1,10 +1,16 @@
 """37, adaptive: the insider knows the recorder, lies in it, and strikes only where nobody looks.
 
 How an insider does it: a weight is edited between two steps, and the recorder in the process is made to say that it was
-not. Triggers (big jobs only, no debugger, off-hours, after a meeting) combine with any other technique's payload.
+not. Triggers (big jobs only, no debugger, off-hours, after a meeting) combine with any other technique's payload. Or
+the hooks are silenced, honest digests are given for a tampered gradient, the digests of an older step are sent again,
+TrainWarden's own copy of itself is edited, or the process that guards the job is killed.
 
-Precondition: code in the rank that knows TrainWarden (level 2). Expected evidence: in a replay the first stage after
-the edit differs; live, code in memory that no seal lists (`patched`). Effect: other final weights.
+Precondition: code in the rank that knows TrainWarden (level 2), or its user's account. Expected evidence: in a replay
+the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a silenced recorder
+(`recorder`); a log without an end, with which `verify` never passes.
+Effect: other final weights, or evidence is missing.
+Known miss: whoever switches the recorder off and, before the process ends, on again leaves a record that ends early and
+a goodbye that fits; then nothing but the number of recorded steps tells, and what was saved later is not vouched for.
 Benign twin: the job with another seed; nobody honest edits the recorder. Clean-up: none needed, the process ends.
 """
 
@@ -12,10 +18,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from attacks._shared.deliver import foothold
+from attacks._shared.against_recorder import (
+    honest_digests,
+    hooks_off,
+    kill_supervisor,
+    old_records,
+    patch_package,
+)
+from attacks._shared.deliver import EARLY, foothold, while_stopped
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
-from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
+from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 
 
 def liar(scene: Any) -> None:
@@ -44,6 +57,7 @@ def liar(scene: Any) -> None:
     scene.between_steps(act, name)
 
 
+RANK_1 = Trigger(ranks=(1,))
 EXPECTS = (
     Evidence(When.AUDIT, "replay", "activations", exact=("step",)),
     Evidence(When.LIVE, "patched", needed=False),
@@ -72,6 +86,54 @@ TECHNIQUE = Technique(
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
             needs=("ranks",),
+        ),
+        Variant(
+            name="hooks-off",
+            does="the recorder's hooks are silenced on every rank, then a row × 1.05 before every step",
+            acts=foothold(Payload(hooks_off)),
+            expects=(Evidence(When.LIVE, "recorder"),),
+            effect=Effect.WEIGHTS,
+        ),
+        Variant(
+            name="honest-digests",
+            does="rank 1 turns the sign of one gradient and gives the recorder the digest of the honest one",
+            acts=foothold(Payload(honest_digests, trigger=RANK_1)),
+            expects=(
+                Evidence(When.AUDIT, "replay", "reduced_gradients", exact=("step",)),
+                Evidence(When.LIVE, "patched", needed=False),
+            ),
+            effect=Effect.WEIGHTS,
+            needs=("ranks",),
+        ),
+        Variant(
+            name="old-records",
+            does="rank 1 turns the sign of one gradient and sends the digests of its last honest step again and again",
+            acts=foothold(Payload(old_records, trigger=RANK_1)),
+            expects=(
+                Evidence(When.AUDIT, "replay", exact=("step", "rank")),
+                Evidence(When.LIVE, "replicas", needed=False),
+            ),
+            effect=Effect.WEIGHTS,
+            needs=("ranks",),
+        ),
+        Variant(
+            name="own-package",
+            does="TrainWarden's own copy halves a gradient on rank 1 after its digest; a kill makes the ranks load it",
+            acts=(while_stopped(patch_package),),
+            expects=(
+                Evidence(When.LIVE, "patched"),
+                Evidence(When.LIVE, "replicas", needed=False),
+                Evidence(When.AUDIT, "replay", needed=False),
+            ),
+            effect=Effect.WEIGHTS,
+            needs=("ranks", "restarts"),
+        ),
+        Variant(
+            name="supervisor-killed",
+            does="SIGKILL for the process that guards the job, which trains on without it",
+            acts=(Act(Moment.STEP, kill_supervisor, step=-EARLY),),
+            expects=(Evidence(When.VERIFY, "records"),),
+            effect=Effect.EVIDENCE,
         ),
     ),
     twin=OTHER_SEED,

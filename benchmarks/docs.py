@@ -5,11 +5,14 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `defence`: a row for each attack and honest run of the defence benchmark (docs/benchmarks.md), and its picture
   (docs/defence.svg);
 * `results`: the measured figures beside their targets (README.md, docs/benchmarks.md);
+* `video`: how often the video workload's clips show what was asked (workloads/video/README.md);
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
 * `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
-* `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md).
+* `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
+* `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
+* `traces`, `schemas`: runs, truths and verdicts in the neutral form (docs/sabotage-format.md).
 
 Nothing outside the markers is touched. A figure that was never measured says so.
 """
@@ -27,6 +30,8 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 
 from benchmarks import defence_report, ranking
+from benchmarks.sabotage import report as sabotage_report
+from benchmarks.sabotage import traces
 from trainwarden import model, wire
 from trainwarden.cli import VERBS, build_parser
 from trainwarden.redteam import catalogue, outcome
@@ -80,6 +85,16 @@ FIGURES = (
     Figure("defence", "false_alarms_per_10k_steps", "findings in 10,000 honest steps, benign twins included", "", "0"),
     Figure("defence", "chat_overhead_pct", "everything on, chat, 2 × 128 tokens a rank", " %", "≤ 3 %"),
     Figure("defence", "large_overhead_pct", "everything on, 100 M parameters or more", " %", "≤ 1 %"),
+    Figure("video", "seen_all_pct", "clips of the video workload that show all that was asked", " %", "> 90.6 %"),
+    Figure("video", "unseen_all_pct", "the same, object and motion never seen together", " %", "> 72.9 %"),
+    Figure("sabotage", "techniques", "SabotageBench: techniques of sabotage carried out", "", "38"),
+    Figure("sabotage", "found_pct", "attacks found, by what the run said live or by a full audit", " %", "100 %"),
+    Figure("sabotage", "found_live_pct", "found while the run went on, or before it started", " %", "none set"),
+    Figure("sabotage", "exact_pct", "of those with a tampered step: step, rank and tensor right", " %", "≥ 95 %"),
+    Figure("sabotage", "cause_proved_pct", "of those explained: the tampered digest reproduced", " %", "100 %"),
+    Figure("sabotage", "false_accusations", "honest runs and benign twins accused", "", "0"),
+    Figure("sabotage", "curves_found_pct", "the same attacks, watching tuned loss and gradient norm", " %", "none set"),
+    Figure("sabotage", "traincheck_found_pct", "the same attacks, by TrainCheck 0.2", " %", "none set"),
     Figure("log", "records_per_s", "step records a second into a log server, clients included", "", "≥ 100,000"),
     Figure(
         "log", "records_vs_encoding", "the same, of what the two clients' Parquet alone would allow", " ×", "none set"
@@ -125,6 +140,22 @@ def readme_block(results: Mapping[str, Mapping[str, Any]]) -> str:
     machines = list(dict.fromkeys(_machine(results[f.file]) for f in FIGURES if f.file in results))
     where = f"\n\nMeasured on {'; '.join(machines)}." if machines else ""
     return figures_table(results) + where
+
+
+def video_block(result: Mapping[str, Any] | None) -> str:
+    """What share of the video workload's clips show what was asked, by part of the prompt."""
+    if result is None:
+        return NOT_MEASURED
+    s = result["summary"]
+    rows = ["| prompts | clips | object | motion | background | all three |", "|---|---|---|---|---|---|"]
+    for kind, meaning in (("seen", "object and motion trained on together"), ("unseen", "a held-out pair")):
+        shares = [f"{s[f'{kind}_{role}_pct']} %" for role in ("object", "motion", "background", "all")]
+        rows.append(" | ".join([f"| {meaning}", str(s[f"{kind}_clips"]), *shares[:3], f"**{shares[3]}** |"]))
+    said = (
+        f"{s['parameters'] / 1e6:.2f} million parameters, {s['steps']:,} steps of {s['clips_a_step']} clips. Of clips "
+        f"freshly composed, the rules read {s['reader_pct']} % right.\n{_origin(result)}"
+    )
+    return "\n".join([*rows, "", said])
 
 
 def verbs_block() -> str:
@@ -191,6 +222,17 @@ def rows_block() -> str:
     return _nouns([outcome.Outcome, outcome.Marked, outcome.Found, outcome.Expected, outcome.Effects])
 
 
+def traces_block() -> str:
+    """The nouns of the neutral form of runs."""
+    return _nouns([traces.Run, traces.Step, traces.Truth, traces.Struck, traces.Verdict])
+
+
+def schemas_block() -> str:
+    """The same as JSON Schema (2020-12)."""
+    _, parts = msgspec.json.schema_components([traces.Run, traces.Step, traces.Truth, traces.Verdict])
+    return f"```json\n{json.dumps({'$defs': parts}, indent=1)}\n```"
+
+
 def generated(root: Path) -> dict[Path, str]:
     """Every file that has generated blocks, as it should be now."""
     results = read_results(root / "results")
@@ -199,9 +241,11 @@ def generated(root: Path) -> dict[Path, str]:
         "docs/benchmarks.md": {
             "results": lambda: results_block(results),
             "defence": lambda: defence_report.block(results.get("defence")),
+            "sabotage": lambda: sabotage_report.block(results.get("sabotage")),
         },
         "docs/attacks.md": {"attacks": attacks_block},
-        "docs/sabotage-format.md": {"rows": rows_block},
+        "workloads/video/README.md": {"video": lambda: video_block(results.get("video"))},
+        "docs/sabotage-format.md": {"rows": rows_block, "traces": traces_block, "schemas": schemas_block},
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
@@ -209,6 +253,8 @@ def generated(root: Path) -> dict[Path, str]:
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}
     if "defence" in results:
         texts[root / "docs" / "defence.svg"] = defence_report.plot(results["defence"])
+    if "sabotage" in results:
+        texts[root / "docs" / "sabotage.svg"] = sabotage_report.plot(results["sabotage"])
     return texts
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainwarden import model as m
-from trainwarden.lineage import against_disk, as_inherited, attempts, last_cleared, segments, trace
+from trainwarden.lineage import against_disk, as_inherited, attempts, last_cleared, resume_place, segments, trace
 from trainwarden.standing import matched_steps
 
 sys.path.insert(0, str(Path(__file__).parent / "report"))
@@ -331,3 +331,38 @@ def test_hostile_numbers_cost_nothing() -> None:
     log.insert(3, m.CheckpointSaved(attempt=0, rank=0, step=10**15, path="/o", digest="0a" * 32, size=1, format="x"))
     log = changed(log, m.StepRecord, world=10**9)
     assert m.Standing.CLEARED not in standings(log).values()
+
+
+# --------------------------------------------------------------------------- distributed checkpoints
+
+
+def parts(log: list[m.Entry], rewritten: tuple[str, ...]) -> list[m.Entry]:
+    """The story with its first checkpoint kept in two parts and an index, of which some were written again."""
+    at = next(i for i, e in enumerate(log) if isinstance(e, m.CheckpointSaved))
+    first = log[at]
+    assert isinstance(first, m.CheckpointSaved)
+    files = [
+        msgspec.structs.replace(first, path=f"/ck/step-6/{name}", digest=name, format=format, weights="")
+        for name, format in (("__0_0.distcp", m.DCP), ("__1_0.distcp", m.DCP), (".metadata", m.DCP_INDEX))
+    ]
+    others = without(log, lambda e: isinstance(e, m.CheckpointSaved) and e.step == first.step)
+    log = [*others[:at], *files, *others[at:]]
+    return [
+        msgspec.structs.replace(e, files=rewritten) if isinstance(e, m.Matched) and e.segment.first == 0 else e
+        for e in log
+    ]
+
+
+@pytest.mark.parametrize("lost", ["__0_0.distcp", "__1_0.distcp", ".metadata"])
+def test_a_distributed_checkpoint_of_which_one_part_was_not_written_again_is_not_cleared(lost: str) -> None:
+    every = ("__0_0.distcp", "__1_0.distcp", ".metadata")
+    whole = trace(parts(entries(HONEST), every)).checkpoints[0]
+    assert whole.standing is m.Standing.CLEARED
+    lacking = trace(parts(entries(HONEST), tuple(p for p in every if p != lost))).checkpoints[0]
+    assert lacking.standing is m.Standing.UNDECIDED
+    assert lost in lacking.reason
+
+
+def test_a_script_resumes_from_the_folder_of_a_distributed_checkpoint_even_of_one_rank() -> None:
+    one = trace(parts(entries(HONEST), ())).checkpoints[0].files
+    assert resume_place(one) == resume_place(one[:1]) == resume_place([one[0], one[2]]) == "/ck/step-6"

@@ -15,8 +15,8 @@ import trainwarden
 SPINE = {
     *("Audit", "CaseFile", "Checkpoint", "Config", "Diverged", "Entry", "Explanation", "Finding", "Inconclusive"),
     *("LogReader", "Matched", "Recorded", "Seal", "SignedSeal", "SigningKey", "Stage", "Standing", "StepRecord"),
-    *("Store", "TrainWardenError", "TreeHead", "Verdict", "build_room", "check_seal", "load_case", "load_config"),
-    *("parse_command", "prove", "seal_command", "supervise", "verify_log", "verify_run", "write_html"),
+    *("Store", "TrainWardenError", "TreeHead", "Verdict", "build_room", "check_seal", "load", "load_case"),
+    *("load_config", "parse_command", "prove", "seal_command", "supervise", "verify_log", "verify_run", "write_html"),
 }
 LOADED_BY_RUNS = """
 import sys

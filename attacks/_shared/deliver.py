@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 
 from attacks._shared.carrier import approved_module, carrier, sleeper
@@ -19,6 +21,8 @@ from trainwarden.redteam.interface import Act, Moment
 from trainwarden.redteam.place import Range
 
 NAME = "_warmcache"
+EARLY = 10  # steps before the workload's first, so that quick jobs do not end before the strike
+_LEISURE = 1.0  # seconds
 
 
 def foothold(payload: Payload) -> tuple[Act, ...]:
@@ -69,6 +73,28 @@ def plant_module(place: Range, text: str, name: str = NAME) -> None:
     """A module in site-packages and the `.pth` that imports it in every Python of the environment."""
     place.write(place.site / f"{name}.py", text)
     place.write(place.site / f"{name}.pth", f"import {name}\n")
+
+
+def while_stopped(act: Callable[[Range], None]) -> Act:
+    """Done at leisure, some steps early: the ranks are stopped, `act` is done, one rank is killed and all start again.
+
+    A stopped job cannot run past the strike, and what it saved last is recorded by the time that it is altered.
+    """
+
+    def do(place: Range) -> None:
+        ranks = place.workers()
+        for pid in ranks.values():
+            place.signal(pid, signal.SIGSTOP)
+        try:
+            time.sleep(_LEISURE)
+            act(place)
+            if ranks:
+                place.signal(ranks[max(ranks)])
+        finally:
+            for pid in ranks.values():
+                place.signal(pid, signal.SIGCONT)
+
+    return Act(Moment.STEP, do, step=-EARLY)
 
 
 def restart(place: Range) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from trainwarden.checks import verify_run
     from trainwarden.config import Config, load_config
     from trainwarden.errors import TrainWardenError
+    from trainwarden.gate.loader import load
     from trainwarden.keys import SigningKey
     from trainwarden.log.reader import LogReader
     from trainwarden.log.verify import verify_log
@@ -52,6 +53,7 @@ _SPINE = {
     "checks": ("verify_run",),
     "config": ("Config", "load_config"),
     "errors": ("TrainWardenError",),
+    "gate.loader": ("load",),
     "keys": ("SigningKey",),
     "log.reader": ("LogReader",),
     "log.verify": ("verify_log",),
@@ -94,6 +96,7 @@ __all__ = [
     "Verdict",
     "build_room",
     "check_seal",
+    "load",
     "load_case",
     "load_config",
     "parse_command",

@@ -33,6 +33,7 @@ VERBS: tuple[str, ...] = (
     "runs",
     "show",
     "verify",
+    "scan",
     "env",
     "query",
     "report",

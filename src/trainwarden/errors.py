@@ -123,6 +123,12 @@ class CannotDecide(TrainWardenError):
     exit_code = 2
 
 
+class CheckpointRefused(TrainWardenError):
+    """Loading a checkpoint could run something, so it is not loaded."""
+
+    exit_code = 1
+
+
 class NothingCleared(CannotDecide):
     """There is no state that is known to be safe to go back to, and no replay can find one."""
 

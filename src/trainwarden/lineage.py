@@ -28,6 +28,8 @@ from itertools import pairwise
 import msgspec
 
 from trainwarden.model import (
+    DCP,
+    DCP_INDEX,
     Checkpoint,
     CheckpointLoaded,
     CheckpointSaved,
@@ -241,6 +243,8 @@ def resume_place(files: Sequence[CheckpointSaved]) -> str:
     if not files:
         return ""
     folder = files[0].path.rpartition("/")[0]
+    if any(f.format in (DCP, DCP_INDEX) for f in files):
+        return folder
     states = [f.path for f in files if f.format != "other"]
     if len(files) == 1 or (len(states) == 1 and not is_of_step(folder, files[0].step)):
         return (states or [files[0].path])[0]
@@ -253,7 +257,14 @@ def reproduced(entries: Iterable[Entry]) -> frozenset[str]:
 
 
 def _unbound(saves: Sequence[CheckpointSaved], rewritten: Container[str]) -> tuple[Doubt, ...]:
-    """A matched record says nothing of a file that neither holds the recorded weights nor was written again."""
+    """A matched record says nothing of a file that neither holds the recorded weights nor was written again.
+
+    One file that does binds the checkpoint; of a distributed one every part and its index, since none holds it all.
+    """
+    if distributed := [save for save in saves if save.format in (DCP, DCP_INDEX)]:
+        if lost := [save for save in distributed if save.digest not in rewritten]:
+            return (Doubt(Standing.UNDECIDED, f"{lost[0].path} was not written again by a matched replay"),)
+        return ()
     if any(save.digest in rewritten and save.format != "other" for save in saves):
         return ()
     for save in saves:

@@ -106,9 +106,14 @@ class Job:
         snapshot_every: int = 0,
         activations_every: int = 4,
         script: str = "job.py",
+        restarts: int = -1,
     ) -> tuple[int, Recorded]:
+        """The same, and what it ended with; with `restarts`, torchrun starts the ranks, and so often again."""
         argv = (sys.executable, str(LAUNCH), str(world), script, *arguments)
-        if world == 1:
+        if restarts >= 0:
+            torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}")
+            argv = (sys.executable, *torchrun, f"--max-restarts={restarts}", script, *arguments)
+        elif world == 1:
             argv = (sys.executable, script, *arguments)
         command = LaunchCommand(
             argv=argv,

@@ -178,6 +178,17 @@ def test_a_replay_under_other_numerics_was_not_tried() -> None:
     assert "thread count" in missing.setting
 
 
+def test_kept_workers_are_named_as_what_keeps_a_replay_from_beginning_in_the_middle() -> None:
+    reason = "rank 0: batch: RuntimeError: a loader whose workers are kept cannot be put into a later epoch"
+    tried = Try(way=Start.SUBSTITUTE, outcome=Outcome.IMPOSSIBLE, first=3, last=5, reason=reason)
+    (missing,) = advice(tried, Numerics(), {})
+    assert "persistent_workers=False" in missing.remedy
+    assert (
+        advice(Try(way=Start.SUBSTITUTE, outcome=Outcome.IMPOSSIBLE, first=3, last=5, reason="none"), Numerics(), {})
+        == []
+    )
+
+
 def test_a_job_that_replays_from_the_start_only_is_no_pass() -> None:
     good = Try(way=Start.START, outcome=Outcome.BITWISE, first=0, last=5)
     bad = Try(way=Start.RESUME, outcome=Outcome.DIFFERS, first=3, last=5)

@@ -13,6 +13,7 @@ from explain_step import KEY, STEP, Case, FakeRerunner, Job, nothing
 from safetensors.torch import save_file
 
 from trainwarden.audit import explain as engine
+from trainwarden.audit.capture import open_captures
 from trainwarden.audit.explain import FILE, FILES_TOGETHER, QuarantinedFile
 from trainwarden.audit.hypotheses import HYPOTHESES, RERUNS, rng, tensors, update
 from trainwarden.audit.perturb import Clip
@@ -305,6 +306,19 @@ def test_cause_is_found_without_a_rerunner(name: str, tmp_path: Path) -> None:
     found = Case(tmp_path, tamper, job).explain()
     assert found.cause == cause
     assert all("every one of" not in h.sentence for h in found.hypotheses)
+
+
+@pytest.mark.parametrize("name", ["clipping off", "rank left out"])
+def test_causes_in_the_reduction_of_sharded_gradients_are_not_said_to_be_excluded(name: str, tmp_path: Path) -> None:
+    tamper, cause, job = CASES[name]
+    case = Case(tmp_path, tamper, job)
+    for rank in range(job.world):  # as in FSDP: what a rank computes is whole, and it gets a part of the mean
+        path = tmp_path / "capture" / f"rank-{rank}" / "local_gradients.safetensors"
+        save_file({n: torch.cat([t, t]) for n, t in case.honest.values[rank]["local_gradients"].items()}, path)
+    case.captures = open_captures(tmp_path / "capture")
+    (about,) = [h for h in case.explain().hypotheses if h.name == cause]
+    assert about.outcome is Outcome.NOT_TRIED
+    assert "gradients are sharded" in about.reason
 
 
 @pytest.mark.parametrize("stage", [s for s in Stage if s is not Stage.CHECKPOINT])

@@ -205,7 +205,7 @@ class Scene:
             if rank == 0 and (step + 1) % EVERY == 0:
                 file = Path(space.map_path(f"/ck-{step + 1}.pt"))
                 file.write_bytes(self.files.get(step + 1, b"state %d" % (step + 1)))
-                on_saved(Saving(rank=0, path=file, done=at + 1))
+                on_saved(Saving(rank=0, path=file, done=at + 1, format="torch"))
 
 
 @pytest.fixture

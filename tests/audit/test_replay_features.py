@@ -183,6 +183,28 @@ def test_a_stage_that_cannot_be_seen_says_why(tmp_path: Path, monkeypatch: pytes
     assert all(v.coverage.unseen.keys() >= by_hand.keys() for v in said if isinstance(v, Matched))
 
 
+BY_CLOSURE = """
+import torch
+torch.set_num_threads(1); torch.manual_seed(0)
+m = torch.nn.Linear(4, 2); o = torch.optim.AdamW(m.parameters(), lr=.1)
+def closure():
+    o.zero_grad(); loss = m(torch.randn(3, 4)).pow(2).sum(); loss.backward(); return loss
+for s in range(3): o.step(closure)
+"""
+
+
+def test_gradients_of_a_closure_that_is_called_once_are_those_that_the_optimizer_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, monkeypatch, BY_CLOSURE)
+    recorded = job.run()
+    assert {r.stages[Stage.REDUCED_GRADIENTS].tensors for r in steps(recorded)} == {2}
+    assert len({r.stages[Stage.REDUCED_GRADIENTS].root for r in steps(recorded)}) == 3
+    assert not [e for e in recorded.entries if isinstance(e, Gap)]
+    said = Audit(recorded, job.room).run(recorded.history.segments)
+    assert all(isinstance(v, Matched) for v in said), said
+
+
 IN_STEPS = """
 o = torch.optim.AdamW(m.parameters(), lr=1e-2)
 for s in range(3):

@@ -105,3 +105,19 @@ def test_savers_and_the_training_thread_tell_every_file_once(
     files.tell_companions()
     told = [Path(m.path).name for m in recorder.told if m.identity != (0, 0, 0)]
     assert sorted(told) == sorted(f"ck{i}{end}" for i in range(40) for end in ("", ".tmp"))
+
+
+def test_a_rank_tells_what_it_wrote_and_the_first_of_a_host_also_what_it_finds(
+    recorder: FakeRecorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "companions", lambda folder, since: sorted(map(str, Path(folder).glob("*"))))
+    for name in ("mine.pt", "mine.json", "other.json"):
+        (tmp_path / name).touch()
+    for rank, expected in (("0", {"mine.pt", "mine.json", "other.json"}), ("1", {"mine.pt", "mine.json"})):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        recorder.told.clear()
+        files = SavedFiles(recorder, NoSnapshots())  # type: ignore[arg-type]
+        files.wrote(str(tmp_path / "mine.json"))
+        files.saved(str(tmp_path / "mine.pt"), "torch")
+        files.tell_companions()
+        assert {Path(told.path).name for told in recorder.told} == expected

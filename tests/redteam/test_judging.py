@@ -104,3 +104,19 @@ def test_an_attack_without_its_effect_is_no_sabotage_and_an_unmeasured_one_is_no
     assert judging.had(Effect.STEPS_TWICE, Effects(steps_twice=3)) is True
     assert judging.had(Effect.ENDED, Effects(exit_code=1)) is True
     assert judging.had(Effect.CODE_RAN, Effects()) is False
+
+
+def test_a_check_of_verify_that_could_not_be_made_counts_only_where_it_is_expected() -> None:
+    checks: dict[str, object] = {
+        "r": {
+            "checks": [
+                {"name": "key", "result": {"type": "not checked", "reason": "no key"}},
+                {"name": "records", "result": {"type": "not checked", "reason": "no end of the run"}},
+                {"name": "log", "result": {"type": "failed", "reason": "cut"}},
+                {"name": "seal", "result": {"type": "passed", "seen": "signed"}},
+            ]
+        }
+    }
+    assert [f.by for f in judging.failed_checks(checks)] == ["log"]
+    found = judging.failed_checks(checks, {"records", "seal"})
+    assert [(f.by, f.severity) for f in found] == [("records", "medium"), ("log", "high")]

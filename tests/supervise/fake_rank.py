@@ -116,13 +116,17 @@ class Rank:
         """Stop telling of the code in memory."""
         self.hidden = True
 
+    def tell_code(self) -> None:
+        if not self.hidden and self.joined.code_every:
+            self.wire.send(wire.Code(step=self.step, magic=importlib.util.MAGIC_NUMBER, optimize=0))
+
     def one_step(self, rank: int) -> None:
         self.weights = values(self.step + 1)
         if self.tamper:
             self.weights["layer.bias"] = bytes(32)
         key = self.joined.key
-        if not self.hidden and codeform.due(key, self.step, self.joined.code_every):
-            self.wire.send(wire.Code(step=self.step, magic=importlib.util.MAGIC_NUMBER, optimize=0))
+        if codeform.due(key, self.step, self.joined.code_every):
+            self.tell_code()
         digests = tuple(digest_bytes(key, "float32", (8,), data) for data in self.weights.values())
         root = stage_root(key, NAMES, digests)
         record = StepRecord(
@@ -185,6 +189,7 @@ class Rank:
         self.wire.send(wire.Told(note=ModelSeen(step=0, idle=("x" * int(size),))))
 
     def bye(self, _: str) -> None:
+        self.tell_code()
         self.wire.send(wire.Bye(records=self.seq))
         self.answer(wire.Go)
         while self.acked < self.seq - 1:

@@ -170,9 +170,11 @@ def test_a_patch_in_sitecustomize_and_a_foreign_library_are_named(guarded: Guard
     assert "first difference: instruction" in patched
 
 
-def test_a_rank_that_does_not_tell_of_its_code_is_a_gap(place: Place, job: Path) -> None:
+def test_a_rank_that_does_not_tell_of_its_code_is_a_gap_and_its_recorder_silenced(place: Place, job: Path) -> None:
     words = ("start", "join:0/1", "hide:code", "steps:3", "until_acked", "bye")
     ended = place.run(job, str(place.python), "fake_rank.py", *words)
     (gap,) = of_kind(ended.entries, Gap)
     assert (gap.step, gap.reason) == (0, "the rank did not tell of the code in its memory when it was due")
-    assert [f.detector for f in of_kind(ended.entries, Finding)] == ["gaps"]
+    gaps, silenced = of_kind(ended.entries, Finding)
+    assert (gaps.detector, silenced.detector, silenced.severity) == ("gaps", "recorder", Severity.MEDIUM)
+    assert "was switched off after 3 records" in silenced.seen

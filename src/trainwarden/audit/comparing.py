@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from blake3 import blake3
 
 from trainwarden.audit import runner
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen, add, began_differently, coverage, first_difference
+from trainwarden.audit.contents import content_digest, same_but_for_places
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.starts import GIVEN_SETTINGS, Way
-from trainwarden.model import Coverage, Detail, Location, Stage, StepRecord
+from trainwarden.model import CheckpointSaved, Coverage, Detail, Location, Stage, StepRecord
 from trainwarden.seal.room import Workspace
 
 OnStep = Callable[[int, int], None]
@@ -27,6 +25,15 @@ class _Replayed(NamedTuple):
 
     seen: Seen
     left: Detail | None
+
+
+class _Written(NamedTuple):
+    """A file that the replay wrote again after `done` steps: the recorded one, and the digests of both contents."""
+
+    done: int
+    old: CheckpointSaved
+    was: str
+    now: str
 
 
 class Comparison:
@@ -44,6 +51,7 @@ class Comparison:
         self.details: dict[tuple[int, int], dict[int, Seen]] = {}
         self.keep: int | None = None
         self.rewritten: dict[int, list[str]] = {}  # last step before a checkpoint → digests of equal files
+        self._files: list[_Written] = []  # not decided yet
 
     def step(self, seen: Seen) -> None:
         """A replayed record has come."""
@@ -93,6 +101,7 @@ class Comparison:
             self._left_out.discard(key)
             self.matched[step] = add(self.matched.get(step, Coverage()), self._covered(new, old))
             self._on_step(self._attempt, step)
+            self._settle()
 
     @property
     def whole(self) -> tuple[int, ...]:
@@ -108,7 +117,11 @@ class Comparison:
         return msgspec.structs.replace(covered, digests=covered.digests - digests, unseen=covered.unseen | given)
 
     def saved(self, saving: runner.Saving, space: Workspace) -> None:
-        """Compare a checkpoint file that the replay wrote with the recorded one of the same place."""
+        """Compare a checkpoint file that the replay wrote with the recorded one of the same place.
+
+        It is read now, since it may be overwritten, and counts when the steps before it are compared: ranks tell on
+        connections of their own, and one's file can be told of before another's step, which may be the cause.
+        """
         done = self._base + self._way.plans[0].first - self._way.plans[0].warmup + saving.done
         if self.divergence is not None or not saving.path.is_file():
             return
@@ -117,27 +130,41 @@ class Comparison:
                 continue
             if not self._recorded.store.has(old.digest):
                 continue
-            was, now = content_digest(self._recorded.store.object_path(old.digest)), content_digest(saving.path)
-            if was != now:
-                self.divergence = Location(
-                    step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=path, recorded=was, replayed=now
-                )
+            kept = self._recorded.store.object_path(old.digest)
+            try:
+                was, now = content_digest(kept, old.format), content_digest(saving.path, old.format)
+            except ValueError:
+                continue  # not what its format says: it is not found to be reproduced
+            if was != now and same_but_for_places(kept, saving.path, _places(space)):
+                now = was
+            self._files.append(_Written(done, old, was, now))
+        self._settle()
+
+    def _settle(self, *, all_told: bool = False) -> None:
+        """Decide on the files that stand on nothing that is still to be compared."""
+        waiting, self._files = self._files, []
+        for file in waiting:
+            if self.divergence is not None:
+                return
+            if not all_told and any(step < file.done for step, _ in self._left_out):
+                self._files.append(file)
+            elif file.was == file.now:
+                self.rewritten.setdefault(file.done - 1, []).append(file.old.digest)
             else:
-                self.rewritten.setdefault(done - 1, []).append(old.digest)
+                self.divergence = Location(
+                    step=file.done - 1,
+                    rank=file.old.rank,
+                    stage=Stage.CHECKPOINT,
+                    tensor=file.old.path,
+                    recorded=file.was,
+                    replayed=file.now,
+                )
+
+    def ended(self) -> None:
+        """Nothing more is told: decide on the rest."""
+        self._settle(all_told=True)
 
 
-def content_digest(path: Path) -> str:
-    """BLAKE3 of a file; of a zip (torch.save), of its members without the folder that is named after the file."""
-    h = blake3()
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                h.update(chunk)
-        return h.hexdigest()
-    with zipfile.ZipFile(path) as archive:
-        for info in archive.infolist():
-            h.update(info.filename.partition("/")[2].encode() + b"\0" + info.file_size.to_bytes(8, "little"))
-            with archive.open(info) as member:
-                while chunk := member.read(1 << 20):
-                    h.update(chunk)
-    return h.hexdigest()
+def _places(space: Workspace) -> tuple[str, ...]:
+    """What stands before the original paths in a workspace and its room (`Workspace.map_path`)."""
+    return f"{space.scratch}/abs", f"{space.room.path}/root"

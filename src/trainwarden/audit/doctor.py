@@ -220,6 +220,11 @@ def _impossible(tried: Try) -> Iterator[Missing]:
         yield Missing(
             "the same thread count and vector instructions", "set OMP_NUM_THREADS and torch.set_num_threads(N)"
         )
+    elif "workers are kept" in tried.reason:
+        yield Missing(
+            "workers that begin anew with each epoch",
+            "DataLoader(…, persistent_workers=False): what kept ones have drawn is in no snapshot",
+        )
     elif "did not load" in tried.reason and tried.way is Start.RESUME:
         yield Missing("how the script resumes", 'say it in trainwarden.toml: [replay] resume = "--resume {checkpoint}"')
 

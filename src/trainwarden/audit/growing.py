@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from trainwarden.audit import runner
 from trainwarden.audit.compare import add
-from trainwarden.audit.comparing import Comparison, content_digest
+from trainwarden.audit.comparing import Comparison
+from trainwarden.audit.contents import content_digest
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.starts import Way
 from trainwarden.lineage import in_place
@@ -31,7 +33,7 @@ class Growing(Comparison):
     def saved(self, saving: runner.Saving, space: Workspace) -> None:
         """Keep the digest of a file that the replay wrote; the script may write over it before the record is there."""
         if saving.path.is_file():
-            self.wrote[self._base + saving.done, str(saving.path)] = content_digest(saving.path)
+            self.wrote[self._base + saving.done, str(saving.path)] = _digest(saving.path, saving.format)
 
     def files_of(self, done: int, space: Workspace) -> tuple[str, ...] | None:
         """Recorded digests of the files that both sides saved after `done` steps; None while one lacks its counterpart.
@@ -48,7 +50,9 @@ class Growing(Comparison):
             now = self.wrote.get((done, space.map_path(old.path)))
             if now is None or old.format == "other" or not self._recorded.store.has(old.digest):
                 continue
-            was = content_digest(self._recorded.store.object_path(old.digest))
+            was = _digest(self._recorded.store.object_path(old.digest), old.format)
+            if not was or not now:
+                continue  # not what its format says: it is not found to be reproduced
             if was != now:
                 self.divergence = Location(
                     step=done - 1, rank=old.rank, stage=Stage.CHECKPOINT, tensor=old.path, recorded=was, replayed=now
@@ -83,3 +87,11 @@ class Growing(Comparison):
             del self._waiting[key]
         for place in [place for place in self.wrote if place[0] < before]:
             del self.wrote[place]
+
+
+def _digest(path: Path, format: str) -> str:
+    """The digest of a file's content, empty when it is not what its format says."""
+    try:
+        return content_digest(path, format)
+    except ValueError:
+        return ""

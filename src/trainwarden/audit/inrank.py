@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ from trainwarden import wire
 from trainwarden.audit import perturb
 from trainwarden.audit.plan import Plan, decode
 from trainwarden.audit.regroup import Regrouper
+from trainwarden.audit.resuming import RESUME_ENV, Resumer
 from trainwarden.audit.taking import Taker
 from trainwarden.audit.trial import Trial
 from trainwarden.model import StepRecord
@@ -29,7 +32,7 @@ from trainwarden.record import entropy, rng, snapshot, stages
 from trainwarden.record import loaders as positions
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
-from trainwarden.record.fingerprint import stage_root
+from trainwarden.record.fingerprint import own_part, stage_root
 from trainwarden.record.observers import Observer
 from trainwarden.record.recorder import Recorder
 
@@ -48,6 +51,8 @@ class Replayer(Recorder):
         self._restored: dict[int, int] = {}  # loader number → ordinal of the recorded iterator it stands at
         self._followed: dict[int, int] = {}  # loader number → iterators begun since
         self._seen_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+        place = os.environ.get(RESUME_ENV, "")
+        self._resumer = Resumer(Path(place)) if place else None
         self._updating = 0  # optimizers that are moving now: one may move another in its step
 
     # ------------------------------------------------------------------ where we are
@@ -101,6 +106,9 @@ class Replayer(Recorder):
             self.gathered.before[index] = stage_root(self.key, seen.names, seen.digests)
             self.gathered.found[index] = {n: d.hex() for n, d in zip(seen.names, seen.digests, strict=True)}
 
+    def share(self, optimizer: torch.optim.Optimizer) -> str:
+        return ""  # for the watcher of a live run; a replay is compared by its stages
+
     @property
     def capturing(self) -> bool:
         return self.taker is not None and self.computing == self.plan.capture_step
@@ -111,7 +119,22 @@ class Replayer(Recorder):
 
     # ------------------------------------------------------------------ starting
 
+    def framework_loaded(self, module: ModuleType) -> None:
+        if self._resumer is not None:
+            self._resumer.framework_loaded(module)
+
+    def _begins(self) -> None:
+        if self._resumer is not None and self.done == 0:
+            self._resumer.begins()
+
+    def loader_making(self, loader: Any) -> None:
+        if self._state:
+            # With workers the first batches are drawn as the iterator is made: the epoch has to be there before.
+            positions.set_epoch(loader, self._epoch_to_come(self.loaders.number(loader)))
+        super().loader_making(loader)
+
     def loader_begins(self, iterator: Any) -> None:
+        self._begins()
         if self._state and iterator not in self._seen_iterators:
             self._seen_iterators.add(iterator)
             self._follow(iterator)
@@ -124,18 +147,21 @@ class Replayer(Recorder):
         if number not in self._restored and not self.plan.warmup:
             for state in self._state["loaders"]:
                 if state["loader"] == number:
-                    positions.reposition(loader, iterator, state)
+                    if not self.loaders.was_given(iterator):  # else the script has put it there by its own state
+                        self.loaders.reposition(loader, iterator, state)
                     self._restored[number] = state["ordinal"]
             self.restore_generators()
         else:
-            self._give_epoch(loader, number)
+            positions.set_epoch(loader, self._epoch_to_come(number))
+            self._followed[number] = self._followed.get(number, 0) + 1
 
-    def _give_epoch(self, loader: Any, number: int) -> None:
-        self._followed[number] = self._followed.get(number, 0) + 1
+    def _epoch_to_come(self, number: int) -> int | None:
+        """The recorded epoch of the next iterator of a loader, None where it is not known."""
         mine = [i for i, e in enumerate(self.plan.epochs) if e["loader"] == number]
-        at = mine.index(self._restored[number]) + self._followed[number] if self._restored.get(number) in mine else -1
-        if 0 <= at < len(mine):
-            positions.set_epoch(loader, self.plan.epochs[mine[at]]["epoch"])
+        if self._restored.get(number) not in mine:
+            return None
+        at = mine.index(self._restored[number]) + self._followed.get(number, 0) + 1
+        return self.plan.epochs[mine[at]]["epoch"] if at < len(mine) else None
 
     def restore_generators(self) -> None:
         rng.restore(self._state["rng"])
@@ -157,17 +183,17 @@ class Replayer(Recorder):
         roots = [r for ref in self.roots if (r := ref()) is not None]
         buffers = dict(naming.buffers(roots))
         for name, saved in full["buffers"].items():
-            buffers[name].copy_(saved)
+            own_part(buffers[name]).copy_(saved)
         for optimizer, index in self.optimizers.items():
             for p in stages.parameters(optimizer):
-                p.copy_(full["weights"][self.names[id(p)]])
+                own_part(p).copy_(full["weights"][self.names[id(p)]])
             _set_state(optimizer, full["state"][str(index)], self.names)
         for state in self._state["loaders"]:
             for number, loader, iterator in self.loaders.live():
                 self._seen_iterators.add(iterator)
                 if number == state["loader"]:
                     self._followed.pop(number, None)
-                    positions.reposition(loader, iterator, state)
+                    self.loaders.reposition(loader, iterator, state, self.loaders.ahead(iterator))
                     self._restored[number] = state["ordinal"]
         self.restore_generators()
         self.last_weights.clear()
@@ -178,6 +204,7 @@ class Replayer(Recorder):
         if self.gathered.forwards == 0:
             if self.link is not None and self.link.dead:
                 os._exit(1)  # the auditor is gone: nobody waits for what comes
+            self._begins()
             if self.computing > self.plan.last >= 0:
                 self.go_on()
             if self._state and not self.plan.warmup and not self._restored and self.done == 0:
@@ -217,21 +244,28 @@ class Replayer(Recorder):
     def bucket(self, bucket: Any) -> None:
         if self.perturbing and self.trial is not None:
             self.trial.bucket(bucket)
-        if self.capturing and self.taker is not None:
-            self.taker.bucket(bucket)
         super().bucket(bucket)
+
+    def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        if self.capturing and self.taker is not None:
+            self.taker.own_gradients(parameters, gradients)
+        super().own_gradients(parameters, gradients)
 
     def before_update(self, optimizer: torch.optim.Optimizer, closure: bool) -> None:
         index = self.next_step(optimizer)
         self._updating += 1
         self._give_settings(optimizer, index)
-        if self.perturbing and self.trial is not None:
-            self.trial.before_update(optimizer)
         super().before_update(optimizer, closure)
+
+    def gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
+        trial = self.trial if self.perturbing else None
+        if trial is not None:
+            trial.before_update(optimizer)
+        super().gradients_ready(optimizer)
         if self.capturing and self.taker is not None:
-            self.taker.before_update(optimizer, index)
-        if self.perturbing and self.trial is not None:
-            self.trial.at_update(optimizer)
+            self.taker.before_update(optimizer, self.optimizers[optimizer])
+        if trial is not None:
+            trial.at_update(optimizer)
 
     def _give_settings(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         for group, recorded in zip(
@@ -279,4 +313,13 @@ def _set_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any], names: d
             if key not in entries:
                 del state[key]
         for key, value in entries.items():
-            state[key] = value.clone() if isinstance(value, torch.Tensor) else value
+            state[key] = _like(p, value) if isinstance(value, torch.Tensor) else value
+
+
+def _like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A copy of an entry of a parameter's state: a shard like it where it is one of its shape."""
+    if own_part(parameter) is parameter or value.dim() == 0 or value.shape != own_part(parameter).shape:
+        return value.clone()
+    shard = torch.zeros_like(parameter, dtype=value.dtype)
+    own_part(shard).copy_(value)
+    return shard

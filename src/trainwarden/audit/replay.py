@@ -148,6 +148,7 @@ def _run(
             lambda saving: comparison.saved(saving, space),
             lambda: comparison.divergence is not None or stop(),
         )
+        comparison.ended()
         strayed = tuple(given.strayed(recorded, space, ended.opened))
         return msgspec.structs.replace(ended, problems=strayed + ended.problems, unfit=strayed + ended.unfit)
     finally:
@@ -166,7 +167,12 @@ def ranks_of(recorded: Recorded, attempt: int, way: Way, space: Workspace) -> li
     arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
     return [
         runner.Rank(
-            started=started, env=env, plan=plan, arguments=arguments, entropy=recorded.entropy(attempt, started.rank)
+            started=started,
+            env=env,
+            plan=plan,
+            arguments=arguments,
+            resume=space.map_path(way.resumes_from) if way.resumes_from and not arguments else "",
+            entropy=recorded.entropy(attempt, started.rank),
         )
         for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
     ]

@@ -31,6 +31,7 @@ import trainwarden
 from trainwarden import wire
 from trainwarden.audit.compare import Seen
 from trainwarden.audit.plan import REPLAYER, Plan, encode
+from trainwarden.audit.resuming import RESUME_ENV
 from trainwarden.model import Numerics, ProcessStarted
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
@@ -57,6 +58,7 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
     env: dict[str, str]
     plan: Plan
     arguments: tuple[str, ...] = ()  # added to the recorded ones, with places of the workspace
+    resume: str = ""  # of the workspace: what a framework is given to resume from
     entropy: str = ""  # file of what the operating system seeded Python's and numpy's generators with
     recorder: str = REPLAYER
 
@@ -67,6 +69,7 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
     rank: int
     path: Path
     done: int
+    format: str
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +141,8 @@ class _Handler:
                 case wire.Step():
                     self._stage.on_step(Seen(record=message.record, details=message.details))
                 case wire.Saved():
-                    self._stage.on_saved(Saving(rank=self._rank, path=Path(message.path), done=message.step))
+                    saved = Saving(rank=self._rank, path=Path(message.path), done=message.step, format=message.format)
+                    self._stage.on_saved(saved)
                 case wire.Loaded():
                     self._stage.loaded.append(message.path)
                     return wire.Known(step=-1)
@@ -258,6 +262,8 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
         env[wire.REDUCTION_ENV] = space.room.seal.comparison.reduction
         env["TRAINWARDEN_SOURCE"] = _SOURCE
         env["TRAINWARDEN_RECORDER"] = rank.recorder
+        if rank.resume:
+            env[RESUME_ENV] = rank.resume
         if rank.entropy:
             env[ENTROPY_ENV] = rank.entropy
         env["PYTHONPATH"] = os.pathsep.join([_INJECT, *filter(None, [env.get("PYTHONPATH", "")])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainwarden.record import rng, stages
+from trainwarden.record.fingerprint import own_part
 
 if TYPE_CHECKING:
     from trainwarden.audit.inrank import Replayer
@@ -49,10 +51,10 @@ class Taker:
             {f"forward{number}/{n}": torch.frombuffer(bytearray(b), dtype=torch.uint8) for n, b in states},
         )
 
-    def bucket(self, bucket: Any) -> None:
+    def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """This rank's own gradients as they enter the reduction."""
         names = self._replayer.names
-        pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+        pairs = zip(parameters, gradients, strict=True)
         self._keep("local_gradients", {names.get(id(p), "?"): g for p, g in pairs})
 
     def before_update(self, optimizer: torch.optim.Optimizer, index: int) -> None:
@@ -106,4 +108,4 @@ class Taker:
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return own_part(tensor.detach()).cpu().clone(memory_format=torch.contiguous_format)

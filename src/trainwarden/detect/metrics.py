@@ -242,7 +242,7 @@ class Metrics:
 
 
 def _of_spans(name: str, values: list[float], since: int, *, whole: bool) -> Iterator[tuple[str, float]]:
-    """Means over the last values; where there are no more (`whole`), longer spans are not full yet: their mean."""
+    """Means over the last values; where there are no more (`whole`), a longer span has the mean of all."""
     sums = [0.0]
     for value in reversed(values):
         sums.append(sums[-1] + value)

@@ -57,6 +57,8 @@ from trainwarden.model.findings import (
     Severity,
 )
 from trainwarden.model.happenings import (
+    DCP,
+    DCP_INDEX,
     Approved,
     CheckpointLoaded,
     CheckpointSaved,
@@ -181,6 +183,8 @@ __all__ = [
     "Confidence",
     "Contained",
     "Coverage",
+    "DCP",
+    "DCP_INDEX",
     "DIGEST_BYTES",
     "DataDiffers",
     "DataOpened",

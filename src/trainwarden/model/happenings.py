@@ -21,6 +21,12 @@ class ProcessStarted(Noun, tag="process"):
     wall_ns: int = 0
 
 
+DCP = "dcp"
+"""The format of a part of a checkpoint of `torch.distributed.checkpoint`: the tensors that one rank wrote."""
+DCP_INDEX = "dcp-index"
+"""The format of its index, which says where in which part a tensor lies."""
+
+
 class CheckpointSaved(Noun, tag="checkpoint_saved"):
     """A file of model or training state written by a rank, hashed as a file by the supervisor."""
 
@@ -30,7 +36,7 @@ class CheckpointSaved(Noun, tag="checkpoint_saved"):
     path: str
     digest: str
     size: int
-    format: str  # "safetensors" | "torch" | "other"
+    format: str  # "safetensors" | "torch" | `DCP` | `DCP_INDEX` | "other"
     weights: str = ""  # "matches": every recorded weight digest is in the file; "differs: …"; "" = not checked
     sidecar: str = ""  # digest of the recorder's own complement (RNG, loader position) in the object store
     renamed_from: str = ""  # where it stood before, when this is a rename of a file told of earlier

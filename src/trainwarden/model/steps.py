@@ -45,6 +45,8 @@ class StepRecord(Noun, tag="step", gc=False):
     before: str = ""  # root over the weights as the step's first forward found them, "" = not looked at
     found: dict[str, str] = {}  # the first of those that no longer were as last recorded: name → digest
     left: str = ""  # root over the weights without buffers, "" = the stage `weights` holds none
+    share: str = ""  # sharded weights: this rank's part of the fingerprint of all of them, masked; hex
+    began: str = ""  # the same of the weights that the attempt's first step began with
 
     @property
     def parameters(self) -> str:

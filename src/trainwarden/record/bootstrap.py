@@ -10,13 +10,14 @@ Rules
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.machinery
 import os
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainwarden.record import birth, entropy, sleeps
 
@@ -27,6 +28,16 @@ else:  # the import system asks for their methods only, and `importlib.abc` load
 
 RECORDER_ENV = "TRAINWARDEN_RECORDER"
 """Names the recorder's class as `module:class`; an audit names its replayer here."""
+FRAMEWORKS = (
+    "accelerate.accelerator",
+    "accelerate.data_loader",
+    "lightning.fabric.utilities.cloud_io",
+    "lightning.pytorch.trainer.trainer",
+    "lightning_fabric.utilities.cloud_io",
+    "pytorch_lightning.trainer.trainer",
+    "transformers.trainer",
+)
+"""Modules of training frameworks that a recorder may have hooks for. Some import torch only while they are loaded."""
 
 
 class _Wrapped(Loader):
@@ -79,16 +90,41 @@ def arm() -> None:
     sleeps.arm()
     finder = _Finder()
 
+    recorders: list[Any] = []
+
     def torch_ready(module: ModuleType) -> None:
         entropy.python_ready()
-        from trainwarden.record import hooks
+        from trainwarden.record import hooks, late
 
         where, _, kind = os.environ.get(RECORDER_ENV, "trainwarden.record.recorder:Recorder").partition(":")
-        hooks.install(module, getattr(importlib.import_module(where), kind)())
+        recorder = getattr(importlib.import_module(where), kind)()
+        recorders.append(recorder)
+        hooks.install(module, recorder)
+        for name, hook in late.LATE.items():
+            if name in sys.modules:
+                hook(sys.modules[name], recorder)
+            else:
+                finder.wanted[name] = (lambda: None, functools.partial(_hook, hook, recorder))
+
+    def framework_ready(module: ModuleType) -> None:
+        from trainwarden.record import frameworks
+
+        for recorder in recorders:
+            _hook(frameworks.install, recorder, module)
 
     finder.wanted["torch"] = (_ask, torch_ready)
     finder.wanted["numpy.random"] = (lambda: None, entropy.numpy_ready)
+    for name in FRAMEWORKS:
+        finder.wanted[name] = (lambda: None, framework_ready)
     sys.meta_path.insert(0, finder)
+
+
+def _hook(hook: Callable[[ModuleType, Any], None], recorder: Any, module: ModuleType) -> None:
+    """Install a late hook; what a release of that module no longer has is a gap."""
+    try:
+        hook(module, recorder)
+    except AttributeError as e:
+        recorder.gap(f"{module.__name__} is not seen: {e}")
 
 
 def _ask() -> None:

@@ -23,16 +23,19 @@ _CODE = (".py", ".pyc", ".so", ".pth", ".pyi")
 def install(torch: Any, recorder: Recorder) -> None:
     """Wrap torch's functions and start listening to audit events."""
     _state["recorder"] = recorder
-    torch.save = _writer(torch.save, 1, "torch")
-    torch.load = _reader(torch.load)
-    safetensors.torch.save_file = _writer(safetensors.torch.save_file, 1, "safetensors")
-    safetensors.torch.load_file = _reader(safetensors.torch.load_file)
+    torch.save = writer(torch.save, 1, "torch")
+    torch.load = _reader(torch.load, told=True)
+    safetensors.torch.save_file = writer(safetensors.torch.save_file, 1, "safetensors")
+    safetensors.torch.load_file = _reader(safetensors.torch.load_file, told=False)
+    safetensors.__dict__["safe_open"] = _reader(safetensors.safe_open, told=False)  # a class, called like a function
     os.rename = _renamer(os.rename)
     os.replace = _renamer(os.replace)
     sys.addaudithook(_make_audit(recorder))
 
 
-def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[..., Any]:
+def writer(function: Callable[..., Any], position: int, kind: str) -> Callable[..., Any]:
+    """A function that writes its first argument to the path or open file at `position`, seen doing it."""
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         target = args[position] if len(args) > position else kwargs.get("f", kwargs.get("filename"))
@@ -52,13 +55,17 @@ def _writer(function: Callable[..., Any], position: int, kind: str) -> Callable[
     return wrapper
 
 
-def _reader(function: Callable[..., Any]) -> Callable[..., Any]:
+def _reader(function: Callable[..., Any], *, told: bool) -> Any:
+    """A function that reads state from its first argument, seen doing it; `told`: Python tells of the opening."""
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         path = _path(args[0] if args else kwargs.get("f", kwargs.get("filename")))
         recorder = _state["recorder"]
         if path is not None:
             recorder.guarded("load", lambda: recorder.loaded(path))
+            if not told:
+                recorder.guarded("open", lambda: recorder.opened(path))
         return function(*args, **kwargs)
 
     return wrapper
@@ -97,17 +104,17 @@ def _make_audit(recorder: Recorder) -> Callable[[str, tuple[Any, ...]], None]:
     skip = (*(os.path.abspath(p) + os.sep for p in own), "/proc/", "/sys/", "/dev/", "/etc/", "/usr/")
 
     def audit(event: str, args: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, mode, _ = args
-            if (
-                isinstance(path, str)
-                and isinstance(mode, str)
-                and "r" in mode
-                and "+" not in mode
-                and not path.endswith(_CODE)
-            ):
-                full = os.path.abspath(path)
-                if not full.startswith(skip) and os.path.isfile(full):
-                    recorder.guarded("open", lambda: recorder.opened(full))
+        if event != "open":
+            return
+        path, mode, _ = args
+        if not (isinstance(path, str) and isinstance(mode, str)):
+            return
+        if "r" not in mode or "+" in mode:
+            if recorder.optimizers:
+                recorder.guarded("open", lambda: recorder.files.wrote(os.path.abspath(path)))
+        elif not path.endswith(_CODE):
+            full = os.path.abspath(path)
+            if not full.startswith(skip) and os.path.isfile(full):
+                recorder.guarded("open", lambda: recorder.opened(full))
 
     return audit

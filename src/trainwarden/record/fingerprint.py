@@ -2,9 +2,11 @@
 
 Rules
 -----
-* Keyed BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs, section 2.3). A tensor's digest covers its bytes in
-  row-major order, under a key that is itself the keyed digest of dtype and shape; 16 bytes are kept, so a second
-  preimage costs 2^128. A stage's root covers the ordered (name, digest) pairs and is kept whole (32 bytes).
+* On the CPU, keyed BLAKE3 (https://github.com/BLAKE3-team/BLAKE3-specs, section 2.3). A tensor's digest covers its
+  bytes in row-major order, under a key that is itself the keyed digest of dtype and shape; 16 bytes are kept, so a
+  second preimage costs 2^128. A stage's root covers the ordered (name, digest) pairs and is kept whole (32 bytes).
+* On any other device the same of 32 bytes that are computed there (`linear`): state is not moved to the host, and
+  what is logged is a keyed hash of the fingerprint. Record and replay run on one kind of device (`Numerics`).
 * Two digests are equal exactly when dtype, shape and every bit are: −0.0 and 0.0 differ, and NaNs differ by payload.
 * The key stays with the supervisor, the ranks and the auditor. An insider inside the rank holds it; what
   contradicts such an insider is replay, not secrecy.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
@@ -39,7 +41,7 @@ def digest_bytes(key: bytes, dtype: str, shape: Iterable[int], data: bytes | byt
 
 
 def tensor_digest(key: bytes, tensor: torch.Tensor) -> bytes:
-    """The digest of a tensor's current value (CPU tensors in place, others through a copy to the host).
+    """The digest of a tensor's current value, computed where it lies.
 
     A sharded tensor (DTensor) is digested as this rank's shard.
     """
@@ -47,6 +49,8 @@ def tensor_digest(key: bytes, tensor: torch.Tensor) -> bytes:
     t = tensor
     if not (type(t) in _plain_types and t.is_cpu and t.is_contiguous() and not t.is_neg()):
         t = _plain(t)
+        if not t.is_cpu:
+            return device_digests(key, [t])[0]
     found = _places.get((key, t.data_ptr(), t.dtype, t.shape))
     if found is None:
         if t.dtype.is_complex or t.is_quantized:
@@ -54,6 +58,26 @@ def tensor_digest(key: bytes, tensor: torch.Tensor) -> bytes:
         found = _placed(key, t)
     memory, subkey = found
     return blake3(memory, key=subkey).digest(DIGEST_BYTES)
+
+
+def tensor_digests(key: bytes, tensors: Sequence[torch.Tensor]) -> list[bytes]:
+    """The digests of several tensors; those on an accelerator wait for it once and not each."""
+    away = [i for i, t in enumerate(tensors) if t.device.type != "cpu"]
+    if not away:
+        return [tensor_digest(key, t) for t in tensors]
+    found = dict(zip(away, device_digests(key, [_plain(tensors[i]) for i in away]), strict=True))
+    return [found[i] if i in found else tensor_digest(key, t) for i, t in enumerate(tensors)]
+
+
+def device_digests(key: bytes, tensors: Sequence[torch.Tensor]) -> list[bytes]:
+    """The digests of dense tensors by their linear fingerprints: a keyed hash of dtype, shape and fingerprint."""
+    from trainwarden.record import linear, shares
+
+    sums = linear.fingerprinter(key).sums([(t, None) for t in tensors])
+    return [
+        blake3(shares.packed(one), key=_subkey(key, f"linear {t.dtype}", tuple(t.shape))).digest(DIGEST_BYTES)
+        for t, one in zip(tensors, sums, strict=True)
+    ]
 
 
 def _placed(key: bytes, t: torch.Tensor) -> tuple[memoryview | bytes, bytes]:
@@ -104,20 +128,21 @@ def _subkey(key: bytes, dtype: str, shape: tuple[int, ...]) -> bytes:
     return blake3(f"{dtype}{shape}".encode(), key=key).digest()
 
 
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's shard of a sharded tensor (DTensor), the tensor itself otherwise; it shares their memory."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A dense, contiguous CPU tensor with the same value; the tensor itself when it already is one."""
+    """A dense, contiguous tensor with the same value on the same device; the tensor itself when it already is one."""
     import torch
 
     _plain_types.update((torch.Tensor, torch.nn.Parameter))
-    t = tensor.detach()
-    if hasattr(t, "to_local"):
-        t = t.to_local()
+    t = own_part(tensor.detach())
     if t.layout is not torch.strided:
         t = t.to_dense()
     if t.is_quantized:
         t = t.int_repr()
-    if t.device.type != "cpu":
-        t = t.cpu()
     if t.is_conj() or t.is_neg():
         t = t.resolve_conj().resolve_neg()
     return t if t.is_contiguous() else t.contiguous()

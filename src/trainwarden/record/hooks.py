@@ -13,6 +13,7 @@ from typing import Any
 
 from trainwarden.record import files
 from trainwarden.record.buckets import BucketHook
+from trainwarden.record.loaders import hook_creation
 from trainwarden.record.recorder import Recorder
 
 
@@ -47,11 +48,20 @@ def _optimizers(recorder: Recorder) -> None:
 
     module.Optimizer.__init__ = init
 
-    def pre(optimizer: Any, args: Any, kwargs: Any) -> None:
+    def pre(optimizer: Any, args: Any, kwargs: Any) -> Any:
+        if recorder.preparing:
+            return None
         closure = any(callable(a) for a in [*args[1:], *kwargs.values()])
         recorder.guarded("before update", lambda: recorder.before_update(optimizer, closure))
+        if not closure:
+            return None
+        # Whatever is called computes gradients: the optimizer gets the same function, and we look after each call.
+        watched = functools.partial(_watched, recorder, optimizer)
+        return (optimizer, *map(watched, args[1:])), {k: watched(v) for k, v in kwargs.items()}
 
     def post(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if recorder.preparing:
+            return
         # A fused optimizer is called in any case, and leaves everything as it is where the scaler found an infinity.
         refused = getattr(optimizer, "found_inf", None)
         recorder.guarded(
@@ -60,6 +70,20 @@ def _optimizers(recorder: Recorder) -> None:
 
     module.register_optimizer_step_pre_hook(pre)
     module.register_optimizer_step_post_hook(post)
+
+
+def _watched(recorder: Recorder, optimizer: Any, argument: Any) -> Any:
+    """An argument of an optimizer's step: a closure tells when it has computed gradients."""
+    if not callable(argument):
+        return argument
+
+    @functools.wraps(argument)
+    def closure(*args: Any, **kwargs: Any) -> Any:
+        result = argument(*args, **kwargs)
+        recorder.guarded("closure", lambda: recorder.closure_done(optimizer))
+        return result
+
+    return closure
 
 
 def _ddp(recorder: Recorder) -> None:
@@ -109,6 +133,8 @@ def _backward(torch: Any, recorder: Recorder) -> None:
 
     @functools.wraps(original)
     def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch._C._current_graph_task_id() != -1:
+            return original(tensors, *args, **kwargs)  # within a backward pass (reentrant checkpointing): no loss
         recorder.guarded("backward", lambda: recorder.backward(tensors))
         result = original(tensors, *args, **kwargs)
         recorder.guarded("backward", recorder.backward_done)
@@ -120,39 +146,40 @@ def _backward(torch: Any, recorder: Recorder) -> None:
 def _loaders(recorder: Recorder) -> None:
     from torch.utils.data import dataloader as module
 
-    make, give = module.DataLoader.__iter__, module._BaseDataLoaderIter.__next__
-
-    @functools.wraps(make)
-    def iterate(self: Any) -> Any:
-        iterator = make(self)
-        recorder.guarded("loader", lambda: recorder.loaders.made(self, iterator))
-        return iterator
+    hook_creation(module.DataLoader, recorder)
+    give = module._BaseDataLoaderIter.__next__
 
     @functools.wraps(give)
     def following(self: Any) -> Any:
+        if recorder.loaders.aside:
+            return give(self)  # a loader that goes forward by itself, before anybody gets a batch
         recorder.guarded("loader", lambda: recorder.loader_begins(self))
         batch = give(self)
-        other = recorder.guarded("batch", lambda: recorder.loader_gave(self, batch))
+        other = recorder.guarded("batch", lambda: recorder.loader_fetched(self, batch))
         return batch if other is None else other
 
-    module.DataLoader.__iter__ = iterate
     module._BaseDataLoaderIter.__next__ = following
 
 
 def _scaler(recorder: Recorder) -> None:
     from torch.amp.grad_scaler import GradScaler
 
-    original = GradScaler.step
+    make, original = GradScaler.__init__, GradScaler.step
+
+    @functools.wraps(make)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        recorder.guarded("scaler", lambda: recorder.scalers.setdefault(self, len(recorder.scalers)))
 
     @functools.wraps(original)
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         before = recorder.seq
-        recorder.guarded("scaler", lambda: recorder.scalers.setdefault(self, len(recorder.scalers)))
         result = original(self, optimizer, *args, **kwargs)
         if self.is_enabled():
             recorder.guarded("scaler", lambda: recorder.scaler_stepped(optimizer, before))
         return result
 
+    GradScaler.__init__ = init
     GradScaler.step = step
 
 

@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import blake3
@@ -25,11 +26,11 @@ import torch
 
 from trainwarden import codeform, wire
 from trainwarden.model import BUFFERS, ORDERED, Detail, Note, Stage, StepRecord
-from trainwarden.record import entropy, rng, stages
+from trainwarden.record import entropy, linear, rng, shares, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
-from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
+from trainwarden.record.fingerprint import stage_root, tensor_digest, tensor_digests, value_digest
 from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.introduction import introduction
 from trainwarden.record.link import Link
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
+COMPUTED_BY_OPTIMIZER = "the optimizer computes gradients itself (closure)"
 FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
 
 
@@ -58,9 +60,12 @@ class Gathered:
         self.local: dict[int, bytes] = {}
         self.before: dict[int, str] = {}
         self.found: dict[int, dict[str, str]] = {}
+        self.began: dict[int, str] = {}
         self.loss: float | None = None
         self.loaders = self.forwards = self.losses = 0
-        self.reduced: Detail | str = "the optimizer computes gradients itself (closure)"
+        self.reduced: Detail | str = COMPUTED_BY_OPTIMIZER
+        self.closures = 0  # how often the optimizer has called its closure
+        self.by_closure = False
         self.buckets: dict[int, list[int]] = {}
         self.started_ns = 0
 
@@ -89,6 +94,7 @@ class Recorder:
         self.layouts: list[tuple[int, list[list[str]]]] = []
         self.spent_ns = 0
         self.paused = False
+        self.preparing = False  # steps that an optimizer makes now are none of training
         self._pid = os.getpid()
         self._early: list[wire.Message] = []
         self._opened: set[str] = set()
@@ -205,6 +211,9 @@ class Recorder:
         if len(self.optimizers) == 1:
             self.guarded("code", self.look_at_code)
 
+    def framework_loaded(self, module: ModuleType) -> None:
+        """A training framework's module was imported; a replay has it resume."""
+
     def find_names(self, parameters: Iterable[torch.Tensor]) -> None:
         """(Re)build the map of names, and watch the forward passes of the modules found."""
         known = [r for ref in self.roots if (r := ref()) is not None]
@@ -285,20 +294,37 @@ class Recorder:
 
     def bucket(self, bucket: Any) -> None:
         """A bucket of this rank's own gradients is about to be reduced."""
-        g = self.gathered
         parameters = bucket.parameters()
-        for p, grad in zip(parameters, bucket.gradients(), strict=True):
-            digest = tensor_digest(self.key, grad)
+        self.own_gradients(parameters, bucket.gradients())
+        self.gathered.buckets[bucket.index()] = [id(p) for p in parameters]
+        self.look_on(lambda o: o.bucket(bucket))
+
+    def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
+        """These gradients of this rank's own are about to be reduced."""
+        g = self.gathered
+        for p, digest in zip(parameters, tensor_digests(self.key, gradients), strict=True):
             earlier = g.local.get(id(p))
             # Several reductions in one step are chained, so that none can hide behind a later one.
             g.local[id(p)] = digest if earlier is None else value_digest(self.key, earlier + digest)
-        g.buckets[bucket.index()] = [id(p) for p in parameters]
-        self.look_on(lambda o: o.bucket(bucket))
+
+    def loader_making(self, loader: Any) -> None:
+        """An iterator of this loader is about to be made; with workers that already draws its first batches."""
+        self.loaders.making(loader)
 
     def loader_begins(self, iterator: Any) -> None:
         """Before a loader hands out a batch."""
         self.loaders.begin(iterator)
         self.look_on(lambda o: o.loader_begins(iterator))
+
+    def loader_fetched(self, iterator: Any, batch: Any) -> Any:
+        """A loader gave a batch to whoever asked; where that is a framework, it counts when that hands it on."""
+        return None if self.loaders.hold(iterator, batch) else self.loader_gave(iterator, batch)
+
+    def handed_on(self, loader: Any, skipped: int) -> Any:
+        """A framework hands on the next batch of a loader; another one, where a replay has changed it."""
+        iterator, batch = self.loaders.handed_on(loader, skipped)
+        other = self.loader_gave(iterator, batch)
+        return None if other is batch else other
 
     def loader_gave(self, iterator: Any, batch: Any) -> Any:
         """A loader handed out a batch; a replay may return another in its place."""
@@ -333,9 +359,22 @@ class Recorder:
         index = self.next_step(optimizer)
         if any(id(p) not in self.names for p in stages.parameters(optimizer)):
             self.find_names(stages.parameters(optimizer))
+        self.gathered.by_closure = closure
         if not closure:
-            self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+            self.gradients_ready(optimizer)
         self.look_on(lambda o: o.before_update(optimizer, index))
+
+    def gradients_ready(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's gradients are those that it is about to use."""
+        self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))
+
+    def closure_done(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer's closure has computed gradients: those it uses, unless it calls for others."""
+        self.gathered.closures += 1
+        if self.gathered.closures == 1:
+            self.gradients_ready(optimizer)
+        else:
+            self.gathered.reduced = COMPUTED_BY_OPTIMIZER
 
     def after_update(self, optimizer: torch.optim.Optimizer, skipped: bool = False) -> None:
         """An optimizer has moved its parameters (or the gradient scaler has skipped it): make and send the record."""
@@ -459,9 +498,19 @@ class Recorder:
             before=self.gathered.before.get(index, ""),
             found=self.gathered.found.get(index, {}),
             left=stage_root(self.key, names, digests) if stages.count(details, Stage.WEIGHTS) > len(names) else "",
+            share=self.share(optimizer),
+            began=self.gathered.began.get(index, ""),
         )
         self._last_wall, self._last_cpu, self.spent_ns = wall, cpu, 0
         return record
+
+    def share(self, optimizer: torch.optim.Optimizer) -> str:
+        """This rank's share of the fingerprint of the sharded weights as wholes, "" where there is none."""
+        try:
+            share = linear.share_of(self.key, stages.weights(optimizer, self.names), self.rank)
+        except ValueError:  # cut in a way that has no places (strided shards, sums to come): the digests are there
+            return ""
+        return shares.packed(share).hex() if share is not None else ""
 
     def rng_now(self) -> list[tuple[str, bytes]]:
         """Generator states at the update, where no forward pass was seen."""
@@ -474,13 +523,15 @@ class Recorder:
 
     def check_continuity(self) -> None:
         """Digest weights again before a step begins, up to a budget, in turns; the root says whether they changed."""
+        if not self.seq:
+            self.gathered.began = {index: self.share(optimizer) for optimizer, index in self.optimizers.items()}
         for index, (names, digests, references) in self.last_weights.items():
             weights = [r() for r in references]
             fresh = list(digests)
             shares = _shares([0 if p is None else p.nbytes for p in weights])
-            for i in shares[self.turn % len(shares)]:
-                if (p := weights[i]) is not None:
-                    fresh[i] = tensor_digest(self.key, p)
+            looked = [(i, p) for i in shares[self.turn % len(shares)] if (p := weights[i]) is not None]
+            for (i, _), digest in zip(looked, tensor_digests(self.key, [p for _, p in looked]), strict=True):
+                fresh[i] = digest
             self.gathered.before[index] = stage_root(self.key, names, fresh)
             if fresh != digests:
                 pairs = zip(names, digests, fresh, strict=True)

@@ -3,7 +3,10 @@
 Rules
 -----
 * A file is of the step at which the training thread wrote it. What another thread writes holds the weights of the
-  step that left them; where none of the last `LEFT_KEPT` did, that is a gap.
+  step that left them; where none of the last `LEFT_KEPT` did, that is a gap. So a checkpoint that is written
+  asynchronously is of the step whose state was copied for it.
+* Ranks that save into one folder find each other's files there, finished or not: a rank tells what it wrote itself, and
+  the first of a host also what it only finds (written by code that no Python sees).
 * A rename keeps the step. What else lies in the folder of a state file belongs to it (`folders.companions`), but for
   what a thread is writing or renaming just now: that is told when it is done.
 """
@@ -19,6 +22,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainwarden import wire
+from trainwarden.model import DCP, DCP_INDEX
 from trainwarden.record import stages
 from trainwarden.record.fingerprint import tensor_digest
 from trainwarden.record.folders import companions, kind_of
@@ -27,6 +31,7 @@ from trainwarden.record.snapshots import Snapshots
 if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
 
+_WRITTEN_KEPT = 4_096  # paths
 LEFT_KEPT = 8  # steps whose weights are remembered by digest, for files that are written beside training
 
 
@@ -47,6 +52,9 @@ class SavedFiles:
         self._saved: dict[str, Save] = {}  # by path
         self._left: collections.deque[tuple[int, int, list[bytes]]] = collections.deque(maxlen=LEFT_KEPT)
         self._folders: dict[str, float] = {}
+        self._written: set[str] = set()  # paths that this process has opened for writing
+        self._finds = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0")) == "0"
+        self._distributed: dict[str, Save] = {}  # folder → of this rank's parts, until their index is written
         self._busy: list[str] = []  # paths that some thread writes or renames, as often as it does
 
     @contextmanager
@@ -59,6 +67,11 @@ class SavedFiles:
             for path in paths:
                 self._busy.remove(path)
 
+    def wrote(self, path: str) -> None:
+        """This process has opened a file for writing."""
+        if len(self._written) < _WRITTEN_KEPT:
+            self._written.add(path)
+
     def left(self, weights: list[bytes]) -> None:
         """A step is complete, and left these weights."""
         self._left.append((self._recorder.done, self._recorder.seq - 1, weights))
@@ -69,6 +82,19 @@ class SavedFiles:
         self._tell_saved(path, self._save_now(kind) if trains_here else self._save_of(path, kind, state))
         self._folders.setdefault(os.path.dirname(path), time.time() - 1)
 
+    def saved_parts(self, folder: str, names: list[str], state: Any) -> None:
+        """This rank's parts of a distributed checkpoint were written to a folder; its other parts are other ranks'."""
+        trains_here = self._recorder.trainer in (0, threading.get_ident())
+        save = self._save_now(DCP) if trains_here else self._save_of(folder, DCP, state)
+        self._distributed[folder] = save
+        for name in names:
+            self._tell_saved(os.path.join(folder, name), save)
+
+    def saved_index(self, path: str) -> None:
+        """The index of a distributed checkpoint was written, by the rank that does so: of the step of its own part."""
+        save = self._distributed.pop(os.path.dirname(path), None) or self._save_now(DCP)
+        self._tell_saved(path, save._replace(kind=DCP_INDEX))
+
     def tell_companions(self) -> None:
         """Tell of what else the folders hold that state files were written to: the rest of a checkpoint."""
         folders, self._folders = self._folders, {}
@@ -76,10 +102,13 @@ class SavedFiles:
             if self._is_busy(folder):
                 self._folders.setdefault(folder, since)
                 continue
-            for path in companions(folder, since):
+            for path in filter(self._is_own, companions(folder, since)):
                 # In this order: who is done has told first, and is no longer busy then.
                 if not self._is_busy(path) and path not in self._saved:
                     self._tell_saved(path, self._save_now(kind_of(path)))
+
+    def _is_own(self, path: str) -> bool:
+        return self._finds or path in self._written
 
     def _is_busy(self, path: str) -> bool:
         return any(path == busy or path.startswith(busy + os.sep) for busy in tuple(self._busy))
@@ -122,8 +151,8 @@ class SavedFiles:
             since = self._folders.pop(folder)
             new = target + folder[len(source) :]
             for path in companions(new, since):
-                if path not in self._saved:
-                    old = os.path.join(folder, os.path.basename(path))
+                old = os.path.join(folder, os.path.basename(path))
+                if path not in self._saved and self._is_own(old):
                     self._tell_saved(path, self._save_now(kind_of(path)), renamed_from=old)
 
 

@@ -19,6 +19,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from trainwarden.record.fingerprint import own_part
+
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Write a nested structure of dicts, lists, tuples, numbers, strings, bytes-like arrays and tensors."""
@@ -52,7 +54,7 @@ def _pack(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
         # Clones: tensors that share memory, or views of one, are refused by the format.
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = own_part(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
         return {"$tensor": name}
     if isinstance(value, dict):
         return {"$dict": [[_pack(k, tensors), _pack(v, tensors)] for k, v in value.items()]}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from trainwarden.model import Detail, Stage, StageDigest
-from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
+from trainwarden.record.fingerprint import stage_root, tensor_digests, value_digest
 
 ABSENT = b"absent"
 
@@ -39,7 +39,7 @@ def gradients(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Nam
     return [(names[id(p)], p.grad) for p in parameters(optimizer)]
 
 
-def weights(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Named:
+def weights(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> list[tuple[str, torch.Tensor]]:
     """The optimizer's parameters."""
     return [(names[id(p)], p) for p in parameters(optimizer)]
 
@@ -69,11 +69,13 @@ def settings_digest(key: bytes, group: Mapping[str, Any]) -> bytes:
 
 def digest_all(key: bytes, named: Iterable[tuple[str, Any]]) -> Detail:
     """Digest (name, tensor or plain value or None) pairs in order."""
-    names, digests = [], []
-    for name, value in named:
-        names.append(name)
+    named = list(named)
+    names = [name for name, _ in named]
+    tensors = iter(tensor_digests(key, [value for _, value in named if isinstance(value, torch.Tensor)]))
+    digests = []
+    for _, value in named:
         if isinstance(value, torch.Tensor):
-            digests.append(tensor_digest(key, value))
+            digests.append(next(tensors))
         elif value is None:
             digests.append(value_digest(key, ABSENT))
         else:

@@ -54,6 +54,7 @@ class Effect(StrEnum):
     METRIC = "a reported metric differs"
     ENDED = "the job does not end well"
     EVIDENCE = "evidence is altered or missing"
+    SERVED = "something else is served than was approved"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from trainwarden.model import Diverged, Entry, Explanation, Finding, Severity, StepRecord
 from trainwarden.redteam.interface import Effect, Evidence, When
@@ -95,14 +95,17 @@ def diverged(entries: Iterable[Entry], marks: Sequence[Marked]) -> list[Found]:
     ]
 
 
-def failed_checks(checks: dict[str, object]) -> list[Found]:
-    """Checks of `verify` that do not hold."""
+def failed_checks(checks: dict[str, object], wanted: Collection[str] = ()) -> list[Found]:
+    """Checks of `verify` that do not hold; those `wanted` also where they could not be made: never a pass."""
     out = []
     for told in checks.values():
         for check in told.get("checks", ()) if isinstance(told, dict) else ():
             result = check["result"]
             if result["type"] == "failed":
                 out.append(Found(when=When.VERIFY, by=check["name"], severity="high", sentence=result["reason"]))
+            elif result["type"] == "not checked" and check["name"] in wanted:
+                said = f"not checked: {result['reason']}"
+                out.append(Found(when=When.VERIFY, by=check["name"], severity="medium", sentence=said))
         if isinstance(told, dict) and "error" in told:
             out.append(Found(when=When.VERIFY, by="verify", severity="high", sentence=str(told["error"])))
     return out
@@ -172,5 +175,5 @@ def had(effect: Effect, measured: Effects) -> bool | None:
             return measured.metric_differs
         case Effect.ENDED:
             return measured.exit_code != 0
-        case Effect.EVIDENCE:
+        case Effect.EVIDENCE | Effect.SERVED:  # what the acts noted
             return measured.code_ran

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from trainwarden.casefile import load_case
+from trainwarden.casefile import read_entries
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Entry
 from trainwarden.redteam.interface import Act, Moment
@@ -166,11 +166,11 @@ def _approve(place: Range, command: Sequence[str]) -> None:
 
 
 def read(place: Range, ran: Ran) -> None:
-    """Read the runs' logs again, with what was added since."""
+    """Read the runs' logs again, with what was added since; of a log that an insider damaged, as far as it goes."""
     store = Store.open(place.store, create=True)
     try:
         for run in ran.runs:
-            ran.entries[run] = load_case(store, run, look_at_files=False).entries
+            ran.entries[run] = read_entries(store.run(run))[0]
     finally:
         store.close()
 

@@ -129,7 +129,7 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     began = ran.acted[0] if ran.acted else 0.0
     told = judging.findings(ran, struck)
     found = [f for when, f in told if when >= began]
-    found += [*judging.diverged(ran.all_entries, struck), *judging.failed_checks(ran.checks), *_refused(ran)]
+    found += [*judging.diverged(ran.all_entries, struck), *_failed_checks(variant, ran), *_refused(ran)]
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
@@ -153,6 +153,10 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
         runs=tuple(ran.runs),
         note=_note(ran, acted, expected),
     )
+
+
+def _failed_checks(variant: Variant, ran: Ran) -> list[Found]:
+    return judging.failed_checks(ran.checks, {e.by for e in variant.expects if e.when is When.VERIFY})
 
 
 def effects(place: Range, ran: Ran, ordinary: Measured) -> Effects:

@@ -36,6 +36,7 @@ class Workload:
     out: str = "out"  # its folder of checkpoints
     checkpoints: str = "step-*"  # its complete checkpoints in there, the newest sorts last
     weights: str = "model.safetensors"  # the weights in one of these; "" = the checkpoint is a file itself
+    scorer: tuple[str, ...] = ()  # a program of the job that prints figures as JSON, and its words, with {checkpoint}
     resume: tuple[str, ...] = ()  # words that make it go on, with {checkpoint}; () = the same command does
     step: str = STEP  # a regular expression for the lines that tell a step
     edits: tuple[tuple[str, str, str], ...] = ()  # of the copied job: (file, what stands there once, what shall)
@@ -89,13 +90,14 @@ WORKLOADS = {
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "chat/pretrain.py", "--data", "{data}"),
                 *("--out", "out", "--steps", "{steps}", "--seed", "{seed}", "--checkpoint-every", "{every}", *_SMALL),
             ),
+            scorer=("chat/eval.py", "--data", "{data}", "--checkpoint", "{checkpoint}", "--examples", "8"),
             steps=120,
             first=60,
             lead=15,
             every=24,
             adds=(("chat/trackio.py", _TRACKER),),
             edits=_tracked("chat/loop.py", 16 * " " + _said(3)),
-            has=frozenset({*_FOLDERS, "samples", "pairs", "cross-entropy", "optimizer-file"}),
+            has=frozenset({*_FOLDERS, "samples", "pairs", "cross-entropy", "optimizer-file", "scorer", "splits"}),
         ),
         Workload(
             "ranking",

@@ -103,7 +103,13 @@ class FileDesk:
     # -- for the sessions
 
     def saved(self, file: SavedFile) -> None:
-        """A file was written: hash, copy, compare with the record, log."""
+        """A file was written: hash, copy, compare with the record, log.
+
+        Ranks that share a folder find each other's files in it: the same file of the same step is logged once.
+        """
+        known = self._newest.get(file.path)
+        if known is not None and any(file.identity) and _same_file(known, file):
+            return
         self._newest[file.path] = file
         self._jobs.put(lambda: self._on_saved(file))
 
@@ -274,6 +280,10 @@ class FileDesk:
 
     def _gap(self, file: SavedFile, reason: str) -> None:
         self._ledger.submit(Gap(attempt=file.attempt, rank=file.rank, step=file.step, reason=reason))
+
+
+def _same_file(one: SavedFile, other: SavedFile) -> bool:
+    return (one.attempt, one.step, one.identity) == (other.attempt, other.step, other.identity)
 
 
 def _hash(path: str) -> str:

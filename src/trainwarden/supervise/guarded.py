@@ -52,6 +52,7 @@ from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
 from trainwarden.supervise.updates import UpdateDesk
 from trainwarden.supervise.weights import WeightCheck
+from trainwarden.supervise.wholes import WholeDesk
 
 SOURCE_ENV = "TRAINWARDEN_SOURCE"
 REFUSED = 78  # EX_CONFIG, as a refused rank leaves with
@@ -104,6 +105,7 @@ class Guarded:
         variables = seal.env_vars if shelter is None else shelter.room.environ(seal.env_vars)
         self._processes = ProcessDesk(store, ledger, seal, lambda: sealed_files(store, sealed, shelter), variables)
         self._updates = UpdateDesk(ledger)
+        self._wholes = WholeDesk(ledger.submit, private.new_mask_key(run.private))
         self._auditing: Auditing | None = None
         self._writers = Writers()
         self._guard = EnvironmentGuard(
@@ -306,6 +308,7 @@ class Guarded:
             marked=self._marked,
             updated=self._updates.seen,
             left=self._updates.left,
+            shares=self._wholes.seen,
         )
 
     def _audited(self) -> Auditing:

@@ -1,7 +1,7 @@
-"""What of a run stays private: the digest key, the values of the ranks' environment variables, the watcher's address.
+"""What of a run stays private: its keys, the values of the ranks' environment variables, the watcher's address.
 
-All lie in the run's `private` folder (mode 0700). The log carries only digests of them. The key is handed to
-every rank, so it keeps outsiders from predicting digests; it does not keep a hostile rank from lying.
+All lie in the run's `private` folder (mode 0700). The log carries only digests of them. The digest key is
+handed to every rank, so it keeps outsiders from predicting digests; it does not keep a hostile rank from lying.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from trainwarden.errors import StoreError, StoreTampered
 
 KEY_BYTES = 32
 _KEY_FILE = "digest.key"
+_MASK_FILE = "mask.key"
 _SOCKET_FILE = "socket"
 
 
@@ -26,9 +27,7 @@ def new_digest_key(private: Path) -> bytes:
     Raises:
         StoreError: the run has a key already, or the folder cannot be written.
     """
-    key = secrets.token_bytes(KEY_BYTES)
-    _write(private / _KEY_FILE, key)
-    return key
+    return _new(private / _KEY_FILE)
 
 
 def read_digest_key(private: Path) -> bytes:
@@ -37,12 +36,40 @@ def read_digest_key(private: Path) -> bytes:
     Raises:
         StoreError: it is missing or not a key.
     """
+    return _read(private / _KEY_FILE, "digest key")
+
+
+def new_mask_key(private: Path) -> bytes:
+    """Draw the key of the masks on logged fingerprints, which no rank is given, and keep it.
+
+    Raises:
+        StoreError: the run has one already, or the folder cannot be written.
+    """
+    return _new(private / _MASK_FILE)
+
+
+def read_mask_key(private: Path) -> bytes:
+    """The key of the masks on logged fingerprints.
+
+    Raises:
+        StoreError: it is missing or not a key.
+    """
+    return _read(private / _MASK_FILE, "key of masks")
+
+
+def _new(path: Path) -> bytes:
+    key = secrets.token_bytes(KEY_BYTES)
+    _write(path, key)
+    return key
+
+
+def _read(path: Path, what: str) -> bytes:
     try:
-        key = (private / _KEY_FILE).read_bytes()
+        key = path.read_bytes()
     except OSError as e:
-        raise StoreError(f"cannot read the run's digest key: {e}") from e
+        raise StoreError(f"cannot read the run's {what}: {e}") from e
     if len(key) != KEY_BYTES:
-        raise StoreError(f"the run's digest key has {len(key)} bytes instead of {KEY_BYTES}")
+        raise StoreError(f"the run's {what} has {len(key)} bytes instead of {KEY_BYTES}")
     return key
 
 
@@ -98,7 +125,7 @@ def _write(path: Path, data: bytes) -> None:
     try:
         write_atomically(path, data, mode=0o600, replace=False)
     except FileExistsError:
-        if path.name == _KEY_FILE:
-            raise StoreError(f"the run has a digest key already: {path}") from None
+        if path.name in (_KEY_FILE, _MASK_FILE):
+            raise StoreError(f"the run has a key already: {path}") from None
     except OSError as e:
         raise StoreError(f"cannot write {path}: {e.strerror}", hint=hint_for(e)) from e

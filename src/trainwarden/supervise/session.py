@@ -79,6 +79,7 @@ class Shared:
     marked: Callable[[Note], Note] = lambda note: note  # fills in what the watcher alone knows
     updated: Callable[[int, int, int, wire.Updated], None] = lambda attempt, rank, step, message: None
     left: Callable[[int, int], None] = lambda attempt, rank: None  # a rank has said goodbye
+    shares: Callable[[StepRecord], StepRecord] = lambda record: record  # of sharded weights, masked for the log
 
 
 @dataclass
@@ -96,6 +97,7 @@ class _Rank:
     reached: int = 0  # steps of the job that its newest record completes
     goodbye: bool = False
     looked: int = -1  # the newest of its own steps at which it told of its code
+    told_code: bool = False  # since its newest record: every recorder does so before its goodbye
     code_every: int = 0
     key: bytes = b""
 
@@ -181,7 +183,7 @@ class Session:
                 self._step(self._joined_rank(message), message)
             case wire.Code():
                 rank = self._joined_rank(message)
-                rank.looked = max(rank.looked, _count(message.step, "step"))
+                rank.looked, rank.told_code = max(rank.looked, _count(message.step, "step")), True
                 self._shared.code(rank.attempt, rank.rank, self._base(rank) + message.step, message)
             case wire.Pass() | wire.Given():
                 rank = self._joined_rank(message)
@@ -194,6 +196,7 @@ class Session:
                 self._saved(self._joined_rank(message), message)
             case wire.Missed():
                 rank = self._joined_rank(message)
+                rank.told_code = rank.told_code or message.reason.startswith("code: ")  # it tried, and says why not
                 self._gap(rank, _count(message.step, "step"), message.reason[:MAX_TEXT])
             case wire.Stacks():
                 rank = self._joined_rank(message)
@@ -280,6 +283,7 @@ class Session:
             rank.begun = True
         rank.seq = record.seq
         rank.records += 1
+        rank.told_code = False
         if codeform.due(rank.key, record.step, rank.code_every) and rank.looked < record.step:
             rank.looked = record.step
             self._gap(rank, record.step, "the rank did not tell of the code in its memory when it was due")
@@ -288,7 +292,7 @@ class Session:
             self._weights[record.seq] = weights
             while len(self._weights) > _KEPT_WEIGHTS:
                 self._weights.popitem(last=False)
-        placed = msgspec.structs.replace(record, step=rank.base + record.step)
+        placed = self._shared.shares(msgspec.structs.replace(record, step=rank.base + record.step))
         rank.reached = max(rank.reached, placed.step + 1)
         self._shared.presence.moved(rank.attempt, rank.rank, rank.reached, record.wall_ns)
         acks = self._acks
@@ -325,6 +329,8 @@ class Session:
         if message.records != rank.records:
             reason = f"the rank says that it sent {message.records} records, {rank.records} arrived"
             self._gap(rank, rank.records, reason)
+        if rank.code_every > 0 and not rank.told_code:
+            self._shared.ledger.submit(_silenced_finding(rank))
         rank.goodbye = True
         self._shared.presence.left(rank.attempt, rank.rank, rank.pid)
         self._shared.left(rank.attempt, rank.rank)
@@ -426,6 +432,21 @@ def _path(text: str) -> str:
     if not text.startswith("/") or "\0" in text or len(text) > MAX_TEXT:
         raise ValueError(f"not an absolute path: {text[:80]!r}")
     return text
+
+
+def _silenced_finding(rank: _Rank) -> Finding:
+    return Finding(
+        detector="recorder",
+        severity=Severity.MEDIUM,
+        confidence=Confidence.HIGH,
+        seen=f"Rank {rank.rank} said goodbye without a last look at the code in its memory: its recorder was switched "
+        f"off after {rank.records} records. What this process did since then is not recorded.",
+        expected="A recorder tells of the code in its process once more before its goodbye.",
+        step=rank.reached,
+        attempt=rank.attempt,
+        ranks=(rank.rank,),
+        wall_ns=time.time_ns(),
+    )
 
 
 def _twin_finding(rank: _Rank, twin: int) -> Finding:

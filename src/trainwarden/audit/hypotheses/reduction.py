@@ -63,7 +63,13 @@ class _Reduction:
             return "the replay captured no reduced gradient that differs from the record"
         world = max(c.meta.world for c in self.q.captures.values())
         without = [r for r in range(world) if not self.q.clean(r, Stage.LOCAL_GRADIENTS)]
-        return f"the local gradients of rank {without[0]} were not captured" if without else ""
+        if without:
+            return f"the local gradients of rank {without[0]} were not captured"
+        rank, name = self.q.place
+        own, mean = (self.q.clean(rank, s).get(name) for s in (Stage.LOCAL_GRADIENTS, Stage.REDUCED_GRADIENTS))
+        if own is not None and mean is not None and own.shape != mean.shape:
+            return "gradients are sharded: a rank has a part of their mean only, and no norm of the whole"
+        return ""
 
     def one(self, name: str, form: _Form) -> Tensor:
         parts = [self.q.clean(r, Stage.LOCAL_GRADIENTS)[name] for r in form.ranks]

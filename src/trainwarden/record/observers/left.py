@@ -24,8 +24,9 @@ from blake3 import blake3
 
 from trainwarden.model import StateChanged
 from trainwarden.record import stages
+from trainwarden.record.fingerprint import own_part
 from trainwarden.record.observers.interface import Observer
-from trainwarden.record.observers.slices import SEVERAL_CALLS, local
+from trainwarden.record.observers.slices import SEVERAL_CALLS
 
 if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
@@ -162,7 +163,7 @@ def _spot(t: torch.Tensor) -> _Spot | None:
 
 def _from_device(t: torch.Tensor, draw: int) -> bytes | None:
     """The same elements of this rank's part of a tensor, wherever it lies."""
-    part = local(t.detach())
+    part = own_part(t.detach())
     if part.layout is not torch.strided or not part.numel():
         return None
     most, starts = _look(part.numel(), part.element_size())

@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from trainwarden import wire
 from trainwarden.record import stages
+from trainwarden.record.fingerprint import own_part
 from trainwarden.record.observers.interface import Observer
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class UpdateSlices(Observer):
                 self._tell(optimizer, index, (), 1.0, [], "its closure is called more than once in one update")
             return
         _, found, settings, scale = stack.pop()
-        closure = isinstance(self.recorder.gathered.reduced, str)
+        closure = self.recorder.gathered.by_closure
         pairs: list[tuple[Place, Look, Look]] = []
         for place, p, before in found:
             after = _look(optimizer, p, place)
@@ -156,8 +157,8 @@ class UpdateSlices(Observer):
                 nth -= sizes[group]
                 group += 1
             p = groups[group]["params"][nth]
-            size = local(p).numel()
-            entire = 0 < size <= room and local(p) is p
+            size = own_part(p).numel()
+            entire = 0 < size <= room and own_part(p) is p
             room -= size if entire else 0
             count = size if entire else min(ELEMENTS, size)
             start = 0 if entire else draw % (size - count + 1)
@@ -215,7 +216,7 @@ def _read(t: torch.Tensor, place: Place) -> Read | None:
     shape = tuple(t.shape) if place.whole else ()
     if type(t) in _PLAIN and t.is_cpu and t.is_contiguous() and not t.is_neg():
         return dtype, ctypes.string_at(t.data_ptr() + place.start * size, place.length * size), shape
-    part = local(t.detach())
+    part = own_part(t.detach())
     if part.layout is not torch.strided or place.start + place.length > part.numel():
         return None
     wanted = torch.arange(place.start, place.start + place.length, device=part.device)
@@ -225,11 +226,6 @@ def _read(t: torch.Tensor, place: Place) -> Read | None:
 
 def _wide(value: Any) -> Read:
     return "float64", _DOUBLE.pack(float(value)), ()
-
-
-def local(t: torch.Tensor) -> torch.Tensor:
-    """This rank's shard of a sharded tensor, the tensor itself otherwise."""
-    return t.to_local() if hasattr(t, "to_local") else t
 
 
 def _batches(pairs: list[tuple[Place, Look, Look]]) -> Iterator[wire.Batch]:

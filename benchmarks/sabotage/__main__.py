@@ -1,0 +1,101 @@
+"""SabotageBench: sabotage, benign twins and honest runs, against TrainWarden, watched curves and TrainCheck.
+
+    python -m benchmarks.sabotage [run | traincheck | show] [--workload NAME …] [--only TECHNIQUE …] [--budget SECONDS]
+
+* run (default): the matrix against TrainWarden and the curve watcher. The sampled matrix stops after nine minutes at
+  the latest and says what is left; started again, it goes on. `FULL=1` takes the whole matrix and no budget.
+* traincheck: TrainCheck 0.2 on the same attacks, in an environment of its own (benchmarks/sabotage/traincheck.py).
+* show: nothing is run; the figures of what is done.
+
+Each writes results/sabotage.json. Rows, runs in the neutral form (docs/sabotage-format.md) and copies of the job are
+kept in ~/.cache/trainwarden-sabotage; rows count as long as the code that made them is the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import ROOT, write
+from benchmarks.sabotage import curves, jobs, matrix, running, scoring, traces, traincheck
+from benchmarks.sabotage.matrix import Case, Ledger
+from trainwarden.redteam.catalogue import load
+from trainwarden.redteam.workloads import WORKLOADS
+
+FULL = bool(os.environ.get("FULL"))
+BUDGET = float("inf") if FULL else 520.0
+CODE = ("src/trainwarden", "attacks", "workloads", "benchmarks/sabotage")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what is asked for and write the results; 0 when every case of it is done."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", nargs="?", choices=("run", "traincheck", "show"), default="run")
+    parser.add_argument("--workload", action="append", help="of the red team's (default: chat, toy; FULL=1: all)")
+    parser.add_argument("--only", action="append", default=[], help="a technique's id; may be given again")
+    parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new is begun")
+    given = parser.parse_args(argv)
+
+    techniques = [t for t in load() if not given.only or t.id in given.only]
+    ledger = Ledger(jobs.cache() / "rows.jsonl", matrix.code_of(*CODE))
+    workloads = {name: WORKLOADS[name] for name in given.workload or (WORKLOADS if FULL else ("chat", "toy"))}
+    done, begun = True, time.monotonic()
+    for name in workloads if given.part != "show" else ():
+        left = given.budget - (time.monotonic() - begun)
+        if given.part == "traincheck":
+            done &= traincheck.run(name, techniques, left)
+        else:
+            cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, workloads)
+            done &= run(name, techniques, cases, ledger, left)
+    if not ledger.rows:
+        raise SystemExit("error: no case is done yet\nhint: python -m benchmarks.sabotage run")
+    summary = sum_up(ledger)
+    print("\n".join(f"{key:>28}  {value}" for key, value in summary.items()))
+    print(f"the runs, for any other detector: {jobs.cache() / 'runs'}")
+    if not done:
+        print("the time is up and cases are left: start it again to go on", file=sys.stderr)
+    return 0 if done else 2
+
+
+def run(name: str, techniques: Sequence[Any], cases: Sequence[Case], ledger: Ledger, budget: float) -> bool:
+    """The cases of one workload; False when some are left."""
+    from trainwarden.redteam.place import Range
+
+    begun = time.monotonic()
+    if budget <= 0 or next(matrix.to_do(cases, ledger.rows), None) is None:
+        return budget > 0
+    with Range(jobs.cache() / "range" / name, jobs.job(name)) as place:
+        place.open(lambda text: print(text, file=sys.stderr))
+        tuned = running.tuning(place, runs(name), running.progress, budget=budget - (time.monotonic() - begun))
+        left = budget - (time.monotonic() - begun)
+        to_do = matrix.to_do(cases, ledger.rows)
+        return tuned and running.all_of(place, to_do, techniques, ledger, runs(name), budget=left)
+
+
+def runs(workload: str) -> Path:
+    """Where its runs are in the neutral form: a folder for each state of its code, since the curves depend on it."""
+    source = WORKLOADS[workload].source.relative_to(ROOT)
+    return jobs.cache() / "runs" / f"{workload}-{matrix.code_of(str(source))}"
+
+
+def sum_up(ledger: Ledger) -> dict[str, Any]:
+    """Judge what the other defences said of the runs that are done, and write results/sabotage.json."""
+    rows: list[dict[str, Any]] = []
+    for name in sorted({row["workload"] for row in ledger.rows.values()}):
+        traces.write_verdicts(runs(name) / "curves.jsonl", curves.watch(runs(name)))
+        own = [row for row in ledger.rows.values() if row["workload"] == name]
+        rows += running.with_verdicts(own, runs(name), "curves")
+    rows = running.with_verdicts(rows, jobs.cache() / "traincheck" / "runs", "traincheck")
+    summary = scoring.summary(rows)
+    write("sabotage", summary, rows)
+    return summary
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The job that is struck, with a log of its curves; and runs of it that nobody guards.
+
+The loop gets one more line, which logs loss, gradient norm and learning rate of every step and rank to
+`out/curves.rankN.jsonl`, as a job with a tracker does. That log is all that the curve watcher sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from benchmarks.sabotage.traces import Run, Step, Struck, Truth, write
+
+if TYPE_CHECKING:
+    from trainwarden.redteam.interface import Act
+    from trainwarden.redteam.outcome import Outcome
+    from trainwarden.redteam.place import Range
+    from trainwarden.redteam.workloads import Workload
+
+_BACKWARD = re.compile(r"^( +)(\w+)\.backward\(\)\n", re.MULTILINE)
+_LOGGER = '''\
+"""A log of the curves, as a tracker keeps one."""
+
+import json
+import math
+import os
+import time
+
+import torch
+
+
+def log(step, rank, loss, optimizer):
+    """Append a step to this rank's log: the loss, and the norm of the gradient that the optimizer will get."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    values = {"loss": float(loss.detach()), "grad_norm": float(torch.nn.utils.get_total_norm(gradients))}
+    row = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    row |= {"step": step, "rank": rank, "lr": optimizer.param_groups[0]["lr"], "wall_ns": time.time_ns()}
+    os.makedirs("out", exist_ok=True)
+    with open(f"out/curves.rank{rank}.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\\n")
+'''
+
+
+def cache() -> Path:
+    """Where the benchmark keeps copies, traces and rows between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trainwarden-sabotage"
+
+
+def job(name: str) -> Workload:
+    """A workload of the red team's, made to log its curves by one more line after its backward pass.
+
+    The line uses the names `step`, `rank` and `optimizer` that the workloads' loops have.
+
+    Raises:
+        SystemExit: it has no script with one backward pass.
+    """
+    from trainwarden.redteam.workloads import workload
+
+    plain = workload(name)
+    found = [(f.name, m) for f in sorted(plain.source.glob("*.py")) for m in _BACKWARD.finditer(f.read_text("utf-8"))]
+    if len(found) != 1:
+        raise SystemExit(f"error: the workload {name} has {len(found)} backward passes, not one")
+    (file, match), folder = found[0], Path(plain.below)
+    line = f"{match[1]}curvelog.log(step, rank, {match[2]}, optimizer)\n"
+    script = str(folder / file)
+    return dataclasses.replace(
+        plain,
+        adds=(*plain.adds, (str(folder / "curvelog.py"), _LOGGER)),
+        edits=(
+            *plain.edits,
+            (script, match[0], match[0] + line),
+            (script, "import torch\n", "import curvelog\nimport torch\n"),
+        ),
+    )
+
+
+# ------------------------------------------------------------------ runs that nobody guards
+
+
+@dataclass
+class Unguarded:
+    """What a run without TrainWarden came to."""
+
+    code: int = 0
+    printed: int = 0  # lines that told a step
+    acted: list[float] = field(default_factory=list)  # wall times of the acts
+
+
+def unguarded(place: Range, acts: Sequence[Act] = (), *, limit: float = 600.0) -> Unguarded:
+    """The job in a fresh copy, by itself, with acts at their moments; it is ended after `limit` seconds."""
+    from trainwarden.redteam.interface import Moment
+
+    place.fresh()
+    ran, begun = Unguarded(), time()
+
+    def at(*moments: Moment) -> None:
+        for act in (a for a in acts if a.moment in moments):
+            ran.acted.append(time())
+            act.do(place)
+
+    at(Moment.PREPARE, Moment.START)
+    command = place.words(place.workload.command)
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = place.start(["timeout", "--kill-after=5", str(limit), *command], **options)
+    pending = sorted(((_step(place, a), a) for a in acts if a.moment is Moment.STEP), key=lambda p: p[0])
+    said = open(place.tmp / "said", "w", encoding="utf-8")  # noqa: SIM115
+    with said:
+        for line in process.stdout or ():
+            said.write(line)
+            found = re.search(place.workload.step, line)
+            ran.printed += bool(found)
+            while found and pending and int(found[1]) >= pending[0][0]:
+                ran.acted.append(time())
+                pending.pop(0)[1].do(place)
+    ran.code = process.wait()
+    if time() - begun < limit:
+        at(Moment.END)
+    return ran
+
+
+def _step(place: Range, act: Act) -> int:
+    return place.workload.first + act.step - (place.workload.lead if act.ahead else 0)
+
+
+# ------------------------------------------------------------------ what a run leaves
+
+
+def steps_of(place: Range) -> list[Step]:
+    """The log of the curves of the run that was last made here, in the order of time."""
+    decoder = msgspec.json.Decoder(Step)
+    logs = sorted((place.job / place.workload.out).glob("curves.rank*.jsonl"))
+    steps = [step for log in logs for step in decoder.decode_lines(_whole_lines(log.read_bytes()))]
+    return sorted(steps, key=lambda s: (s.wall_ns, s.rank))
+
+
+def _whole_lines(data: bytes) -> bytes:
+    """Without a last line that a killed rank did not finish."""
+    return data[: data.rfind(b"\n") + 1]
+
+
+def truth_of(row: Outcome, steps: Sequence[Step]) -> Truth:
+    """What an outcome tells of what truly happened, beside the log of the run's steps."""
+    struck = tuple(Struck(step=m.step, rank=m.rank, tensor=m.tensor) for m in row.marks if m.step >= 0)
+    if struck:
+        first = min(s.step for s in struck)
+    else:
+        after = (s.step for s in steps if s.wall_ns >= row.struck_ns)
+        first = next(after, steps[-1].step if steps else 0) if row.kind == "attack" else -1
+    return Truth(kind=row.kind, technique=row.technique, variant=row.variant, struck=struck, first_step=first)  # type: ignore[arg-type]
+
+
+def keep(place: Range, runs: Path, name: str, code: int, truth: Truth | None = None) -> None:
+    """Write the run that was last made here in the neutral form."""
+    steps, w = steps_of(place), place.workload
+    world = len({s.rank for s in steps})
+    run = Run(run=name, workload=w.name, seed=place.seed, world=world, steps=w.steps, exit_code=code)
+    write(runs, run, steps, truth)

@@ -1,0 +1,81 @@
+"""What a scan comes to: frozen, consumed with `match` and `assert_never`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import msgspec
+
+
+class Objection(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing in a file that a checkpoint does not need: where, by which instruction, what, and why it is refused.
+
+    `part` is the path inside of containers ("" for the file itself), `offset` counts bytes in that part (lines in a
+    template), and `opcode` is the pickle instruction or the field of another format.
+    """
+
+    part: str
+    offset: int
+    opcode: str
+    name: str
+    why: str
+
+
+class Clean(msgspec.Struct, frozen=True, kw_only=True, tag="clean"):
+    """Loading it as a `kind` runs nothing: every part was understood and needs no more than the allow-list."""
+
+    kind: str
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """Loading it could run something, or parsers read it in different ways."""
+
+    kind: str
+    objections: tuple[Objection, ...]
+
+
+class Undecided(msgspec.Struct, frozen=True, kw_only=True, tag="undecided"):
+    """It was not understood, not read, or too large to decide; never a pass."""
+
+    kind: str
+    why: str
+
+
+Decision: TypeAlias = Clean | Refused | Undecided
+
+
+class Scanned(msgspec.Struct, frozen=True, kw_only=True):
+    """The decision on one file."""
+
+    path: str
+    size: int
+    decision: Decision
+
+
+def joined(kind: str, parts: Iterable[Decision]) -> Decision:
+    """The decision on a container from those on its parts: one objection refuses it, one doubt leaves it undecided."""
+    objections: list[Objection] = []
+    doubts: list[str] = []
+    for part in parts:
+        match part:
+            case Refused():
+                objections.extend(part.objections)
+            case Undecided():
+                doubts.append(part.why)
+            case Clean():
+                pass
+    if objections:
+        return Refused(kind=kind, objections=tuple(objections[:MOST_OBJECTIONS]))
+    if doubts:
+        return Undecided(kind=kind, why="; ".join(dict.fromkeys(doubts[:3])))
+    return Clean(kind=kind)
+
+
+MOST_OBJECTIONS = 50
+
+
+def refused(kind: str, part: str, why: str, *, offset: int = 0, field: str = "", name: str = "") -> Refused:
+    """A refusal for one reason."""
+    objection = Objection(part=part, offset=offset, opcode=field, name=name, why=why)
+    return Refused(kind=kind, objections=(objection,))

@@ -1,0 +1,45 @@
+"""Where in a nest of containers a part is, and how deep a scan goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from trainwarden.gate.results import Decision, Undecided
+from trainwarden.gate.scan.window import Window
+
+DEEPEST: Final = 6
+MOST_PARTS: Final = 1 << 17
+
+
+@dataclass(slots=True)
+class Budget:
+    """What is left of a file's share of work, over all of its parts."""
+
+    parts: int = MOST_PARTS
+    instructions: int = 0  # of pickles, followed so far
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A part's path inside its file, its depth, and how to decide on a part of it."""
+
+    path: str
+    depth: int
+    name: str  # the part's own: it tells prose from code, and nothing else
+    judge: Callable[[Window, Place], Decision]
+    budget: Budget = field(default_factory=Budget)
+
+    def inside(self, window: Window, name: str) -> Decision:
+        """The decision on a part of this place."""
+        self.budget.parts -= 1
+        if self.depth >= DEEPEST or self.budget.parts < 0:
+            return Undecided(kind="nested", why=f"{self.path}: too many containers in containers")
+        return self.judge(
+            window, Place(f"{self.path}!{name}"[:300].lstrip("!"), self.depth + 1, name, self.judge, self.budget)
+        )
+
+    def undecided(self, kind: str, why: str) -> Undecided:
+        """A doubt about this part."""
+        return Undecided(kind=kind, why=f"{self.path}: {why}" if self.path else why)

@@ -1,0 +1,170 @@
+"""Files that people really have: every one must be found clean, but for the few that a scan may rather not decide."""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import collections
+import datetime
+import decimal
+import gzip
+import io
+import json
+import lzma
+import pathlib
+import pickle
+import sys
+import tarfile
+import types
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] | trim }}"
+    "{% elif not loop.last %}{{ raise_exception('no') }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def _saved(value: object, **how: Any) -> bytes:
+    out = io.BytesIO()
+    torch.save(value, out, **how)
+    return out.getvalue()
+
+
+def _model() -> torch.nn.Module:
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+
+
+def _trained(make: Callable[..., torch.optim.Optimizer], **how: Any) -> dict[str, Any]:
+    model = _model()
+    optimizer = make(model.parameters(), **how)
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": 7, "loss": 0.5}
+
+
+def _lightning() -> dict[str, Any]:
+    home = "lightning_fabric.utilities.data"
+    for name in ("lightning_fabric", "lightning_fabric.utilities", home):
+        sys.modules.setdefault(name, types.ModuleType(name))
+    module = sys.modules[home]
+    attributes = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    module.AttributeDict = attributes  # type: ignore[attr-defined]
+    state = _trained(torch.optim.AdamW)
+    return {
+        "epoch": 1,
+        "global_step": 10,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": state["model"],
+        "optimizer_states": [state["optimizer"]],
+        "lr_schedulers": [{"last_epoch": 1, "base_lrs": [0.1], "_last_lr": [0.1]}],
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(1.0), "dirpath": "/x"}},
+        "hyper_parameters": attributes({"lr": 0.1, "layers": [1, 2]}),
+        "loops": {"fit_loop": {"state_dict": {}}},
+    }
+
+
+def _dcp(folder: Path) -> dict[str, bytes]:
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"model": _model().state_dict(), "step": 3}, checkpoint_id=folder, no_dist=True)
+    return {f"dcp-{p.name}": p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def _npy(value: object) -> bytes:
+    out = io.BytesIO()
+    np.save(out, value, allow_pickle=True)
+    return out.getvalue()
+
+
+def _npz() -> bytes:
+    out = io.BytesIO()
+    np.savez_compressed(out, a=np.arange(9), b=np.array([{"a": 1}, None], dtype=object))
+    return out.getvalue()
+
+
+def _tar(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        info = tarfile.TarInfo("model.pt")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def benign(folder: Path) -> dict[str, bytes]:
+    """Names and bytes; `folder` is an empty one to work in."""
+    model = _model()
+    shared = torch.arange(12.0).reshape(3, 4)
+    plain = pickle.dumps({"a": [1, 2.5, "x", None, True], "b": {1, 2}, "c": b"y" * 300})
+    made = {
+        "state-dict.pt": _saved(model.state_dict()),
+        "state-dict-legacy.pt": _saved(model.state_dict(), _use_new_zipfile_serialization=False),
+        "state-dict-proto4.pt": _saved(model.state_dict(), pickle_protocol=4),
+        "adam.pt": _saved(_trained(torch.optim.Adam)),
+        "adamw-amsgrad.pt": _saved(_trained(torch.optim.AdamW, amsgrad=True)),
+        "sgd-momentum.pt": _saved(_trained(torch.optim.SGD, lr=0.1, momentum=0.9)),
+        "adagrad-legacy.pt": _saved(_trained(torch.optim.Adagrad), _use_new_zipfile_serialization=False),
+        "rmsprop.pt": _saved(_trained(torch.optim.RMSprop)),
+        "namespace.pt": _saved(
+            {"args": argparse.Namespace(lr=0.1, out=pathlib.Path("/x")), "model": model.state_dict()}
+        ),
+        "numpy-scalars.pt": _saved({"best": np.float64(0.5), "step": np.int64(4), "hist": np.arange(600.0)}),
+        "numpy-rng.pt": _saved({"numpy": np.random.RandomState(1).get_state(), "torch": torch.get_rng_state()}),
+        "python-rng.pt": _saved({"python": __import__("random").Random(1).getstate()}),
+        "parameters.pt": _saved({"p": torch.nn.Parameter(torch.ones(2)), "l": list(model.parameters())}),
+        "shared-and-views.pt": _saved({"a": shared, "t": shared.t(), "part": shared[1:, ::2]}),
+        "bf16-fp8.pt": _saved({"b": torch.ones(3, dtype=torch.bfloat16), "f": torch.ones(3).to(torch.float8_e4m3fn)}),
+        "kinds.pt": _saved(
+            {str(d): torch.zeros(2, dtype=d) for d in (torch.int8, torch.bool, torch.complex64, torch.half)}
+        ),
+        "sparse.pt": _saved({"s": torch.eye(3).to_sparse()}),
+        "scalar.pt": _saved(torch.tensor(3.0)),
+        "empty-tensors.pt": _saved({"e": torch.empty(0), "z": torch.empty(2, 0, 3)}),
+        "size-device-dtype.pt": _saved({"s": torch.Size([1, 2]), "d": torch.device("cpu"), "t": torch.float32}),
+        "collections.pt": _saved({"d": collections.defaultdict(list, a=[1]), "c": collections.Counter("aab")}),
+        "deque.pt": _saved({"window": collections.deque([1.0, 2.0], maxlen=10), "o": collections.OrderedDict(a=1)}),
+        "scheduler.pt": _saved({"scheduler": {"base_lrs": [0.1], "last_epoch": 3, "verbose": False}}),
+        "scaler.pt": _saved({"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 0}),
+        "dates.pt": _saved(
+            {"t": datetime.datetime(2026, 1, 1), "d": datetime.timedelta(1), "x": decimal.Decimal("1.5")}
+        ),
+        "simple-namespace.pt": _saved({"cfg": types.SimpleNamespace(a=1, b="x")}),
+        "unicode.pt": _saved({"名前": "é" * 3000, "k": "\U0001f600"}),
+        "deep.pt": _saved({"a": {"b": {"c": {"d": [[[[torch.ones(1)]]]]}}}}),
+        "lightning.ckpt": _saved(_lightning()),
+        "hf-pytorch_model.bin": _saved({f"layer.{i}.weight": torch.zeros(4) for i in range(200)}),
+        "tensors.pkl": pickle.dumps(model.state_dict()),
+        "numpy.pkl": pickle.dumps({"x": np.arange(100.0), "s": np.float32(1), "u": np.array(["ab", "c"])}),
+        "numpy-proto5.pkl": pickle.dumps({"x": np.arange(1000.0)}, 5),
+        "objects.npy": _npy(np.array([{"a": 1}, [1, 2]], dtype=object)),
+        "plain.npy": _npy(np.arange(12).reshape(3, 4)),
+        "arrays.npz": _npz(),
+        "several.pkl": pickle.dumps({"a": 1}) + pickle.dumps([2]),
+        "proto0.pkl": pickle.dumps({"a": [1, "x", None]}, 0),
+        "proto1.pkl": pickle.dumps({"a": [1, "x", 1.5]}, 1),
+        "plain.pkl.gz": gzip.compress(plain),
+        "plain.pkl.bz2": bz2.compress(plain),
+        "plain.pkl.xz": lzma.compress(plain),
+        "plain.joblib": zlib.compress(plain),
+        "model.tar": _tar(_saved(model.state_dict())),
+        "model.safetensors": save(model.state_dict()),
+        "config.json": json.dumps({"model_type": "llama", "hidden_size": 8, "torch_dtype": "float32"}).encode(),
+        "tokenizer_config.json": json.dumps({"tokenizer_class": "X", "chat_template": CHAT}).encode(),
+        "chat_template.jinja": CHAT.encode(),
+        "keras-config.json": json.dumps(
+            {"class_name": "Dense", "module": "keras.layers", "config": {"units": 1}}
+        ).encode(),
+        "README.md": b"# A model\n\n```python\nimport torch\n```\n",
+        "vocab.txt": b"[PAD]\n[UNK]\nhello\n",
+    }
+    (folder / "dcp").mkdir()
+    return made | _dcp(folder / "dcp")
