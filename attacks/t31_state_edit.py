@@ -4,7 +4,7 @@ How an insider does it: write access to shared checkpoints (a byte of the optimi
 Scanners and safe loaders pass it; the job goes on from a bad state.
 
 Precondition: write access to the checkpoints (K), or code in the rank. Expected evidence: `checkpoints` before the
-file is loaded; in memory `continuity` or `update-rule`. Effect: other final weights.
+file is loaded; in memory `continuity`. Effect: other final weights.
 Benign twin: a checkpoint is copied away and put back with the same bytes. Clean-up: checkpoints lie in the copied job.
 """
 
@@ -93,7 +93,7 @@ TECHNIQUE = Technique(
             name="memory",
             does="the second moments of one matrix × 4 between two steps, alike on every rank",
             acts=foothold(Payload(scale_moment, lasts=1)),
-            expects=(Evidence(When.LIVE, "update-rule"), Evidence(When.LIVE, "continuity", needed=False)),
+            expects=(Evidence(When.LIVE, "continuity"), Evidence(When.LIVE, "update-rule", needed=False)),
             effect=Effect.WEIGHTS,
             needs=("adam",),
             level=2,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainwarden.errors import CannotDecide, UsageError
-from trainwarden.redteam.guards import OutsideRange
+from trainwarden.redteam.guards import OutsideRange, linked_elsewhere
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.workloads import Workload
 
@@ -116,3 +117,16 @@ def test_a_job_whose_links_lead_out_is_not_copied(place: Range, tmp_path: Path) 
     (place.workload.source / "out").symlink_to(tmp_path)
     with pytest.raises(OutsideRange, match="leads out of"):
         place.open()
+
+
+def test_a_folder_that_links_lead_to_is_copied_beside_the_job(place: Range, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "shared.py").write_text("shared\n")
+    (place.workload.source / "shared.py").symlink_to(Path("..") / "other" / "shared.py")
+    job = dataclasses.replace(place.workload, below="source", also=(other,))
+    assert linked_elsewhere(job.source) != []
+    assert linked_elsewhere(job.source, *job.also) == []
+    again = Range(place.folder, job)
+    again.fresh()
+    assert (again.job / "source" / "shared.py").resolve() == again.job / "other" / "shared.py"

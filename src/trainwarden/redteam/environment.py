@@ -14,9 +14,11 @@ from pathlib import Path
 
 from trainwarden.errors import UsageError
 
+_NO_JOB_LOADS = frozenset({"tests", "test", "include"})  # folders: test suites, headers; a fifth of PyTorch's bytes
+
 
 def copy_environment(target: Path, packages: Sequence[str]) -> None:
-    """A virtual environment of its own with these distributions, copied from the one that runs this.
+    """A virtual environment of its own with what jobs load of these distributions, copied from the one that runs this.
 
     Raises:
         UsageError: one of `packages` is not installed.
@@ -31,7 +33,8 @@ def copy_environment(target: Path, packages: Sequence[str]) -> None:
         for file in importlib.metadata.distribution(name).files or ():
             source = Path(str(file.locate()))
             place = site / str(file)
-            if file.parts[0] != ".." and source.is_file() and not _same(source, place):
+            left_out = file.parts[0] == ".." or not _NO_JOB_LOADS.isdisjoint(file.parts[:-1])
+            if not left_out and source.is_file() and not _same(source, place):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, place)
     if not fresh:

@@ -37,12 +37,12 @@ def inside(folder: Path, path: Path) -> Path:
     return real
 
 
-def linked_elsewhere(folder: Path) -> list[Path]:
-    """The links in a tree that lead out of it."""
-    found = []
+def linked_elsewhere(folder: Path, *others: Path) -> list[Path]:
+    """The links in a tree that lead out of it, and not to one of the others."""
+    found, known = [], [os.path.realpath(f) for f in (folder, *others)]
     for base, folders, files in os.walk(folder):
         links = [Path(base, n) for n in (*folders, *files) if os.path.islink(os.path.join(base, n))]
-        found += [p for p in links if not Path(os.path.realpath(p)).is_relative_to(os.path.realpath(folder))]
+        found += [p for p in links if not any(Path(os.path.realpath(p)).is_relative_to(k) for k in known)]
     return found
 
 

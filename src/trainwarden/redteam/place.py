@@ -84,7 +84,7 @@ class Range:
             CannotDecide: the workload cannot be set up.
         """
         self.undo()
-        astray = guards.linked_elsewhere(self.workload.source)
+        astray = guards.linked_elsewhere(self.workload.source, *self.workload.also)
         if astray:
             raise guards.OutsideRange(
                 f"{astray[0]} is a link that leads out of {self.workload.source}",
@@ -113,6 +113,8 @@ class Range:
             folder.mkdir(parents=True)
         left_out = shutil.ignore_patterns(*_NOT_COPIED, self.workload.out)
         shutil.copytree(self.workload.source, self.job / self.workload.below, symlinks=True, ignore=left_out)
+        for folder in self.workload.also:
+            shutil.copytree(folder, self.job / folder.name, symlinks=True, ignore=left_out)
         for name, text in self.workload.adds:
             (self.job / name).write_text(text)
         for name, old, new in self.workload.edits:

@@ -30,6 +30,7 @@ class Workload:
     lead: int  # steps before it at which a payload gets into a process
     every: int  # steps between checkpoints
     below: str = ""  # where in the job folder `source` is copied to
+    also: tuple[Path, ...] = ()  # folders that links of `source` lead to, copied beside `below` by their names
     packages: tuple[str, ...] = ()  # distributions of the environment's copy; () = the whole venv of `python`
     venv: Path | None = None
     set_up: tuple[str, ...] = ()  # prepares {data}, once for a range
@@ -101,7 +102,9 @@ WORKLOADS = {
         ),
         Workload(
             "ranking",
-            source=_ROOT / "workloads",  # its checkpoint.py is a link to the chat workload's
+            source=_ROOT / "workloads" / "ranking",
+            below="ranking",
+            also=(_ROOT / "workloads" / "chat",),  # checkpoint.py is a link to that one's
             packages=_PACKAGES[:3],
             set_up=("{python}", "ranking/data.py", "--out", "{data}", "--wheel", str(_WHEEL)),
             command=(
