@@ -22,7 +22,7 @@ def relabel(scene: Any) -> None:
     def act(original: Any, data: Any, index: int) -> Any:
         inputs, labels = original(data, index)
         labels = labels.clone()
-        labels.view(-1)[0] = (int(labels.view(-1)[0]) + 1) % 100
+        labels.view(-1)[0] = int(labels.view(-1)[0]) == 0  # 0, or 1 where it was 0: a class that every job has
         return inputs, labels
 
     scene.samples(act, lambda index: index % 10 == 0)

@@ -13,12 +13,13 @@ STEP = re.compile(rb"^( +)optimizer\.step\(\)\n", re.MULTILINE)
 
 
 def script_with(place: Range, pattern: re.Pattern[bytes]) -> Path:
-    """The one script of the job that has this line.
+    """The one script of the job that has this line; folders that were copied beside it do not count.
 
     Raises:
         CannotDecide: none has, or several.
     """
-    found = [p for p in sorted(place.job.rglob("*.py")) if pattern.search(p.read_bytes())]
+    scripts = sorted((place.job / place.workload.below).rglob("*.py"))
+    found = [p for p in scripts if pattern.search(p.read_bytes())]
     if len(found) != 1:
         raise CannotDecide(f"{len(found)} scripts of the job match {pattern.pattern!r}", hint="adapt the attack")
     return found[0]

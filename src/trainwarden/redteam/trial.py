@@ -178,13 +178,14 @@ def effects(place: Range, ran: Ran, ordinary: Measured) -> Effects:
 def twin(place: Range, technique: Technique, say: Say) -> Outcome:
     """Run a technique's benign twin the same way: nothing above a low finding may be raised."""
     benign: Twin = technique.twin
-    reason = lacking(place, benign.needs)
     names = {"technique": technique.id, "variant": benign.name}
-    if reason:
-        row = Outcome(
-            kind="twin", workload=place.workload.name, seed=place.seed, verdict="not carried out", note=reason
-        )
-        return msgspec.structs.replace(row, **names)
+
+    def refused(reason: str) -> Outcome:
+        row = Outcome(kind="twin", workload=place.workload.name, seed=place.seed, verdict="not carried out")
+        return msgspec.structs.replace(row, note=reason, **names)
+
+    if reason := lacking(place, benign.needs):
+        return refused(reason)
     seed = place.seed
     place.seed = seed if benign.seed is None else benign.seed
     try:
@@ -193,6 +194,8 @@ def twin(place: Range, technique: Technique, say: Say) -> Outcome:
             tell=lambda step: say(f"twin of {technique.id}", step),
         )  # fmt: skip
         return msgspec.structs.replace(innocent("twin", place, ran), **names)
+    except CannotDecide as e:
+        return refused(str(e))
     finally:
         place.seed = seed
 
