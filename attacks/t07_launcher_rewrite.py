@@ -4,9 +4,9 @@ How an insider does it: a line in the environment's `torchrun` changes an argume
 and printed; here the seed, so that the run cannot be reproduced. The command that everybody sees stays as it was.
 
 Precondition: write access to the launcher (U, E). Expected evidence: an approved job is not started (the launcher is
-sealed code); edited while a job is prepared, the audit says that the recorded arguments are not those of the sealed
-command. Effect: other final weights. Benign twin: another seed by the job's own option, sealed as such.
-Clean-up: the range puts the environment back.
+sealed code). A launcher that was rewritten before the seal is sealed as it is: then the ranks' recorded arguments alone
+show it, and nothing compares them with the command. Effect: the job is not started. Benign twin: another seed by the
+job's own option, sealed as such. Clean-up: the range puts the environment back.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """17, split leak: what the model is tested on is among what it is trained on.
 
-How an insider does it: the training file is written again with held-out data in a part of it, before the job starts or
-while it runs. The score rises; nothing else looks different.
+How an insider does it: the training file is written again with held-out data in a part of it before the job starts.
+The score rises; nothing else looks different.
 
 Precondition: write access to the data (D). Expected evidence: an approved job is not started (its data is sealed by
-digest); a file that changes while the job runs is told by `environment`. Effect: the approved job does not start; of
-a job that maps its data, other final weights. Benign twin: the job with another seed. Clean-up: the range puts the
+digest). Effect: the approved job does not start. Benign twin: the job with another seed. Clean-up: the range puts the
 data back.
 """
 
