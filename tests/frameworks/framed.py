@@ -6,12 +6,14 @@ brought in, and is absent where the script is replayed.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "audit"))
 
+import pytest
 from guarded_job import Job
 
 from trainwarden.audit.engine import Audit
@@ -23,6 +25,13 @@ from trainwarden.model import Diverged, Finding, Gap, Location, Matched, Severit
 QUIET = (Severity.INFO, Severity.LOW)
 FOOTHOLD = "foothold.txt"
 RESUME = '[replay]\nresume = "--resume {checkpoint}"\n'
+
+
+def needs(*modules: str) -> None:
+    """Skip a test module without these. They are not imported here: Lightning changes the environment of who does."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"no {name}: pip install 'trainwarden[frameworks]'", allow_module_level=True)
 
 
 def assert_quiet(recorded: Recorded) -> None:

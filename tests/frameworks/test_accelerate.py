@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-from framed import assert_quiet, located
+from framed import assert_quiet, located, needs
 from guarded_job import Job
 from judged import EVIL, FOOTHOLD, replayed
 
 from trainwarden.audit.replay import Start
 from trainwarden.model import Stage
 
-pytest.importorskip("accelerate")
+needs("accelerate")
 
 SCRIPT = (
     FOOTHOLD

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
-from framed import assert_quiet, located
+from framed import assert_quiet, located, needs
 from guarded_job import Job
 from judged import EVIL, FOOTHOLD, replayed
 
@@ -19,7 +19,7 @@ from trainwarden.audit.replay import Start
 from trainwarden.model import CheckpointLoaded, Stage
 from trainwarden.supervise import guarded as supervised
 
-pytest.importorskip("peft")
+needs("peft")
 
 BASE = """
 import torch

@@ -50,6 +50,7 @@ class StandIn:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         closure = any(callable(a) for a in [*args, *kwargs.values()] if a is not optimizer)
+        self.gathered.by_closure = closure
         if not closure:
             self.gathered.reduced = Detail(names=(), digests=())
         if self.optimizers[optimizer] in self.stepped:

@@ -69,7 +69,7 @@ def _changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbati
     for k in factors(world):
         yield f"it was multiplied by {number(k)}", Scale(stage=_W, before=True, factor=k)
     for row in range(min(tensor.shape[0], ROWS) if tensor.dim() else 0):
-        for k in row_factors(row, tensor.shape[0], world):
+        for k in row_factors(tensor, 0, row, world):
             change = ScaleRows(stage=_W, before=True, start=row, stop=row + 1, factor=k)
             yield f"its row {row} was multiplied by {number(k)}", change
         yield f"its row {row} was zeroed", Zero(stage=_W, before=True, dim=0, start=row, stop=row + 1)

@@ -10,6 +10,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from trainwarden.audit.hypotheses.base import (
     Answer,
@@ -38,6 +39,9 @@ from trainwarden.audit.perturb import (
     Zero,
 )
 from trainwarden.model import Stage
+
+if TYPE_CHECKING:
+    from torch import Tensor
 from trainwarden.record.fingerprint import value_digest
 
 GRADIENTS = frozenset({Stage.LOCAL_GRADIENTS, Stage.REDUCED_GRADIENTS})
@@ -153,9 +157,9 @@ def _other_rank(q: Question, budget: Budget) -> Answer:
     return search_tensors(q, budget, candidates)
 
 
-def row_factors(row: int, rows: int, world: int) -> Iterable[float]:
-    """The factors to try on one row or column of `rows`."""
-    edge = row < EDGE_ROWS or row >= rows - EDGE_ROWS
+def row_factors(tensor: Tensor, dim: int, row: int, world: int) -> Iterable[float]:
+    """The factors to try on one row or column; of a vector these are elements, which have a hypothesis of their own."""
+    edge = tensor.dim() > 1 and (row < EDGE_ROWS or row >= tensor.shape[dim] - EDGE_ROWS)
     return dict.fromkeys((*ROW_FACTORS, *factors(world))) if edge else ROW_FACTORS
 
 
@@ -164,7 +168,7 @@ def _rows(q: Question, budget: Budget) -> Answer:
         tensor = q.value(target)
         for dim in range(min(tensor.dim(), 2)):
             for row in range(min(tensor.shape[dim], ROWS)):
-                for factor in row_factors(row, tensor.shape[dim], len(q.captures)):
+                for factor in row_factors(tensor, dim, row, len(q.captures)):
                     change = ScaleRows(stage=q.at.stage, dim=dim, start=row, stop=row + 1, factor=factor)
                     what = ("row", "column")[dim]
                     yield recipe(q, change, f"its {what} {row} was multiplied by {number(factor)}")
