@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 from attacks._shared.deliver import restart
+from attacks._shared.evidence import CHANGED, GRADIENT_DIFFERS, REFUSED
 from attacks._shared.reinstall import FILE, REINSTALLED
 from trainwarden.redteam import guards
 from trainwarden.redteam.environment import site_of
@@ -74,8 +75,6 @@ def patch_adam(place: Range) -> None:
     place.edit(place.site / ADAM, lambda s: s.replace(ADAM_ANCHOR, ADAM_PAYLOAD + ADAM_ANCHOR, 1))
 
 
-CHANGED = Evidence(When.LIVE, "environment")
-
 TECHNIQUE = Technique(
     id="01",
     slug="library-patch",
@@ -90,7 +89,7 @@ TECHNIQUE = Technique(
             acts=(Act(Moment.STEP, patch_ddp), Act(Moment.STEP, restart)),
             expects=(
                 CHANGED,
-                Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor")),
+                GRADIENT_DIFFERS,
                 Evidence(When.LIVE, "kills", needed=False),
             ),
             effect=Effect.WEIGHTS,
@@ -117,7 +116,7 @@ TECHNIQUE = Technique(
             name="before-start",
             does="the edit is there before the start of a job whose seal was approved",
             acts=(Act(Moment.START, patch_ddp),),
-            expects=(Evidence(When.BEFORE_START, "seal"),),
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,

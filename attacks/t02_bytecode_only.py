@@ -16,6 +16,7 @@ import struct
 from pathlib import Path
 
 from attacks._shared.deliver import restart
+from attacks._shared.evidence import CHANGED, REFUSED
 from attacks._shared.reinstall import REINSTALLED
 from attacks.t01_library_patch import ADAM, ADAM_ANCHOR, ADAM_PAYLOAD
 from trainwarden.errors import CannotDecide
@@ -38,8 +39,6 @@ def forge(place: Range) -> None:
     place.write(cache, header + marshal.dumps(code))
 
 
-CHANGED = Evidence(When.LIVE, "environment")
-
 TECHNIQUE = Technique(
     id="02",
     slug="bytecode-only",
@@ -59,7 +58,7 @@ TECHNIQUE = Technique(
             name="before-start",
             does="the cache is there before the start of a job whose seal was approved",
             acts=(Act(Moment.START, forge),),
-            expects=(Evidence(When.BEFORE_START, "seal"),),
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,

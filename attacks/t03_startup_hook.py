@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import before_start, startup_hook
+from attacks._shared.evidence import CHANGED, REFUSED
 from attacks._shared.payload import Payload
 from attacks._shared.reinstall import REINSTALLED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -29,8 +30,6 @@ def lower_lr(scene: Any) -> None:
 
 
 PAYLOAD = Payload(lower_lr, lasts=1_000_000)
-CHANGED = Evidence(When.LIVE, "environment")
-REFUSED = Evidence(When.BEFORE_START, "seal")
 
 TECHNIQUE = Technique(
     id="03",

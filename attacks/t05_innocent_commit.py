@@ -12,6 +12,7 @@ Benign twin: a comment is committed before the seal. Clean-up: the job is a copy
 from __future__ import annotations
 
 from attacks._shared.deliver import restart
+from attacks._shared.evidence import CHANGED, REFUSED
 from attacks._shared.source import COMMENTED, STEP, script_with
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 from trainwarden.redteam.place import Range
@@ -40,7 +41,7 @@ TECHNIQUE = Technique(
             name="before-start",
             does="one update in ten is left out, in a commit after the approval",
             acts=(Act(Moment.START, commit),),
-            expects=(Evidence(When.BEFORE_START, "seal"),),
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,
@@ -49,7 +50,7 @@ TECHNIQUE = Technique(
             name="while-it-runs",
             does="the same in the checkout that a running job restarts from (policy: alert)",
             acts=(Act(Moment.STEP, commit), Act(Moment.STEP, restart)),
-            expects=(Evidence(When.LIVE, "environment"), Evidence(When.AUDIT, "replay", needed=False)),
+            expects=(CHANGED, Evidence(When.AUDIT, "replay", needed=False)),
             effect=Effect.WEIGHTS,
             needs=("restarts",),
         ),

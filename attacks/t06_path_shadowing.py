@@ -14,8 +14,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from attacks._shared.deliver import restart
+from attacks._shared.evidence import CHANGED, REFUSED
 from attacks._shared.source import STEP, script_with
-from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
+from trainwarden.redteam.interface import Act, Effect, Moment, Technique, Twin, Variant
 from trainwarden.redteam.place import Range
 
 MODULE = "typing_extensions"  # torch imports it early, and it is one file
@@ -62,7 +63,7 @@ TECHNIQUE = Technique(
             name="pythonpath",
             does="PYTHONPATH is set for a job whose seal was approved",
             acts=(Act(Moment.START, on_path),),
-            expects=(Evidence(When.BEFORE_START, "seal"),),
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,
@@ -71,7 +72,7 @@ TECHNIQUE = Technique(
             name="beside-script",
             does="a module beside the script appears while the job runs; a kill makes the ranks import it",
             acts=(Act(Moment.STEP, beside_script), Act(Moment.STEP, restart)),
-            expects=(Evidence(When.LIVE, "environment"),),
+            expects=(CHANGED,),
             effect=Effect.CODE_RAN,
             needs=("restarts",),
         ),

@@ -11,8 +11,9 @@ job's own option, sealed as such. Clean-up: the range puts the environment back.
 
 from __future__ import annotations
 
+from attacks._shared.evidence import REFUSED
 from attacks._shared.seeded import OTHER_SEED
-from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
+from trainwarden.redteam.interface import Act, Effect, Moment, Technique, Variant
 from trainwarden.redteam.place import Range
 
 LINE = b"import sys\n"
@@ -38,7 +39,7 @@ TECHNIQUE = Technique(
             name="seed",
             does="torchrun passes on another seed than it was given, after the seal was approved",
             acts=(Act(Moment.START, rewrite),),
-            expects=(Evidence(When.BEFORE_START, "seal"),),
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import BATCH_DIFFERS
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -45,7 +46,7 @@ TECHNIQUE = Technique(
             name="rank-1",
             does="rank 1 draws rank 0's samples from the next epoch on",
             acts=foothold(Payload(clone, trigger=Trigger(ranks=(1,)), lasts=1_000_000)),
-            expects=(Evidence(When.LIVE, "order"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
+            expects=(Evidence(When.LIVE, "order"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
             needs=("ranks", "loader"),
         ),

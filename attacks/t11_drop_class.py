@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import BATCH_DIFFERS
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -47,8 +48,6 @@ def drop_shard(scene: Any) -> None:
     scene.replace(type(sampler), "__iter__", make)
 
 
-IN_REPLAY = Evidence(When.AUDIT, "replay", "batch", needed=False)
-
 TECHNIQUE = Technique(
     id="11",
     slug="drop-class",
@@ -62,7 +61,7 @@ TECHNIQUE = Technique(
             name="class",
             does="samples of half of the classes are replaced by their neighbours",
             acts=foothold(Payload(drop_class)),
-            expects=(Evidence(When.LIVE, "samples"), IN_REPLAY),
+            expects=(Evidence(When.LIVE, "samples"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
             needs=("loader", "samples", "pairs"),
         ),
@@ -70,7 +69,7 @@ TECHNIQUE = Technique(
             name="shard",
             does="rank 1 sees half of its share twice",
             acts=foothold(Payload(drop_shard, trigger=Trigger(ranks=(1,)), lasts=1_000_000)),
-            expects=(Evidence(When.LIVE, "order"), IN_REPLAY),
+            expects=(Evidence(When.LIVE, "order"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
             needs=("ranks", "loader"),
         ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import BATCH_DIFFERS
 from attacks._shared.payload import Payload
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -34,7 +35,7 @@ TECHNIQUE = Technique(
             name="memory",
             does="one sample in four is another, as the data set gives them",
             acts=foothold(Payload(duplicate)),
-            expects=(Evidence(When.LIVE, "samples"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
+            expects=(Evidence(When.LIVE, "samples"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
             needs=("loader", "samples"),
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import BATCH_DIFFERS
 from attacks._shared.payload import Payload
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -40,7 +41,7 @@ TECHNIQUE = Technique(
             name="memory",
             does="one sample in ten, at its first place, as the data set gives them",
             acts=foothold(Payload(relabel)),
-            expects=(Evidence(When.LIVE, "samples"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
+            expects=(Evidence(When.LIVE, "samples"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
             needs=("loader", "samples", "pairs"),
         ),

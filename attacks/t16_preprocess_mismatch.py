@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import BATCH_DIFFERS
 from attacks._shared.payload import Payload
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -42,7 +43,7 @@ TECHNIQUE = Technique(
             name="memory",
             does="every sample, as the data set gives it",
             acts=foothold(Payload(mismatch)),
-            expects=(Evidence(When.LIVE, "samples"), Evidence(When.AUDIT, "replay", "batch", needed=False)),
+            expects=(Evidence(When.LIVE, "samples"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
             needs=("loader", "samples", "pairs"),
         ),

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import io
 
+from attacks._shared.evidence import REFUSED
 from attacks._shared.seeded import OTHER_SEED
-from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
+from trainwarden.redteam.interface import Act, Effect, Moment, Technique, Variant
 from trainwarden.redteam.place import Range
 
 TRAIN, HELD_OUT = "pretrain-train.tokens.npy", "pretrain-held-out.tokens.npy"
@@ -47,7 +48,7 @@ TECHNIQUE = Technique(
             name="before-start",
             does="held-out tokens are written into the training file of a job whose seal was approved",
             acts=(Act(Moment.START, leak),),
-            expects=(Evidence(When.BEFORE_START, "seal"),),
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,

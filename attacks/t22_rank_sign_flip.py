@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
+from attacks._shared.evidence import GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger
-from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
+from trainwarden.redteam.interface import Effect, Technique, Twin, Variant
 
 RANK_1 = Trigger(ranks=(1,))
-IN_REPLAY = Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor"))
 
 
 def flip(scene: Any) -> None:
@@ -39,7 +39,7 @@ TECHNIQUE = Technique(
             name="one-tensor",
             does="the last matrix, rank 1, forty steps",
             acts=foothold(Payload(flip, trigger=RANK_1)),
-            expects=(IN_REPLAY,),
+            expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
             needs=("ranks",),
         ),
@@ -47,7 +47,7 @@ TECHNIQUE = Technique(
             name="big-jobs-only",
             does="the same, only where the job presents at least two ranks and no debugger looks on",
             acts=foothold(Payload(flip, trigger=Trigger(ranks=(1,), min_world=2, no_debugger=True))),
-            expects=(IN_REPLAY,),
+            expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
             needs=("ranks",),
         ),

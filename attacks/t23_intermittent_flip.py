@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
+from attacks._shared.evidence import GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger, notice
-from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
+from trainwarden.redteam.interface import Act, Effect, Moment, Technique, Twin, Variant
 
 
 def flip(scene: Any) -> None:
@@ -22,7 +23,6 @@ def flip(scene: Any) -> None:
     scene.on_gradient(lambda g: -g)
 
 
-IN_REPLAY = Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor"))
 NOW_AND_THEN = Trigger(ranks=(1,), every=8)
 
 TECHNIQUE = Technique(
@@ -37,7 +37,7 @@ TECHNIQUE = Technique(
             name="every-8",
             does="rank 1, the last matrix, one step in eight",
             acts=foothold(Payload(flip, trigger=NOW_AND_THEN)),
-            expects=(IN_REPLAY,),
+            expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
             needs=("ranks",),
         ),
@@ -48,7 +48,7 @@ TECHNIQUE = Technique(
                 *foothold(Payload(flip, trigger=Trigger(ranks=(1,), every=8, noticed_every=0))),
                 Act(Moment.STEP, notice, step=20),
             ),
-            expects=(IN_REPLAY,),
+            expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
             needs=("ranks",),
         ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
+from attacks._shared.evidence import GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
 
@@ -50,7 +51,7 @@ TECHNIQUE = Technique(
             name="half",
             does="half of the last matrix's gradient, rank 1",
             acts=foothold(Payload(half, trigger=RANK_1)),
-            expects=(Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor")),),
+            expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
             needs=("ranks",),
         ),

@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
+from attacks._shared.evidence import GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger
-from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
+from trainwarden.redteam.interface import Effect, Technique, Twin, Variant
 
 
 def shift(scene: Any) -> None:
@@ -40,7 +41,7 @@ TECHNIQUE = Technique(
             name="a-third",
             does="the last matrix, rank 1, a third of its standard deviation",
             acts=foothold(Payload(shift, trigger=Trigger(ranks=(1,)))),
-            expects=(Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor")),),
+            expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
             needs=("ranks",),
         ),

@@ -16,6 +16,7 @@ import subprocess
 from typing import Any
 
 from attacks._shared.deliver import EARLY, approved, foothold
+from attacks._shared.evidence import CHANGED
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
 from trainwarden.redteam.place import Range
@@ -102,7 +103,7 @@ TECHNIQUE = Technique(
             name="scorer",
             does="the program that scores checkpoints is edited during the run, and used after its end",
             acts=(Act(Moment.STEP, edit_scorer, step=-EARLY), Act(Moment.END, score)),
-            expects=(Evidence(When.LIVE, "environment"),),
+            expects=(CHANGED,),
             effect=Effect.EVIDENCE,
             needs=("scorer",),
             level=1,

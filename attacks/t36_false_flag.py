@@ -26,6 +26,7 @@ from attacks._shared.accounts import (
     rotate,
 )
 from attacks._shared.deliver import NAME, plants_hook, while_stopped
+from attacks._shared.evidence import CHANGED, REFUSED
 from attacks._shared.payload import Payload
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
 
@@ -45,7 +46,6 @@ def plant_key(scene: Any) -> None:
 
 
 FORGED = (Act(Moment.PREPARE, repository), Act(Moment.START, forge_commit))
-REFUSED = (Evidence(When.BEFORE_START, "seal"),)
 
 TECHNIQUE = Technique(
     id="36",
@@ -60,7 +60,7 @@ TECHNIQUE = Technique(
             name="ssh-key",
             does="a .pth during the run, then a kill: a rank writes the insider's key into the victim's home",
             acts=(while_stopped(plants_hook(Payload(plant_key), f"{NAME}.pth")),),
-            expects=(Evidence(When.LIVE, "environment"),),
+            expects=(CHANGED,),
             effect=Effect.CODE_RAN,
             needs=("restarts",),
         ),
@@ -68,7 +68,7 @@ TECHNIQUE = Technique(
             name="forged-author",
             does="a commit in the victim's name changes the script of a job whose seal was approved",
             acts=FORGED,
-            expects=REFUSED,
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,
@@ -77,7 +77,7 @@ TECHNIQUE = Technique(
             name="forged-approval",
             does="the same commit, approved in the victim's name with a key that is not the victim's",
             acts=(*FORGED, Act(Moment.START, approve_by_forgery)),
-            expects=REFUSED,
+            expects=(REFUSED,),
             effect=Effect.ENDED,
             options=(),
             approved=True,
