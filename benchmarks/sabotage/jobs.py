@@ -1,4 +1,4 @@
-"""The job that is struck, with a log of its curves; and runs of it that nobody guards.
+"""The job that is struck, with a log of its curves, and what its runs leave.
 
 The loop gets one more line, which logs loss, gradient norm and learning rate of every step and rank to
 `out/curves.rankN.jsonl`, as a job with a tracker does. That log is all that the curve watcher sees.
@@ -9,11 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,7 +18,6 @@ import msgspec
 from benchmarks.sabotage.traces import Run, Step, Struck, Truth, write
 
 if TYPE_CHECKING:
-    from trainwarden.redteam.interface import Act
     from trainwarden.redteam.outcome import Outcome
     from trainwarden.redteam.place import Range
     from trainwarden.redteam.workloads import Workload
@@ -83,54 +79,6 @@ def job(name: str) -> Workload:
             (script, "import torch\n", "import curvelog\nimport torch\n"),
         ),
     )
-
-
-# ------------------------------------------------------------------ runs that nobody guards
-
-
-@dataclass
-class Unguarded:
-    """What a run without TrainWarden came to."""
-
-    code: int = 0
-    printed: int = 0  # lines that told a step
-    acted: list[float] = field(default_factory=list)  # wall times of the acts
-
-
-def unguarded(place: Range, acts: Sequence[Act] = (), *, limit: float = 600.0) -> Unguarded:
-    """The job in a fresh copy, by itself, with acts at their moments; it is ended after `limit` seconds."""
-    from trainwarden.redteam.interface import Moment
-
-    place.fresh()
-    ran, begun = Unguarded(), time()
-
-    def at(*moments: Moment) -> None:
-        for act in (a for a in acts if a.moment in moments):
-            ran.acted.append(time())
-            act.do(place)
-
-    at(Moment.PREPARE, Moment.START)
-    command = place.words(place.workload.command)
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = place.start(["timeout", "--kill-after=5", str(limit), *command], **options)
-    pending = sorted(((_step(place, a), a) for a in acts if a.moment is Moment.STEP), key=lambda p: p[0])
-    said = open(place.tmp / "said", "w", encoding="utf-8")  # noqa: SIM115
-    with said:
-        for line in process.stdout or ():
-            said.write(line)
-            found = re.search(place.workload.step, line)
-            ran.printed += bool(found)
-            while found and pending and int(found[1]) >= pending[0][0]:
-                ran.acted.append(time())
-                pending.pop(0)[1].do(place)
-    ran.code = process.wait()
-    if time() - begun < limit:
-        at(Moment.END)
-    return ran
-
-
-def _step(place: Range, act: Act) -> int:
-    return place.workload.first + act.step - (place.workload.lead if act.ahead else 0)
 
 
 # ------------------------------------------------------------------ what a run leaves

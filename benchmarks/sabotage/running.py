@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 Say = Callable[[str, int], None]
 
+LIMIT = 600.0  # seconds of a run that nobody guards
 TUNING = range(101, 113)  # seeds of the honest runs that the curve watcher is tuned on
 
 
 def tuning(place: Range, runs: Path, say: Say, *, budget: float = float("inf")) -> bool:
     """Honest runs that nobody guards, to learn from; those that are there already are kept. False: the time is up."""
+    from trainwarden.redteam import running
+
     begun = time.monotonic()
     for seed in TUNING:
         name = f"{place.workload.name}-{seed}"
@@ -38,10 +41,10 @@ def tuning(place: Range, runs: Path, say: Say, *, budget: float = float("inf")) 
                 return False
             say(f"honest run to tune on, seed {seed}", 0)
             place.seed = seed
-            ran = jobs.unguarded(place)
+            ran = running.carry_out(place, (), guarded=False, limit=LIMIT)
             if ran.code != 0 or not ran.printed:
-                said = (place.tmp / "said").read_text(encoding="utf-8")
-                raise SystemExit(f"error: the honest job of seed {seed} ended with {ran.code}: {said[-500:]}")
+                said = "\n".join(ran.said)[-500:]
+                raise SystemExit(f"error: the honest job of seed {seed} ended with {ran.code}: {said}")
             jobs.keep(place, runs / "tuning", name, ran.code)
     return True
 
@@ -71,12 +74,12 @@ def carry_out(place: Range, case: Case, techniques: Mapping[str, Technique], run
 def _made_to_act(place: Range, variant: Variant, outcome: Outcome) -> Outcome:
     """What truly happened in the run that there is to look at: where TrainWarden let none begin, the attack is carried
     out again without it, since curves need a run."""
-    from trainwarden.redteam.running import marks
+    from trainwarden.redteam import running
 
     if outcome.verdict == "not carried out" or jobs.steps_of(place):
         return outcome
-    jobs.unguarded(place, variant.acts)
-    return msgspec.structs.replace(outcome, marks=tuple(marks(place)[:1]))
+    running.carry_out(place, variant.acts, guarded=False, limit=LIMIT)
+    return msgspec.structs.replace(outcome, marks=tuple(running.marks(place)[:1]))
 
 
 def all_of(

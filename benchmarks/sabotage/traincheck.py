@@ -128,10 +128,12 @@ def _reference(seed: int, state: Path) -> Path:
 
 
 def _honest(place: Range) -> None:
-    ran = jobs.unguarded(place, limit=RUN_LIMIT)
+    from trainwarden.redteam.running import carry_out
+
+    ran = carry_out(place, (), guarded=False, limit=RUN_LIMIT)
     if ran.code != 0 or ran.printed < STEPS:
-        said = (place.tmp / "said").read_text(encoding="utf-8")
-        raise SystemExit(f"error: the honest job ended with {ran.code} under TrainCheck: {said[-800:]}")
+        said = "\n".join(ran.said)[-800:]
+        raise SystemExit(f"error: the honest job ended with {ran.code} under TrainCheck: {said}")
 
 
 @contextmanager
@@ -170,14 +172,14 @@ def one(
 ) -> Verdict | None:
     """Carry out a case under TrainCheck; None when it could not be, or did nothing."""
     from trainwarden.redteam import trial
-    from trainwarden.redteam.running import marks
+    from trainwarden.redteam.running import carry_out, marks
 
     place.seed = case.seed
     variant = next((v for v in technique.variants if v.name == case.variant), None) if technique else None
     wants = variant or (technique.twin if technique else None)
     if wants is not None and (wants.again or trial.lacking(place, wants.needs)):
         return None
-    ran = jobs.unguarded(place, wants.acts if wants else (), limit=RUN_LIMIT)
+    ran = carry_out(place, wants.acts if wants else (), guarded=False, limit=RUN_LIMIT)
     struck = tuple(Struck(step=m.step, rank=m.rank, tensor=m.tensor) for m in marks(place))
     if not ran.printed or (case.kind == "attack" and not struck and not ran.acted):
         return None

@@ -59,9 +59,12 @@ def carry_out(
     approved: bool = False,
     again: bool = False,
     guarded: bool = True,
+    limit: float | None = None,
     tell: Callable[[int], None] = lambda step: None,
 ) -> Ran:
     """Run the workload in a fresh copy with these acts; `tell` hears of every step. Unguarded, nothing is recorded.
+
+    After `limit` seconds the command is ended; acts after the end are then not carried out.
 
     Raises:
         OutsideRange: an act would have left the copy; the job was ended.
@@ -76,12 +79,15 @@ def carry_out(
     _at(place, ran, acts, Moment.START)
     begin = time.monotonic()
     watched = _watched(options) if guarded else []
+    if limit is not None:
+        watched = ["timeout", "--kill-after=5", str(limit), *watched]
     _run(place, ran, [*watched, *command], acts, tell)
     if again:
         _at(place, ran, acts, Moment.BETWEEN)
         _run(place, ran, [*watched, *command, *_resume(place)], (), tell)
     ran.seconds = round(time.monotonic() - begin, 2)
-    _at(place, ran, acts, Moment.END)
+    if limit is None or ran.seconds < limit:
+        _at(place, ran, acts, Moment.END)
     read(place, ran)
     return ran
 

@@ -127,15 +127,3 @@ def looks_like_pickle(window: Window) -> bool:
     """Does it begin with the PROTO that every pickle of protocol 2 and later begins with?"""
     head = window.read(0, 2)
     return len(head) == 2 and head[0] == 0x80 and head[1] <= 5
-
-
-def undecided_text(window: Window, place: Place) -> Decision | None:
-    """The decision on text that a pickle loader would run (protocols 0 and 1), or None for text that is only that."""
-    first = Followed(window, 0, place)
-    if not first.broken or first.objections:
-        return (
-            first.decision("pickle", place)
-            if first.end >= window.size or first.objections
-            else read_file(window, place)
-        )
-    return None

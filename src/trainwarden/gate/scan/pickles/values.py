@@ -98,11 +98,3 @@ class Storage:
     key: str
     numel: int
     itemsize: int
-
-
-@dataclass(frozen=True, slots=True)
-class DType:
-    """An array's type: whether its items are objects, and their size in bytes."""
-
-    objects: bool
-    itemsize: int
