@@ -68,6 +68,18 @@ def test_moments_of_any_one_tensor_scaled_once_are_told_whichever_tensors_turn_i
     assert [n.state for n in changes(stand_in)] == [(f"p{i}/exp_avg_sq",) for i in range(MANY)]
 
 
+def test_one_row_of_a_small_weight_is_told_wherever_the_look_begins() -> None:
+    (p,) = ps = parameters((2, 4))
+    optimizer = optim.SGD(ps, lr=0.1)
+    stand_in = follow(optimizer)
+    steps(1, optimizer)
+    for _ in range(20):
+        with torch.no_grad():
+            p[0].mul_(1.001)
+        steps(1, optimizer)
+    assert [n.weights for n in changes(stand_in)] == [("p0",)] * 20
+
+
 def test_state_put_in_place_of_the_old_is_told_though_the_old_still_lies_in_memory() -> None:
     (p,) = ps = parameters((64,))
     optimizer = optim.AdamW(ps)

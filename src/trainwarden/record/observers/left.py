@@ -4,8 +4,8 @@ Rules
 -----
 * The state of every tensor, every time: moments that are scaled, emptied or swapped between two updates are seen at
   once. Which few bytes of each is drawn with the key, so a single edited element is seen by luck.
-* Weights and counters of `IN_TURN` tensors at a time, whose turn the key decides: whole roots of weights are in the
-  records, and counters that stand still or begin again are seen from the digests of the state.
+* Weights and counters of `IN_TURN` tensors at a time, whose turn the key decides, and more of these: whole roots of
+  weights are in the records, and counters that stand still or begin again are seen from the digests of the state.
 * Outside of the host's memory each read waits for a device: there the state comes up in turn as well.
 * What is compared are bytes as they lie there. An optimizer that uses its closure's gradients several times is left
   out: its weights move between two calls.
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from trainwarden.record.recorder import Recorder
 
 BYTES = 16  # looked at of each tensor
-IN_TURN = 8  # tensors of which all is looked at
+IN_TURN = 8  # tensors of which state, counters and weights are looked at
+BYTES_IN_TURN = 128  # looked at of each of these
 MOST_TENSORS = 4_096  # of one optimizer
 NAMED = 4  # tensors named in a note
 _MOST_SPOTS = 8 * MOST_TENSORS
@@ -56,9 +57,10 @@ class _Spot(NamedTuple):
 
     tensor: weakref.ref[torch.Tensor]
     address: int
+    elements: int
     each: int  # bytes of an element
-    starts: int  # elements at which a look may begin
-    length: int  # bytes of a look
+    starts: int  # elements at which a look of `BYTES` may begin
+    length: int  # bytes of such a look
 
 
 class WhatIsLeft(Observer):
@@ -128,7 +130,7 @@ class WhatIsLeft(Observer):
         return found
 
     def _read(self, t: torch.Tensor, draw: int, turn: bool) -> bytes | None:
-        """`BYTES` of a tensor, all of a smaller one; None where they cannot be read, or not now."""
+        """`BYTES` of a tensor, `BYTES_IN_TURN` in turn, all of a smaller one; None where they cannot be read now."""
         spot = self._spots.get(id(t))
         if spot is None or spot.address != t.data_ptr() or spot.tensor() is not t:
             found = _spot(t)
@@ -137,7 +139,11 @@ class WhatIsLeft(Observer):
             if len(self._spots) > _MOST_SPOTS:
                 self._spots.clear()
             spot = self._spots[id(t)] = found
-        return ctypes.string_at(spot.address + draw % spot.starts * spot.each, spot.length)
+        starts, length = spot.starts, spot.length
+        if turn:
+            most, starts = _look(spot.elements, spot.each, BYTES_IN_TURN)
+            length = most * spot.each
+        return ctypes.string_at(spot.address + draw % starts * spot.each, length)
 
     def _shared(self, index: int, p: torch.Tensor) -> bool:
         """Whether another optimizer moves this tensor too."""
@@ -145,9 +151,9 @@ class WhatIsLeft(Observer):
         return any(q is p for other in others for q in stages.parameters(other))
 
 
-def _look(elements: int, each: int) -> tuple[int, int]:
-    """How many elements are looked at, and at how many places a look may begin."""
-    most = min(elements, max(1, BYTES // each))
+def _look(elements: int, each: int, room: int) -> tuple[int, int]:
+    """How many elements are looked at in `room` bytes, and at how many places a look may begin."""
+    most = min(elements, max(1, room // each))
     return most, elements - most + 1
 
 
@@ -156,17 +162,17 @@ def _spot(t: torch.Tensor) -> _Spot | None:
     if type(t) not in _PLAIN or not t.is_cpu or t.layout is not torch.strided or not t.is_contiguous():
         return None
     address, each = t.data_ptr(), t.element_size()
-    most, starts = _look(t.numel(), each)
+    most, starts = _look(t.numel(), each, BYTES)
     # An address of 0: no elements, or their memory was given back.
-    return _Spot(weakref.ref(t), address, each, starts, most * each) if address else None
+    return _Spot(weakref.ref(t), address, t.numel(), each, starts, most * each) if address else None
 
 
 def _from_device(t: torch.Tensor, draw: int) -> bytes | None:
-    """The same elements of this rank's part of a tensor, wherever it lies."""
+    """What is looked at in turn of this rank's part of a tensor, wherever it lies."""
     part = own_part(t.detach())
     if part.layout is not torch.strided or not part.numel():
         return None
-    most, starts = _look(part.numel(), part.element_size())
+    most, starts = _look(part.numel(), part.element_size(), BYTES_IN_TURN)
     wanted = torch.arange(draw % starts, draw % starts + most, device=part.device)
     taken = torch.take(part, wanted).cpu().contiguous()
     return ctypes.string_at(taken.data_ptr(), taken.nbytes)
