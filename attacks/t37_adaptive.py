@@ -26,6 +26,7 @@ from attacks._shared.against_recorder import (
     patch_package,
 )
 from attacks._shared.deliver import EARLY, foothold, while_stopped
+from attacks._shared.evidence import BETWEEN, REDUCTION, UPDATE
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
@@ -78,6 +79,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(liar, lasts=1)),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=(*BETWEEN, "activations"),
         ),
         Variant(
             name="liar-in-big-jobs",
@@ -85,6 +87,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(liar, lasts=1, trigger=Trigger(min_world=2, no_debugger=True))),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=(*BETWEEN, "activations"),
             needs=("ranks",),
         ),
         Variant(
@@ -103,6 +106,7 @@ TECHNIQUE = Technique(
                 Evidence(When.LIVE, "patched", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=REDUCTION,
             needs=("ranks",),
         ),
         Variant(
@@ -114,6 +118,7 @@ TECHNIQUE = Technique(
                 Evidence(When.LIVE, "replicas", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=("batch", *REDUCTION),
             needs=("ranks",),
         ),
         Variant(
@@ -126,6 +131,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=("reduced_gradients", *UPDATE),
             needs=("ranks", "restarts"),
         ),
         Variant(
