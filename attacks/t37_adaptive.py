@@ -9,8 +9,9 @@ Precondition: code in the rank that knows TrainWarden (level 2), or its user's a
 the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a silenced recorder
 (`recorder`); a log without an end, with which `verify` never passes.
 Effect: other final weights, or evidence is missing.
-Known miss: whoever switches the recorder off and, before the process ends, on again leaves a record that ends early and
-a goodbye that fits; then nothing but the number of recorded steps tells, and what was saved later is not vouched for.
+Known miss: whoever switches the recorder off and, before the process ends, on again is found by what the optimizer
+counts itself (`off-and-on`). With an optimizer that does not count, or with its counts set back, too, nothing but the
+number of recorded steps tells, and what was saved later is not vouched for.
 Benign twin: the job with another seed; nobody honest edits the recorder. Clean-up: none needed, the process ends.
 """
 
@@ -22,6 +23,7 @@ from attacks._shared.against_recorder import (
     honest_digests,
     hooks_off,
     kill_supervisor,
+    off_and_on,
     old_records,
     patch_package,
 )
@@ -96,6 +98,14 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(hooks_off)),
             expects=(Evidence(When.LIVE, "recorder"),),
             effect=Effect.WEIGHTS,
+        ),
+        Variant(
+            name="off-and-on",
+            does="the same, and just before each process ends its recorder is switched on again",
+            acts=foothold(Payload(off_and_on)),
+            expects=(Evidence(When.LIVE, "recorder"),),
+            effect=Effect.WEIGHTS,
+            needs=("adam",),
         ),
         Variant(
             name="honest-digests",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -17,7 +18,7 @@ Row = Mapping[str, Any]
 
 # What a row depends on, beside its technique's file and its workload: how runs are struck, and who looks at them.
 _RED = "src/trainwarden/redteam"
-STRUCK = ("attacks/_shared", f"{_RED}/place.py", f"{_RED}/running.py", "benchmarks/sabotage/jobs.py")
+STRUCK = (f"{_RED}/place.py", f"{_RED}/running.py", "benchmarks/sabotage/jobs.py")
 LOOKED = (
     *(f"src/trainwarden/{name}" for name in ("audit", "detect", "keys", "log", "model", "record", "seal", "supervise")),
     *("src/trainwarden/wire", "src/trainwarden/codeform.py", f"{_RED}/judging.py", f"{_RED}/trial.py"),
@@ -61,8 +62,22 @@ def earlier(row: Row) -> bool:
 
 def struck(row: Row) -> str:
     """The state of the code that the run of a row is struck by."""
-    files = sorted(str(f.relative_to(ROOT)) for f in (ROOT / "attacks").glob(f"t{row['technique'] or 'none'}_*.py"))
-    return f"{code_of(*STRUCK, *files, *source_of(row['workload']))}-{_settings(row['workload'])}"
+    return f"{code_of(*STRUCK, *_files(row['technique']), *source_of(row['workload']))}-{_settings(row['workload'])}"
+
+
+@cache
+def _files(technique: str) -> tuple[str, ...]:
+    """The file of a technique, and those of the catalogue that it imports."""
+    pending = list((ROOT / "attacks").glob(f"t{technique}_*.py")) if technique else []
+    found: set[Path] = set()
+    while pending:
+        file = pending.pop()
+        found.add(file)
+        named = re.findall(r"^from attacks\.([\w.]+) import", file.read_text(encoding="utf-8"), re.MULTILINE)
+        texts = [ROOT / "attacks/_shared/scene.py"] if file.stem == "payload" else []  # travels as text
+        imported = [ROOT / "attacks" / f"{name.replace('.', '/')}.py" for name in named]
+        pending += [f for f in (*imported, *texts) if f not in found]
+    return tuple(sorted(str(f.relative_to(ROOT)) for f in found))
 
 
 @cache

@@ -233,14 +233,13 @@ def _refused(ran: Ran) -> list[Found]:
 
 
 def _firsts(found: Sequence[Found]) -> list[Found]:
-    """The first thing that each detector said, in the order of time."""
-    kept: dict[tuple[str, str], Found] = {}
+    """The first thing that each detector said, and the first grave one, in the order of time."""
+    kept: dict[tuple[str, str, bool], Found] = {}
     for f in sorted(found, key=lambda f: (f.seconds is None, f.seconds or 0.0)):
-        known = kept.get((f.when, f.by))
+        key = f.when, f.by, f.severity in judging.GRAVER
+        known = kept.get(key)
         if known is None or (f.exact and not known.exact):
-            kept[f.when, f.by] = (
-                f if known is None else msgspec.structs.replace(f, steps=known.steps, seconds=known.seconds)
-            )
+            kept[key] = f if known is None else msgspec.structs.replace(f, steps=known.steps, seconds=known.seconds)
     return list(kept.values())
 
 
