@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from trainwarden.gate.results import MOST_OBJECTIONS, Clean, Decision, Objection, Refused, Undecided, joined
-from trainwarden.gate.scan.pickles.machine import Broken, Machine
+from trainwarden.gate.scan.pickles.instructions import follow
+from trainwarden.gate.scan.pickles.machine import Machine
+from trainwarden.gate.scan.pickles.stream import Broken
 from trainwarden.gate.scan.pickles.values import Many, Storage, Value
 from trainwarden.gate.scan.place import Place
 from trainwarden.gate.scan.window import Window
@@ -34,7 +36,7 @@ class Followed:
         self.result: Value = None
         self.broken = ""
         try:
-            self.result = machine.run()
+            self.result = follow(machine)
         except Broken as e:
             self.broken = str(e)
         except _ALIKE as e:
