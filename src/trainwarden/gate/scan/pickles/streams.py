@@ -123,9 +123,3 @@ def _storages(window: Window, streams: list[Followed], at: int, place: Place) ->
     if at > window.size:
         return place.undecided(kind, "it is cut off: a storage's bytes are missing")
     return None if at == window.size else _behind(place, at)
-
-
-def looks_like_pickle(window: Window) -> bool:
-    """Does it begin with the PROTO that every pickle of protocol 2 and later begins with?"""
-    head = window.read(0, 2)
-    return len(head) == 2 and head[0] == 0x80 and head[1] <= 5
