@@ -31,6 +31,8 @@ VERBS: tuple[str, ...] = (
     "show",
     "verify",
     "scan",
+    "load",
+    "convert",
     "env",
     "query",
     "report",
