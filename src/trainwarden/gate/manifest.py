@@ -60,6 +60,15 @@ def read_manifest(store: Store, digest: str) -> CheckpointManifest:
         raise StoreError(f"object {digest} is no manifest of a checkpoint: {e}") from e
 
 
+def keep_manifest(store: Store, manifest: CheckpointManifest) -> str:
+    """Put a manifest into the store; its digest.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    return store.put_bytes(canonical(manifest))
+
+
 def keep_files(store: Store, path: Path, manifest: CheckpointManifest) -> None:
     """Put every file of a checkpoint into the store.
 
