@@ -51,7 +51,7 @@ def add(subparsers: Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trace it, show it, draw it."""
     from trainwarden.config import load_config
-    from trainwarden.gate.clear import tracer
+    from trainwarden.gate.clear import keeper_of, tracer
     from trainwarden.gate.family import family_of
     from trainwarden.gate.ledger import read_gate
     from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             manifest = manifest_of(args.checkpoint)
             keep_files(store, args.checkpoint, manifest)
             digest = keep_manifest(store, manifest)
-            tracing = tracer(store, policy, policy.keeper or _keeper(), remake=False)
+            tracing = tracer(store, policy, keeper_of(store, policy) or _own_key(), remake=False)
             family = family_of(store, tracing, digest, manifest, entries)
     finally:
         store.close()
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     return exit_code(next(n for n in family.nodes if n.id == family.root).standing)
 
 
-def _keeper() -> str:
+def _own_key() -> str:
     from trainwarden.keys import SigningKey
 
     return SigningKey.load().public

@@ -174,7 +174,7 @@ class Tracer:
     def _manifest(self, manifest: CheckpointManifest) -> Node:
         digest = manifest_digest(manifest)
         if digest in self._open or len(self._open) > _DEEPEST:
-            return self._unknown(digest, "it is said to be made from itself")
+            return self._unknown(digest, "it is said to be made from itself", name=f"{digest}:again")
         self._open.add(digest)
         try:
             return self._known(digest, manifest.files)
@@ -212,11 +212,11 @@ class Tracer:
         names = ", ".join(least[0][:3]) + (f" and {len(least[0]) - 3} more" if len(least[0]) > 3 else "")
         return f"{names} {'is' if len(least[0]) == 1 else 'are'} no part of {least[1]}"
 
-    def _unknown(self, digest: str, why: str) -> Node:
+    def _unknown(self, digest: str, why: str, name: str = "") -> Node:
         doubt = Doubt(Standing.UNDECIDED, why)
         return self._keep(
             Node(
-                id=digest,
+                id=name or digest,
                 kind="unknown",
                 label=f"checkpoint {digest[:_SHORT]}",
                 standing=doubt.standing,

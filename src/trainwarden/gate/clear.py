@@ -33,8 +33,9 @@ from trainwarden.gate.decision import Checked, Cleared, Decision, Refused, Undec
 from trainwarden.gate.derive import TOLD, difference
 from trainwarden.gate.evaluate import evaluate, read_claims, unequal
 from trainwarden.gate.findings import finding_digest, open_findings
-from trainwarden.gate.ledger import append
+from trainwarden.gate.ledger import append, read_gate
 from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
+from trainwarden.gate.registry import fold
 from trainwarden.gate.stored import decided, holds_tensors
 from trainwarden.keys import SigningKey
 from trainwarden.log.reader import LogReader
@@ -88,7 +89,7 @@ def clear(store: Store, request: Request, key: SigningKey, says: Says = lambda _
         KeyUnusable: `key` is not the gate's keeper's.
         GateTampered, ActorsTampered, StoreError, LogError: what decides cannot be trusted, read or written.
     """
-    if (keeper := request.policy.keeper) and keeper != key.public:
+    if (keeper := keeper_of(store, request.policy) or key.public) != key.public:
         raise KeyUnusable(f"the gate's keeper is {keeper}, your key is {key.public}", hint="ask the keeper to clear it")
     says("hashing its files")
     manifest = manifest_of(request.path)
@@ -113,6 +114,15 @@ def clear(store: Store, request: Request, key: SigningKey, says: Says = lambda _
     return Cleared(clearance=clearance)
 
 
+def keeper_of(store: Store, policy: GateConfig) -> str:
+    """The key that keeps the gate: the policy's, else the log's, "" where neither is there yet.
+
+    Raises:
+        GateTampered: the log does not verify, or another keeper signed it.
+    """
+    return policy.keeper or fold(read_gate(store)).keeper
+
+
 def policy_digest(policy: GateConfig) -> str:
     """What names a policy."""
     return blake3(canonical(policy)).hexdigest()
@@ -134,7 +144,7 @@ def tracer(store: Store, policy: GateConfig, keeper: str, *, remake: bool) -> Tr
 
 
 def _asked(store: Store, request: Request, manifest: CheckpointManifest, digest: str, key: SigningKey) -> _Asked:
-    tracing = tracer(store, request.policy, request.policy.keeper or key.public, remake=True)
+    tracing = tracer(store, request.policy, key.public, remake=True)
     ancestry = tracing.trace(manifest)
     cases = {run: case for run in ancestry.until if isinstance(case := tracing.case(run), CaseFile)}
     registry = read_registry(store) if has_registry(store) else None
@@ -177,8 +187,9 @@ def _lineage(asked: _Asked) -> Checked:
         for doubt in node.doubts:
             words = f"{node.label}: {doubt.reason}"
             found += refuse(words) if doubt.standing is Standing.TAINTED else lacks(words, _settles(asked, node))
-    if not asked.ancestry.until and not found.reasons and not found.missing:
-        found += lacks("it stands on no run", _settles(asked, asked.ancestry.root))
+    root = asked.ancestry.root
+    if not found.reasons and not found.missing and (root.standing is not Standing.CLEARED or not asked.ancestry.until):
+        found += lacks(root.reason or "it stands on no run", _settles(asked, root))
     return found
 
 

@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
+from trainwarden.durable import hint_for
 from trainwarden.errors import StoreError, UsageError
 from trainwarden.model import CheckpointFile, CheckpointManifest, canonical
 from trainwarden.store import Store
@@ -106,7 +108,9 @@ def _file(root: Path, name: str, progress: Progress | None) -> CheckpointFile:
                 if progress:
                     progress(len(piece))
     except OSError as e:
-        raise UsageError(f"{root / name} cannot be read: {e.strerror}", hint="links are no part of a checkpoint") from e
+        if e.errno == errno.ELOOP:
+            raise UsageError(f"{root / name} is a link", hint="a checkpoint is made of regular files: copy it") from e
+        raise UsageError(f"{root / name} cannot be read: {e.strerror}", hint=hint_for(e)) from e
     return CheckpointFile(path=name, size=size, digest=ours.hexdigest(), sha256=theirs.hexdigest())
 
 
