@@ -6,7 +6,7 @@ Rules
 * Of the others those beyond the expected natural ones are, as a share of each: no single failure is called sabotage.
   Whether there is any excess is judged over all jobs together; how it lies on them, job by job.
 * Expected is what honest time shows, per node-day: honest jobs, and what lies before the window. Without enough of it
-  published rates are shown, and nothing is attributed: a script's own error and a colleague's `kill` look alike, and about
+  published rates are shown, and nothing is attributed: a script's own error and a colleague's `kill` look alike, and
   half of the unclear failures of big jobs were ordinary user code (ByteRobust, SOSP'25). The range then reaches to all.
 """
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 
 import numpy as np
 
@@ -136,9 +137,9 @@ def _discarded(job: Job, order: Sequence[int]) -> Column:
     place = np.searchsorted(np.asarray(order), rows.attempt)
     by_attempt = np.argsort(place, kind="stable")
     cuts = np.searchsorted(place[by_attempt], np.arange(len(order) + 1))
-    groups = [by_attempt[cuts[i] : cuts[i + 1]] for i in range(len(order))]
+    groups: list[Column] = [by_attempt[cuts[i] : cuts[i + 1]] for i in range(len(order))]
     bases = [int(rows.step[g].min()) if len(g) else np.iinfo(np.int64).max for g in groups]
-    lowest = np.minimum.accumulate(np.asarray(bases[::-1], np.int64))[::-1].tolist()
+    lowest = list(accumulate(reversed(bases), min))[::-1]
     for i, group in enumerate(groups):
         last = int(rows.step[group].max()) if len(group) else -1
         limit = last + 1

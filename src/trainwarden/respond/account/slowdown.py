@@ -6,7 +6,7 @@ Rules
   between then and the window, so that a slower network for all is nobody's doing. *same job*: an honest run of the same
   command. *recorded*: the job's steps without the sleep and idling that its ranks were seen at inside of them.
 * Loss is signed: steps faster than the counterfactual count against slower ones, so that honest jitter adds up to
-  nothing. The sum is then put where it lies: the level above which the steps hold just so much cuts each of them in two.
+  nothing. The sum is then put where it lies: the level above which the steps hold just so much cuts each step in two.
 * The most likely value is that of the first of peers, same job, before, recorded that there is, and nothing where its
   own interval reaches nothing. The range is over all of them.
 * Without an honest run to compare with, a delay of all steps alike cannot be seen, and that is said.
