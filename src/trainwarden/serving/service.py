@@ -2,12 +2,12 @@
 
 Rules
 -----
-* `current` asks the logs for their stamp at every call, which is a few `stat`. After something was found against a version
-  and is durable in a log, no call hands it out any more. A call never waits for a newer version: one is read,
+* `current` asks the logs for their stamp at every call, which is a few `stat`. After something was found against a
+  version and is durable in a log, no call hands it out any more. A call never waits for a newer version: one is read,
   verified and built beside, by a thread, and then put in place at once.
 * What a call returned stays whole until its caller lets go of it: a request ends on the version that it began on.
-* A version that cannot be read, verified or built is passed over for the next older one that is cleared, and tried again
-  when its files change, and after a while.
+* A version that cannot be read, verified or built is passed over for the next older one that is cleared, and tried
+  again when its files change, and after a while.
 * Where the logs cannot be read or verified, what was cleared by the last good look goes on being served, and nothing
   else is taken up; `status` says so, and after `[serving] stale_seconds` of it `current` refuses.
 
@@ -254,7 +254,7 @@ class Service(Generic[T]):
     def _fail(self, version: Version, looks: object, why: str) -> None:
         with self._state:
             tries = self._failed[version.digest].tries + 1 if version.digest in self._failed else 1
-            wait = min(_LONGEST_WAIT, self._settings.poll_seconds * 2**min(tries, 20))
+            wait = min(_LONGEST_WAIT, self._settings.poll_seconds * 2 ** min(tries, 20))
             self._failed[version.digest] = _Failure(why, tries, time.monotonic() + wait, looks)
 
     # ------------------------------------------------------------------ words
