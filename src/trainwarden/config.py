@@ -131,6 +131,16 @@ class DamageConfig(_Section):
     preempted_gpu_hours: float = -1.0  # lost by other jobs; negative: not known
 
 
+class ServingConfig(_Section):
+    """How a server follows what is cleared, and how long it goes on when it cannot know."""
+
+    keeper: str = ""  # the public key of the gate's keeper; "" = the one of the first look
+    keep: int = 2  # versions in memory: the one that is served, and older ones to fall back to at once
+    poll_seconds: float = 2.0  # between looks for newer versions; what is found against one counts at the next request
+    stale_seconds: float = 86400.0  # how long to serve while the gate's log cannot be read or verified; 0 = for ever
+    state: str = ""  # the folder that keeps the last seen head; "" = ~/.local/state/trainwarden
+
+
 Setting: TypeAlias = bool | int | float | str | tuple[float, ...]
 
 
@@ -203,6 +213,7 @@ class Config(_Section):
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
     damage: DamageConfig = DamageConfig()
+    serving: ServingConfig = ServingConfig()
 
 
 def share_of(text: str, what: str) -> float:

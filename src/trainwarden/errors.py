@@ -147,6 +147,16 @@ class NotCleared(TrainWardenError):
     exit_code = 1
 
 
+class CheckpointTampered(TrainWardenError):
+    """The bytes of a checkpoint are not those that were cleared, so none of them is used."""
+
+    exit_code = 1
+
+
+class LogStale(CannotDecide):
+    """What may be served is not known for longer than policy allows."""
+
+
 class NothingCleared(CannotDecide):
     """There is no state that is known to be safe to go back to, and no replay can find one."""
 
