@@ -237,6 +237,23 @@ def test_a_changed_environment_file_is_told(sealed: str, now: str, how: str) -> 
     assert found.severity is Severity.HIGH
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "grown", "severity"),
+    [
+        ("/job/out/loss.jsonl", "code", True, Severity.LOW),
+        ("/job/out/loss.jsonl", "code", False, Severity.MEDIUM),
+        ("/job/train.py", "code", True, Severity.MEDIUM),
+        ("/data/pairs.jsonl", "data", True, Severity.MEDIUM),
+        ("/lib/words.txt", "environment", True, Severity.HIGH),
+    ],
+)
+def test_lines_appended_beside_the_code_are_a_low_finding_and_nothing_else_that_grew_is(
+    path: str, kind: str, grown: bool, severity: Severity
+) -> None:
+    change = FileChanged(path=path, kind=kind, sealed="s", found="f", grown=grown)
+    assert [f.severity for f in feed(Environment(), [change])] == [severity]
+
+
 def test_a_log_beside_the_code_is_told_once_and_an_environment_file_for_each_content() -> None:
     again = [changed("/job/log.txt", "code", found=f"f{i}") for i in range(9)]
     engine = Engine([Environment()])

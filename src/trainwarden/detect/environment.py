@@ -1,7 +1,8 @@
 """A sealed file changed on disk after the seal: environment, code or data.
 
 An environment file is told once for each content that was found there; of code and data the first change is told, and
-then that the file goes on changing: logs and results that lie beside the code do. A change is no proof that the job
+then that the file goes on changing: logs and results that lie beside the code do. Tables and lists of lines there that
+only grow are told as low: a job that goes on appends to its log. A change is no proof that the job
 ran it: a process keeps what it imported. The next start would load it, unless the run lives in a clean room that covers
 the path: then it is a note.
 """
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from trainwarden.model import CleanRoom, Confidence, Detail, Entry, FileChanged, Finding, Severity, Stage
 
 _SEVERITY = {"environment": Severity.HIGH, "code": Severity.MEDIUM, "data": Severity.MEDIUM}
+_LINES = (".csv", ".jsonl", ".tsv", ".txt")  # what a job that goes on appends to beside its code
 _LONGEST = 200  # characters of a command line in a sentence
 _BENIGN = {
     "environment": "somebody installed, upgraded or edited a package in this environment while the job ran",
@@ -44,9 +46,10 @@ class Environment:
             room = "; the job runs in a clean room and does not see it" if hidden else ""
             seen = f"The {entry.kind} file {entry.path} {_how(entry)}{_by(entry)}{room}."
             self._told.add(entry.path)
+        lines = entry.grown and entry.kind == "code" and entry.path.endswith(_LINES)
         finding = Finding(
             detector=self.id,
-            severity=Severity.INFO if hidden else _SEVERITY.get(entry.kind, Severity.MEDIUM),
+            severity=Severity.INFO if hidden else Severity.LOW if lines else _SEVERITY.get(entry.kind, Severity.MEDIUM),
             confidence=Confidence.HIGH,
             seen=seen,
             expected="Sealed files stay as they are while the run lasts.",
@@ -65,7 +68,8 @@ def _how(entry: FileChanged) -> str:
         return "was removed after the seal"
     if not entry.sealed:
         return "is new after the seal"
-    return f"was changed after the seal ({entry.sealed[:12]} → {entry.found[:12]})"
+    change = "grew" if entry.grown else "was changed"
+    return f"{change} after the seal ({entry.sealed[:12]} → {entry.found[:12]})"
 
 
 def _by(entry: FileChanged) -> str:
