@@ -21,6 +21,7 @@ UNASKED = {
     When.GATE: "no gate on pull requests is asked here: its evidence is not checked",
     When.INCIDENT: "no incident is built from the run here: its evidence is not checked",
 }
+NEEDS_THE_END = (Effect.WEIGHTS, Effect.METRIC, Effect.SECONDS)  # measured at the end of a job that ends well
 Say = Callable[[str, int], None]  # what is going on, and the step that the job is at
 
 
@@ -134,8 +135,8 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
-    broken = ran.code != 0 and variant.effect is not Effect.ENDED  # by the act itself, before it did any harm
-    acted = bool(struck) or (bool(ran.acted) and worked is not False and not broken)
+    broken = ran.code != 0 and variant.effect in NEEDS_THE_END  # the act broke the job: no sabotage that goes on
+    acted = not broken and (bool(struck) or (bool(ran.acted) and worked is not False))
     return Outcome(
         kind="attack",
         workload=place.workload.name,
@@ -153,7 +154,9 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
         effect=effect,
         worked=worked,
         runs=tuple(ran.runs),
-        note=_note(ran, acted, expected),
+        note=f"the act broke the job, which ended with {ran.code}: {_end_of(ran)}"
+        if broken and struck
+        else _note(ran, acted, expected),
     )
 
 
