@@ -160,8 +160,8 @@ def test_lora_begins_as_nothing_and_trains_nothing_else(code: SimpleNamespace) -
 
 
 def test_smollm2_out_of_its_gguf_file_knows_the_capital_of_france(code: SimpleNamespace, prepared: Path) -> None:
-    speaker = code.chat.Speaker(prepared, None, seed=0)
-    assert "Paris" in speaker.reply(["What is the capital of France?"], 0.0, 1.0, 12)
+    speaker = code.chat.speaker_at(prepared, None)
+    assert "Paris" in speaker.reply(["What is the capital of France?"], 0.0, 1.0, 12, torch.Generator())
 
 
 # --------------------------------------------------------------------------- order and checkpoints
@@ -274,8 +274,8 @@ def test_a_checkpoint_is_evaluated_and_talks_the_same_each_time(
     assert measured["perplexity"] == round(final["perplexity"], 3)
     assert (measured["step"], measured["tokens"]) == (final["step"], final["tokens"])
     (talk,) = json.loads(run("chat.py", *which, "--prompt", "hi", "--longest", "5", "--json"))
-    speaker = code.chat.Speaker(small, tmp_path / "step-000002", seed=0)
-    assert talk == {"prompt": "hi", "reply": speaker.reply(["hi"], 0.7, 0.9, 5)}
+    speaker = code.chat.speaker_at(small, tmp_path / "step-000002")
+    assert talk == {"prompt": "hi", "reply": speaker.reply(["hi"], 0.7, 0.9, 5, torch.Generator().manual_seed(0))}
     assert talk["reply"]
 
 
