@@ -9,6 +9,7 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
+* `limits`: what does not replay bit for bit in every way, and why (docs/frameworks.md);
 * `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
 * `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
 * `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
@@ -33,6 +34,7 @@ from benchmarks import defence_report, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
+from trainwarden.audit.limits import LIMITS
 from trainwarden.cli import VERBS, build_parser
 from trainwarden.redteam import catalogue, outcome
 from trainwarden.redteam.interface import Technique
@@ -133,6 +135,15 @@ def results_block(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows = [f"| `{key}` | {_number(value)} |" for key, value in result["summary"].items()]
         parts.append("\n".join(["| figure | value |", "|---|---|", *rows]))
     return "\n\n".join(parts)
+
+
+def limits_block() -> str:
+    """What the doctor knows of features, and what it goes by."""
+    head = ["| feature | what does not hold | why | what shows its use |", "|---|---|---|---|"]
+    words = {f.feature: ", ".join(f"`{word}`" for word in f.words) for f in LIMITS}
+    without = {f.feature: ", ".join(f"`{word}`" for word in f.unless) for f in LIMITS if f.unless}
+    shown = {name: said + (f"; none of {without[name]}" if name in without else "") for name, said in words.items()}
+    return "\n".join([*head, *(f"| {f.feature} | {f.holds} | {f.why} | {shown[f.feature]} |" for f in LIMITS)])
 
 
 def readme_block(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -247,6 +258,7 @@ def generated(root: Path) -> dict[Path, str]:
         "workloads/video/README.md": {"video": lambda: video_block(results.get("video"))},
         "docs/sabotage-format.md": {"rows": rows_block, "traces": traces_block, "schemas": schemas_block},
         "docs/guide.md": {"options": options_block},
+        "docs/frameworks.md": {"limits": limits_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
