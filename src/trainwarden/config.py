@@ -88,6 +88,18 @@ class AuditConfig(_Section):
         return share_of(self.budget, "[audit] budget")
 
 
+class GateConfig(_Section):
+    """What a checkpoint must have before it is served."""
+
+    keeper: str = ""  # the public key that signs the gate's log, in hex; "" = the one that it names itself
+    findings: Severity = Severity.MEDIUM  # findings on its way of this severity or more must be closed
+    evaluate: str = ""  # digest of a seal whose command evaluates `{checkpoint}` and prints a line of JSON; "" = none
+    claims: str = "{checkpoint}.eval.json"  # the figures that were claimed of it
+    approvals: int = 0  # how many of the approvers must approve it
+    approvers: tuple[str, ...] = ()  # names of enrolled actors
+    told: tuple[str, ...] = ()  # ways of making that may rest on an actor's word alone: "quantise", "finetune"
+
+
 class LogConfig(_Section):
     """The log server that a run's entries are sent to while it goes on; without one the log stays on this host."""
 
@@ -180,6 +192,7 @@ class Config(_Section):
     alerts: tuple[ChannelConfig, ...] = ()
     audit: AuditConfig = AuditConfig()
     recover: RecoverConfig = RecoverConfig()
+    gate: GateConfig = GateConfig()
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
     serving: ServingConfig = ServingConfig()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -26,14 +27,23 @@ from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.log.storage import HEAD
 from trainwarden.log.verify import verify_log
-from trainwarden.model import GateBegun, GateEntry, canonical, decode_gate_entry
+from trainwarden.model import (
+    CheckpointCleared,
+    ClearanceRefused,
+    GateBegun,
+    GateEntry,
+    Promoted,
+    RolledBack,
+    canonical,
+    decode_gate_entry,
+)
 from trainwarden.store import Store, store_errors
 
 ORIGIN = "trainwarden/gate"
 _WAIT_SECONDS = 30.0  # for others who hold the log
 _EVIDENCE = "keep the store as evidence; nothing is served by what it says"
 
-Makes = Callable[[tuple[GateEntry, ...]], GateEntry]
+E = TypeVar("E", CheckpointCleared, ClearanceRefused, Promoted, RolledBack)
 
 
 def read_gate(store: Store, keeper: str = "") -> tuple[GateEntry, ...]:
@@ -59,7 +69,7 @@ def read_gate(store: Store, keeper: str = "") -> tuple[GateEntry, ...]:
     return entries
 
 
-def append(store: Store, key: SigningKey, makes: Makes) -> GateEntry:
+def append(store: Store, key: SigningKey, makes: Callable[[tuple[GateEntry, ...]], E]) -> E:
     """Append the entry that `makes` makes of all entries before it, and return it; what it raises appends nothing.
 
     Raises:
@@ -73,7 +83,7 @@ def append(store: Store, key: SigningKey, makes: Makes) -> GateEntry:
     with closing(_opened(folder, key)) as log:
         if log.size == 0:
             log.append([canonical(GateBegun(key=key.public, wall_ns=time.time_ns()))])
-        before = read_gate(store)
+        before: tuple[GateEntry, ...] = read_gate(store)
         entry = makes(before)
         fold([*before, entry])
         log.append([canonical(entry)])

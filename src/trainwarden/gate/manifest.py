@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -19,6 +20,7 @@ from pathlib import Path
 import msgspec
 from blake3 import blake3
 
+from trainwarden.durable import hint_for
 from trainwarden.errors import StoreError, UsageError
 from trainwarden.model import CheckpointFile, CheckpointManifest, canonical
 from trainwarden.store import Store
@@ -60,6 +62,15 @@ def read_manifest(store: Store, digest: str) -> CheckpointManifest:
         raise StoreError(f"object {digest} is no manifest of a checkpoint: {e}") from e
 
 
+def keep_manifest(store: Store, manifest: CheckpointManifest) -> str:
+    """Put a manifest into the store; its digest.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    return store.put_bytes(canonical(manifest))
+
+
 def keep_files(store: Store, path: Path, manifest: CheckpointManifest) -> None:
     """Put every file of a checkpoint into the store.
 
@@ -97,7 +108,9 @@ def _file(root: Path, name: str, progress: Progress | None) -> CheckpointFile:
                 if progress:
                     progress(len(piece))
     except OSError as e:
-        raise UsageError(f"{root / name} cannot be read: {e.strerror}", hint="links are no part of a checkpoint") from e
+        if e.errno == errno.ELOOP:
+            raise UsageError(f"{root / name} is a link", hint="a checkpoint is made of regular files: copy it") from e
+        raise UsageError(f"{root / name} cannot be read: {e.strerror}", hint=hint_for(e)) from e
     return CheckpointFile(path=name, size=size, digest=ours.hexdigest(), sha256=theirs.hexdigest())
 
 
