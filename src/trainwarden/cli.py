@@ -41,6 +41,7 @@ VERBS: tuple[str, ...] = (
     "promote",
     "rollback",
     "status",
+    "admission",
     "env",
     "query",
     "report",

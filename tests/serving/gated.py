@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from trainwarden.config import ServingConfig
+from trainwarden.config import Config, GateConfig, ServingConfig
 from trainwarden.gate import ledger
 from trainwarden.gate.manifest import keep_files, manifest_digest, manifest_of
 from trainwarden.keys import SigningKey
@@ -65,7 +65,16 @@ class Gated:
             log.append([canonical(finding("before", step=0))])
             head = log.head()
         self.seen = RunSeen(run=run.id, key=self.key.public, size=head.size, root=head.root, until={"0": 100})
-        self.settings = ServingConfig(state=str(folder / "state"), poll_seconds=0.02)
+        self.config = self.configured()
+
+    def configured(self, keeper: str = "", **settings: float | str) -> Config:
+        """A configuration with these settings for serving."""
+        chosen = {"state": str(self.folder / "state"), "poll_seconds": 0.02} | settings
+        return Config(gate=GateConfig(keeper=keeper), serving=ServingConfig(**chosen))
+
+    def write_config(self) -> None:
+        """The same for what is started in the folder."""
+        (self.folder / "trainwarden.toml").write_text(f'[serving]\nstate = "{self.folder / "state"}"\n')
 
     def checkpoint(self, value: float, extra: int = 0) -> Path:
         """A folder with one version of the model."""

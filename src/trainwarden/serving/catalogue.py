@@ -23,7 +23,7 @@ from typing import TypeAlias
 import msgspec
 from blake3 import blake3
 
-from trainwarden.config import ServingConfig
+from trainwarden.config import Config
 from trainwarden.durable import hint_for, make_folder, write_atomically
 from trainwarden.errors import GateTampered, LogError, NotCleared, SignatureInvalid, StoreError, UsageError
 from trainwarden.gate.following import Follower, identity
@@ -50,10 +50,10 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class GateCatalogue:
     """A serving name as the gate of a store has it; for one `Service`, which asks one question at a time."""
 
-    def __init__(self, store: Store, name: str, settings: ServingConfig) -> None:
-        self._store, self._name, self._keeper = store, name, settings.keeper
+    def __init__(self, store: Store, name: str, config: Config) -> None:
+        self._store, self._name, self._keeper = store, name, config.gate.keeper
         self._log = store.path / "gate" / "log"
-        self._kept = state_file(store, settings)
+        self._kept = state_file(store, config.serving.state)
         self._entries: tuple[GateEntry, ...] = ()
         self._entries_of: tuple[int, ...] = ()
         self._followers: dict[_Key, Follower] = {}
@@ -139,11 +139,11 @@ def _key(clearance: CheckpointCleared, run: str) -> _Key:
     return clearance.digest, clearance.wall_ns, run
 
 
-def state_file(store: Store, settings: ServingConfig) -> Path:
+def state_file(store: Store, folder: str) -> Path:
     """Where the last seen head of this store's gate is kept."""
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    folder = Path(settings.state) if settings.state else base / "trainwarden"
-    return folder / f"gate-{blake3(os.fsencode(store.path.resolve())).hexdigest()[:16]}.json"
+    kept = Path(folder) if folder else base / "trainwarden"
+    return kept / f"gate-{blake3(os.fsencode(store.path.resolve())).hexdigest()[:16]}.json"
 
 
 def check_continues(seen: Seen, log: LogReader) -> None:
