@@ -114,6 +114,23 @@ class LogConfig(_Section):
     drain_seconds: float = 10.0  # how long the end of a run waits for what is not sent yet
 
 
+class DamageConfig(_Section):
+    """What `trainwarden damage` counts with."""
+
+    prices: dict[str, float] = msgspec.field(  # of a GPU-hour
+        default_factory=lambda: {"own": 2.0, "contract": 3.0, "on demand": 7.0}
+    )
+    currency: str = "USD"
+    gpus_per_rank: float = 1.0
+    ranks_per_node: int = 8
+    failures_per_1000_node_days: tuple[float, float] = (2.3, 6.5)  # published, lowest and highest
+    restart_seconds: float = 600.0  # from a failure to the first step after it, for what is expected of failures alone
+    checkpoint_seconds: float = 1800.0  # between checkpoints, for the same
+    staff_hours: float = -1.0  # of people; negative: not known
+    staff_price: float = 100.0  # of such an hour
+    preempted_gpu_hours: float = -1.0  # lost by other jobs; negative: not known
+
+
 class ServingConfig(_Section):
     """How a server follows what is cleared, and how long it goes on when it cannot know."""
 
@@ -194,6 +211,7 @@ class Config(_Section):
     gate: GateConfig = GateConfig()
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
+    damage: DamageConfig = DamageConfig()
     serving: ServingConfig = ServingConfig()
 
 

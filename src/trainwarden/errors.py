@@ -105,6 +105,12 @@ class ActorsTampered(TrainWardenError):
     exit_code = 1
 
 
+class CustodyTampered(TrainWardenError):
+    """The log of custody is not what those who signed its entries wrote."""
+
+    exit_code = 1
+
+
 class NotApproved(TrainWardenError):
     """A seal lacks the approvals that its policy, or the store's, demands."""
 

@@ -109,7 +109,7 @@ def test_files_that_exchanged_their_names_are_not_cleared(yard: Yard) -> None:
 def test_a_link_in_the_folder_makes_it_no_checkpoint(yard: Yard) -> None:
     yard.run()
     (yard.checkpoint() / "extra.json").symlink_to("/etc/hostname")
-    with pytest.raises(UsageError, match="extra.json is a link"):
+    with pytest.raises(UsageError, match=r"extra\.json is a link"):
         yard.clear(yard.checkpoint())
 
 

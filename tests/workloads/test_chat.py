@@ -176,12 +176,12 @@ def test_a_placed_sampler_continues_the_epoch_where_it_was(code: SimpleNamespace
 
 
 def test_an_unfinished_checkpoint_is_not_resumed(code: SimpleNamespace, tmp_path: Path) -> None:
-    assert code.checkpoint.newest(tmp_path) is None
+    assert code.folders.newest(tmp_path) is None
     for name in ("step-000006", ".step-000018.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.json").write_text("{}")
     (tmp_path / "step-000012").mkdir()  # no state.json: not one that was written whole
-    assert code.checkpoint.newest(tmp_path) == tmp_path / "step-000006"
+    assert code.folders.newest(tmp_path) == tmp_path / "step-000006"
 
 
 def saved(code: SimpleNamespace, folder: Path, width: int = 16) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -296,5 +296,5 @@ def test_weights_of_a_posttrained_checkpoint_are_the_lora_alone(
 ) -> None:
     model = code.load.lora_model(small, {"rank": 2, "layers": 1})
     optimizer = torch.optim.AdamW(code.checkpoint.trained(model).values())
-    folder = code.checkpoint.save(tmp_path, {"step": 0, "world": 1}, model, optimizer, 0)
-    assert len(load_file(folder / "model.safetensors")) == 14
+    code.checkpoint.save(tmp_path, {"step": 0, "world": 1}, model, optimizer, 0)
+    assert len(load_file(tmp_path / "step-000000" / "model.safetensors")) == 14
