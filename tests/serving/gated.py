@@ -86,13 +86,28 @@ class Gated:
 
     def promote(self, place: Path, *, keep: bool = False, name: str = NAME) -> str:
         """Clear and promote the checkpoint at `place`; with `keep` the store has copies of its files."""
+        digest = self.manifest(place)
+        if keep:
+            self.keep(place)
+        self.promote_digest(digest, place, name)
+        return digest
+
+    def manifest(self, place: Path) -> str:
+        """Put the manifest of what lies at `place` into the store; its digest."""
         manifest = manifest_of(place)
         digest = self.store.put_bytes(canonical(manifest))
         assert digest == manifest_digest(manifest)
-        if keep:
-            keep_files(self.store, place, manifest)
-        self.append(
-            lambda before: CheckpointCleared(
+        return digest
+
+    def keep(self, place: Path) -> None:
+        """Put the files at `place` into the store."""
+        keep_files(self.store, place, manifest_of(place))
+
+    def promote_digest(self, digest: str, place: Path, name: str) -> None:
+        """Clear and promote what has the manifest `digest`, whatever lies at `place` now."""
+
+        def cleared(before: tuple[GateEntry, ...]) -> GateEntry:
+            return CheckpointCleared(
                 digest=digest,
                 place=str(place),
                 policy="",
@@ -100,25 +115,24 @@ class Gated:
                 runs=(self.seen,),
                 wall_ns=len(before),
             )
-        )
 
         def promoted(before: tuple[GateEntry, ...]) -> GateEntry:
             newest = ledger.fold(before)
             stack = newest.names.get(name, ())
-            cleared = newest.clearance(digest)
-            assert cleared
-            return Promoted(name=name, digest=digest, cleared=cleared[0], previous=stack[-1].digest if stack else "")
+            found = newest.clearance(digest)
+            assert found
+            return Promoted(name=name, digest=digest, cleared=found[0], previous=stack[-1].digest if stack else "")
 
+        self.append(cleared)
         self.append(promoted)
-        return digest
 
     def refuse(self, digest: str) -> None:
         """What was cleared is not any more."""
         self.append(lambda _: ClearanceRefused(digest=digest, place="", reasons=("found out",)))
 
-    def roll_back(self, digest: str, left: str) -> None:
+    def roll_back(self, digest: str, left: str, name: str = NAME) -> None:
         """The name is `digest` again."""
-        self.append(lambda _: RolledBack(name=NAME, digest=digest, left=left))
+        self.append(lambda _: RolledBack(name=name, digest=digest, left=left))
 
     def append(self, makes: Callable[[tuple[GateEntry, ...]], GateEntry]) -> None:
         with self._guard:
