@@ -2,8 +2,8 @@
 
     python -m benchmarks.gate_serving      writes the serving part of results/gate.json (about 90 s on two cores)
 
-* Verification: a file of 512 MiB in the page cache, read and verified into private memory, against BLAKE3 alone over
-  bytes that lie in memory, both with all cores, in turn.
+* Verification: a file of 512 MiB in the page cache, read and verified into private memory, against BLAKE3 (the fastest
+  safe hash) over the same file, which it maps and neither copies nor keeps; both with all cores, in turn.
 * Latency: the ranking server with the gate and the same server without, loaded in turn by the same connections.
 * Attack: while the server is loaded, checkpoints are poisoned, truncated, exchanged while they are read, retagged and
   deleted, incidents are opened and closed, versions are refused and rolled back, and the gate's log is put back to an
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -67,16 +68,19 @@ def main() -> None:
 
 
 def verification(folder: Path, mib: int = MIB, rounds: int = 7) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """GB/s of verified reading, and its share of BLAKE3 alone; medians of rounds in turn."""
+    """GB/s of verified reading, and its share of BLAKE3 over the same file; medians of rounds in turn."""
     path, data = folder / "weights", random.Random(0).randbytes(mib << 20)
     path.write_bytes(data)
     file = CheckpointFile(path=path.name, size=len(data), digest=blake3(data).hexdigest(), sha256="")
-    taken: dict[str, list[float]] = {"verified": [], "blake3": []}
+    once_each: dict[str, Callable[[], object]] = {
+        "verified": lambda: read_verified(path, file),
+        "blake3_file": lambda: blake3(max_threads=blake3.AUTO).update_mmap(path).digest(),
+        "blake3_memory": lambda: blake3(data, max_threads=blake3.AUTO).digest(),
+        "sha256_memory": lambda: hashlib.sha256(data).digest(),
+    }
+    taken: dict[str, list[float]] = {kind: [] for kind in once_each}
     for _ in range(rounds):
-        for kind, once in (
-            ("verified", lambda: read_verified(path, file)),
-            ("blake3", lambda: blake3(data, max_threads=blake3.AUTO).digest()),
-        ):
+        for kind, once in once_each.items():
             began = time.perf_counter()
             once()
             taken[kind].append(time.perf_counter() - began)
@@ -84,9 +88,9 @@ def verification(folder: Path, mib: int = MIB, rounds: int = 7) -> tuple[dict[st
     rates = {kind: len(data) / statistics.median(seconds) / 1e9 for kind, seconds in taken.items()}
     summary = {
         "verify_gb_s": round(rates["verified"], 2),
-        "verify_vs_fastest_safe_hash": round(rates["verified"] / rates["blake3"], 3),
+        "verify_vs_fastest_safe_hash": round(rates["verified"] / rates["blake3_file"], 3),
     }
-    return summary, [{"mib": mib, "blake3_gb_s": round(rates["blake3"], 2)} | summary]
+    return summary, [{"mib": mib} | {f"{kind}_gb_s": round(rate, 2) for kind, rate in rates.items()} | summary]
 
 
 # --------------------------------------------------------------------------- the servers
