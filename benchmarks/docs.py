@@ -9,6 +9,7 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
+* `serving`: what a server under attack answers, and what the gate costs (docs/serving.md);
 * `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
 * `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
 * `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report, ranking
+from benchmarks import defence_report, gate_serving, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
@@ -248,6 +249,7 @@ def generated(root: Path) -> dict[Path, str]:
         "docs/sabotage-format.md": {"rows": rows_block, "traces": traces_block, "schemas": schemas_block},
         "docs/guide.md": {"options": options_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "docs/serving.md": {"serving": lambda: gate_serving.block(results.get("gate"))},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}

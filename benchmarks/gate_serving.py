@@ -27,16 +27,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blake3 import blake3
 
 from benchmarks.machine import ROOT, merge
-from tests.serving.attacks import Attacker
-from tests.serving.gated import Gated
 from trainwarden.model import CheckpointFile
 from trainwarden.serving.reading import read_verified
+
+if TYPE_CHECKING:
+    from tests.serving.attacks import Attacker
+    from tests.serving.gated import Gated
 
 MIB = 512
 CONNECTIONS = 8
@@ -78,6 +81,8 @@ def verification(folder: Path, mib: int = MIB, rounds: int = 7) -> tuple[dict[st
         "blake3_memory": lambda: blake3(data, max_threads=blake3.AUTO).digest(),
         "sha256_memory": lambda: hashlib.sha256(data).digest(),
     }
+    if find_spec("model_signing"):  # extra `test`
+        once_each["model_signing"] = signing_hash(path)
     taken: dict[str, list[float]] = {kind: [] for kind in once_each}
     for _ in range(rounds):
         for kind, once in once_each.items():
@@ -88,9 +93,17 @@ def verification(folder: Path, mib: int = MIB, rounds: int = 7) -> tuple[dict[st
     rates = {kind: len(data) / statistics.median(seconds) / 1e9 for kind, seconds in taken.items()}
     summary = {
         "verify_gb_s": round(rates["verified"], 2),
+        **({"verify_vs_model_signing": round(rates["verified"] / rates["model_signing"], 2)} if len(rates) > 4 else {}),
         "verify_vs_fastest_safe_hash": round(rates["verified"] / rates["blake3_file"], 3),
     }
     return summary, [{"mib": mib} | {f"{kind}_gb_s": round(rate, 2) for kind, rate in rates.items()} | summary]
+
+
+def signing_hash(path: Path) -> Callable[[], object]:
+    """What OpenSSF's model-signing does to verify a file before it looks at the signature."""
+    from model_signing import hashing
+
+    return lambda: hashing.Config().hash(path)
 
 
 # --------------------------------------------------------------------------- the servers
@@ -98,6 +111,9 @@ def verification(folder: Path, mib: int = MIB, rounds: int = 7) -> tuple[dict[st
 
 def serving_measured(folder: Path, quiet: float = 12.0, attacked: float = 20.0) -> tuple[dict[str, Any], list[Any]]:
     """Load both servers in turn, then the one with the gate while everything is tried against it."""
+    from tests.serving.attacks import Attacker
+    from tests.serving.gated import Gated
+
     gated = Gated(folder)
     make = ranker_maker(gated)
     attacker = Attacker(gated, make, NAME)
@@ -318,6 +334,33 @@ def uncleared(answers: Sequence[Answer], attacker: Attacker, expected: Mapping[s
             or any(abs(x - y) > 2e-5 for x, y in zip(a.scores, expected[a.digest], strict=True))
         )
     ]
+
+
+ROWS = (
+    ("verify_gb_s", "verified reading, GB/s"),
+    ("verify_vs_fastest_safe_hash", "against BLAKE3 over the same file, ×"),
+    ("verify_vs_model_signing", "against model-signing's hashing of it, ×"),
+    ("requests", "requests while everything was tried"),
+    ("failed_requests", "failed requests"),
+    ("uncleared_answers", "answers of uncleared versions"),
+    ("versions_served", "versions that answered"),
+    ("acts", "acts of the attacker"),
+    ("p99_ms_gated", "p99 with the gate, ms"),
+    ("p99_ms_ungated", "p99 without, ms"),
+    ("p99_ms_attacked", "p99 with the gate under attack, ms"),
+)
+
+
+def block(result: Mapping[str, Any] | None) -> str:
+    """The table of docs/serving.md."""
+    told = result["summary"] if result else {}
+    if result is None or "failed_requests" not in told:
+        return "Not measured yet."
+    rows = [f"| {meaning} | {told[key]:,} |" for key, meaning in ROWS if key in told]
+    where = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    return "\n".join(["| figure | measured |", "|---|---|", *rows]) + (
+        f"\n\n{where}; commit `{result['commit']}`, {result['date']}. Server, clients and attacker share the cores."
+    )
 
 
 def milliseconds(answers: Sequence[Answer], percent: float) -> float:
