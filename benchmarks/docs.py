@@ -10,6 +10,7 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
 * `limits`: what does not replay bit for bit in every way, and why (docs/frameworks.md);
+* `serving`: what a server under attack answers, and what the gate costs (docs/serving.md);
 * `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
 * `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
 * `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report, ranking
+from benchmarks import defence_report, gate_serving, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
@@ -260,6 +261,7 @@ def generated(root: Path) -> dict[Path, str]:
         "docs/guide.md": {"options": options_block},
         "docs/frameworks.md": {"limits": limits_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "docs/serving.md": {"serving": lambda: gate_serving.block(results.get("gate"))},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}

@@ -40,6 +40,7 @@ VERBS: tuple[str, ...] = (
     "promote",
     "rollback",
     "status",
+    "admission",
     "env",
     "query",
     "report",
