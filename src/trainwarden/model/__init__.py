@@ -21,6 +21,7 @@ from trainwarden.model.actors import (
     RegistryBegun,
     RegistryEntry,
 )
+from trainwarden.model.allowances import FileAllowed
 from trainwarden.model.audits import (
     SampledAudit,
     Unit,
@@ -193,6 +194,7 @@ __all__ = [
     "Diverged",
     "Entry",
     "Explanation",
+    "FileAllowed",
     "FileChanged",
     "FileEntry",
     "Finding",
