@@ -44,6 +44,7 @@ def _load(loader: str, path: str) -> None:
     import zlib
 
     import jinja2
+    import joblib
     import numpy as np
     import torch
 
@@ -87,6 +88,7 @@ def _load(loader: str, path: str) -> None:
 
     ways: dict[str, Callable[[], object]] = {
         "pickle": lambda: pickle.loads(data),
+        "joblib": lambda: joblib.load(path),
         "pickle-error": lambda: pickle.loads(data),
         "pickle-all": all_of_it,
         "pickle-extension": extension,
@@ -137,6 +139,7 @@ def _child(name: str, loader: str, path: str, folder: str) -> None:
 
 def fired(folder: Path) -> dict[str, str]:
     """Every payload's name, and "" if it left its mark, else why not."""
+    import joblib  # noqa: F401
     import numpy  # noqa: F401
     import torch  # noqa: F401
 
