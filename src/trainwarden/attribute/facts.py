@@ -88,15 +88,36 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def independent(self, deeds: Sequence[Deed], suspects: Sequence[str]) -> int:
-        """The sources of these deeds that none of the suspects could edit."""
+        """The sources of these deeds, and of the sessions they were done in, that none of the suspects could edit."""
+        return len(
+            {
+                at.source
+                for deed in deeds
+                for at in self.witnesses([deed])
+                if not any(self.could_edit(suspect, at.source, deed.host) for suspect in suspects)
+            }
+        )
+
+    def kept_away(self, deeds: Sequence[Deed], who: str) -> int:
+        """The sources of these deeds that neither root of the host nor any other account in scope could have forged."""
+        others = [r.account for r in self.opportunity.rows if r.account != who]
         return len(
             {
                 at.source
                 for deed in deeds
                 for at in deed.told
-                if not any(self.could_edit(suspect, at.source, deed.host) for suspect in suspects)
+                if not set(self.evidence[at.source].editors) & {"root", "*", "self", "committer", "owner"}
+                and not any(self.could_edit(other, at.source, deed.host) for other in others)
             }
         )
+
+    def witnesses(self, deeds: Sequence[Deed]) -> frozenset[At]:
+        """The lines that tell of these deeds, and of the sessions on that host in which they were done."""
+        found = set(all_told(deeds))
+        for deed in deeds:
+            sessions = self.opportunity.sessions.get(self.deeds.index(deed), ())
+            found |= {s.at for s in sessions if s.who == deed.who and s.host == deed.host}
+        return frozenset(found)
 
     def has(self, *kinds: SourceKind) -> bool:
         """Is any source of these kinds among the evidence?"""

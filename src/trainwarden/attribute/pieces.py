@@ -87,17 +87,20 @@ def writers(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
         deeds = [d for d in facts.written if d.who == who]
         sources = facts.independent(deeds, [who])
         paths = sorted({facts.traces[d.artefact].artefact.path for d in deeds})
-        firm = sources >= ENOUGH
+        firm, away = sources >= ENOUGH, facts.kept_away(deeds, who)
         strong, weak = (STRONGLY_FOR, STRONGLY_AGAINST) if firm else (FOR, AGAINST)
         alone = facts.writers == (who,)
         weight = (strong, FOR, weak) if sources else (Weight.NEUTRAL, Weight.NEUTRAL, Weight.NEUTRAL)
+        forged = STRONGLY_AGAINST if away else AGAINST if sources else Weight.NEUTRAL
         yield Piece(
-            sentence=f"the account {who} wrote {len(paths)} of {len(facts.traces)} artefacts, by {sources} sources that "
-            f"it could not edit: {', '.join(paths[:3])}{' …' if len(paths) > 3 else ''}",
+            sentence=f"the account {who} wrote {len(paths)} of {len(facts.traces)} artefacts; {sources} sources it "
+            f"could not edit tell of the write or its session, {away} of them of the write and kept off the host: "
+            f"{', '.join(paths[:3])}{' …' if len(paths) > 3 else ''}",
             weights=_weights(
                 hypotheses,
                 (weight[0], Kind.INSIDER, who), (weight[1], Kind.STOLEN, who), (weight[1], Kind.INSTRUCTED, who),
-                (weight[2], Kind.FRAMING, who), (weight[2] if alone else Weight.NEUTRAL, Kind.OTHER, None),
+                (weight[1], Kind.MISTAKE, None), (forged, Kind.FRAMING, who),
+                (weight[2] if alone else Weight.NEUTRAL, Kind.OTHER, None),
                 (STRONGLY_AGAINST if sources else Weight.NEUTRAL, Kind.HARDWARE, None),
                 *(_others(hypotheses, who, weight[2]) if alone else ()),
             ),
@@ -117,7 +120,7 @@ def pointers(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
         if not against:
             yield Piece(
                 sentence=f"{who} is named by owners, authors as text, or history files alone, which prove no write",
-                weights=_weights(hypotheses, (FOR, Kind.FRAMING, who), (AGAINST, Kind.INSIDER, who)),
+                weights=_weights(hypotheses, (AGAINST, Kind.INSIDER, who)),
             )
             continue
         yield Piece(
@@ -273,6 +276,7 @@ def origins(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
                     hypotheses,
                     (FOR if familiar else AGAINST, Kind.INSIDER, who),
                     (AGAINST if familiar else STRONGLY_FOR, Kind.STOLEN, who),
+                    (FOR if familiar else AGAINST, Kind.MISTAKE, None),
                 ),
                 told=deed.told,
                 exculpates=() if familiar else (who,),
@@ -294,34 +298,31 @@ def _origin(facts: Facts, deed: Deed) -> str:
 def factors(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
     """A second factor was asked of the person in the session that did it."""
     for who in facts.writers:
-        bound = [d for d in facts.written if d.who == who and binding_of(facts, d) is Binding.SECOND_FACTOR]
+        bound = [d for d in facts.written if d.who == who and Binding.SECOND_FACTOR in bindings(facts, d)]
         if bound:
             yield Piece(
                 sentence=f"the sessions of {who} behind {len(bound)} deeds were opened with its second factor",
                 weights=_weights(
                     hypotheses,
                     (STRONGLY_AGAINST, Kind.STOLEN, who), (FOR, Kind.INSIDER, who), (AGAINST, Kind.FRAMING, who),
+                    (FOR, Kind.MISTAKE, None),
                 ),
                 told=all_told(bound),
                 independent=1,
             )  # fmt: skip
 
 
-def binding_of(facts: Facts, deed: Deed) -> Binding:
-    """The strongest that binds a deed: its own record, or the session that it was done in."""
-    n = facts.deeds.index(deed)
-    found = [deed.binding] + [
-        Binding(s.binding)
-        for s in facts.opportunity.sessions.get(n, ())
-        if s.who == deed.who and s.begun_ns <= deed.time_ns and s.host in (deed.host, "")
-    ]
+def bindings(facts: Facts, deed: Deed) -> frozenset[Binding]:
+    """All that binds a deed: its own record, the session that it was done in, and who was seen there."""
+    sessions = facts.opportunity.sessions.get(facts.deeds.index(deed), ())
+    mine = [s for s in sessions if s.who == deed.who and s.begun_ns <= deed.time_ns and s.host in (deed.host, "")]
     holder = facts.opportunity.holders.get(deed.who, "")
-    for e in facts.opportunity.statements:
-        theirs = e.account == deed.who or (holder and e.person == holder)
-        if theirs and e.act is Act.PRESENT and e.binding is Binding.IN_PERSON and during(e, deed):
-            found.append(Binding.IN_PERSON)
-    order = list(Binding)
-    return max(found, key=order.index)
+    seen = [
+        e.binding
+        for e in facts.opportunity.statements
+        if e.act is Act.PRESENT and during(e, deed) and (e.account == deed.who or (holder and e.person == holder))
+    ]
+    return frozenset((deed.binding, *(Binding(s.binding) for s in mine), *seen))
 
 
 def concurrency(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
@@ -388,7 +389,7 @@ def instruction(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piec
         by = sorted({e.login or e.account for e in asked})
         yield Piece(
             sentence=f"{agent} is an AI agent"
-            + (f", instructed by {', '.join(by)} within the hour before" if by else "; no record tells who instructed it"),
+            + (f", instructed by {', '.join(by)} within the hour before" if by else "; nobody is told to have asked"),
             weights=_weights(
                 hypotheses,
                 (STRONGLY_FOR if by else FOR, Kind.INSTRUCTED, agent),

@@ -100,11 +100,13 @@ def _trace(
     since = max((t for t in good if not artefact.found_ns or t <= artefact.found_ns), default=0)
     deeds = [_deed(n, e, digests, jobs) for e in events if _is_deed(e, artefact, digests, weak, since)]
     merged = _merged(deeds)
-    certain = [d for d in merged if d.certain]
+    commits = [d for d in merged if d.act is Act.COMMIT]  # in a repository; that it came here is another act
+    writes = [d for d in merged if d.act is not Act.COMMIT]
+    writes = [d for d in writes if d.certain] or writes
     return Trace(
         artefact=artefact,
         earliest=earliest,
-        deeds=tuple(certain or merged),
+        deeds=tuple(sorted((*commits, *writes), key=lambda d: d.time_ns)),
         pointers=tuple(dict.fromkeys(p for e in events for p in _pointers(e, weak))),
     )
 

@@ -10,7 +10,9 @@ Rules
 * Nothing leads unless it is at least likely and clearly ahead of the next. Then the answer is that the evidence does
   not decide, and which record would.
 * That the holder of an account did it is said only with two sources that the account could not edit, with nothing
-  exculpatory, with use by somebody else and framing opposed by evidence, and with a mistake opposed by evidence.
+  exculpatory, with use by somebody else and framing contradicted (a second factor, a record of the deed kept off the
+  host), and with a mistake opposed by evidence.
+* That one account did it and that records were made to point at another do not compete.
 * It is said of an account. Of a person only where a record binds one to the very deeds.
 """
 
@@ -20,10 +22,12 @@ from collections.abc import Sequence
 
 from trainwarden.attribute.facts import Facts
 from trainwarden.attribute.nouns import Conclusion, Grade, Hypothesis, Kind, Piece, Presence, Standing, Weight
-from trainwarden.attribute.pieces import ENOUGH, PIECES, binding_of
-from trainwarden.model import Binding, SourceKind
+from trainwarden.attribute.pieces import ENOUGH, PIECES, bindings
+from trainwarden.model import Binding
 
 _AHEAD = 2
+_GOOD = (Grade.LIKELY, Grade.STRONG)
+_BY_ACCOUNT = (Kind.INSIDER, Kind.STOLEN, Kind.INSTRUCTED)
 _POINTS = {Weight.STRONGLY_FOR: 2, Weight.FOR: 1, Weight.NEUTRAL: 0, Weight.AGAINST: -2, Weight.STRONGLY_AGAINST: -6}
 
 
@@ -42,9 +46,7 @@ def weigh(facts: Facts, hypotheses: Sequence[Hypothesis]) -> tuple[tuple[Piece, 
     """Every item of evidence, and the hypotheses from the best standing to the worst."""
     pieces = tuple(piece for make in PIECES for piece in make(facts, hypotheses))
     standings = [_standing(n, h, pieces) for n, h in enumerate(hypotheses)]
-    return pieces, tuple(
-        sorted(standings, key=lambda s: (-s.score, len(s.opposing), s.hypothesis.kind, s.hypothesis.account))
-    )
+    return pieces, tuple(sorted(standings, key=lambda s: (-s.score, len(s.opposing))))
 
 
 def _standing(n: int, hypothesis: Hypothesis, pieces: Sequence[Piece]) -> Standing:
@@ -77,35 +79,47 @@ def _grade(weights: Sequence[Weight]) -> Grade:
 
 def conclude(facts: Facts, pieces: Sequence[Piece], standings: Sequence[Standing]) -> Conclusion:
     """What can be said, how well, and what would say more."""
-    first, second = standings[0], standings[1]
-    reasons = list(_why_not(facts, pieces, standings, first, second))
+    first = next((s for s in standings if s.hypothesis.kind is not Kind.FRAMING and s.grade in _GOOD), standings[0])
+    rival = _rival(first, standings)
+    reasons = _why_not(facts, pieces, standings, first, rival)
     leading = None if reasons else first.hypothesis
     level = _level(facts, first.hypothesis) if leading is not None else ""
     return Conclusion(
         leading=leading,
-        grade=first.grade
-        if leading is not None
-        else Grade.POSSIBLE
-        if first.grade is not Grade.UNSUPPORTED
-        else first.grade,
+        grade=first.grade if leading is not None or first.grade not in _GOOD else Grade.POSSIBLE,
         level=level,
-        sentence=_sentence(leading, first, second, level),
+        sentence=_sentence(leading, first, rival, level),
         reasons=tuple(reasons),
-        missing=tuple(_missing(facts, first.hypothesis, second.hypothesis)),
+        missing=tuple(_missing(facts, first.hypothesis, rival.hypothesis)),
         unknown=tuple(_unknown(facts)),
     )
 
 
+def _rival(first: Standing, standings: Sequence[Standing]) -> Standing:
+    """The hypothesis that stands in the way of the first: that another hand used the account, or the next best."""
+    next_best = next(s for s in standings if s is not first and not _compatible(first.hypothesis, s.hypothesis))
+    if first.hypothesis.kind is not Kind.INSIDER or first.score - next_best.score < _AHEAD:
+        return next_best
+    hands = [s for s in standings if s.hypothesis.kind in (Kind.STOLEN, Kind.FRAMING) and s.grade is not Grade.EXCLUDED]
+    return next((s for s in hands if s.hypothesis.account == first.hypothesis.account), next_best)
+
+
+def _compatible(a: Hypothesis, b: Hypothesis) -> bool:
+    """Can both be true: one account did it, and records were made to point at another?"""
+    framing, other = (a, b) if a.kind is Kind.FRAMING else (b, a)
+    return framing.kind is Kind.FRAMING and other.kind in _BY_ACCOUNT and framing.account != other.account
+
+
 def _why_not(
-    facts: Facts, pieces: Sequence[Piece], standings: Sequence[Standing], first: Standing, second: Standing
+    facts: Facts, pieces: Sequence[Piece], standings: Sequence[Standing], first: Standing, rival: Standing
 ) -> list[str]:
     """Why nothing leads; empty when `first` does."""
     reasons = []
-    if first.grade not in (Grade.LIKELY, Grade.STRONG):
+    if first.grade not in _GOOD:
         reasons.append(f"the best standing hypothesis is only {first.grade}: {first.hypothesis.words}")
-    if first.score - second.score < _AHEAD:
-        reasons.append(f"as much stands for another: {second.hypothesis.words}")
-    if first.hypothesis.kind is Kind.INSIDER and not reasons:
+    if first.score - rival.score < _AHEAD:
+        reasons.append(f"as much stands for another: {rival.hypothesis.words}")
+    if first.hypothesis.kind is Kind.INSIDER:
         reasons += _not_enough_to_name(facts, pieces, standings, first.hypothesis.account)
     return reasons
 
@@ -120,10 +134,12 @@ def _not_enough_to_name(
         reasons.append(f"fewer than {ENOUGH} sources tell of it that {account} could not have edited")
     if any(account in p.exculpates for p in pieces):
         reasons.append(f"there is exculpatory evidence for {account}")
-    opposed = {(s.hypothesis.kind, s.hypothesis.account) for s in standings if s.opposing}
-    if (Kind.STOLEN, account) not in opposed:
-        reasons.append(f"nothing speaks against use of {account} by somebody else")
-    if (Kind.MISTAKE, "") not in opposed:
+    grades = {(s.hypothesis.kind, s.hypothesis.account): s.grade for s in standings}
+    if grades[Kind.STOLEN, account] is not Grade.EXCLUDED:
+        reasons.append(f"use of {account} by somebody else is not contradicted")
+    if grades[Kind.FRAMING, account] is not Grade.EXCLUDED:
+        reasons.append(f"every record that names {account} lies where others could have made it")
+    if grades[Kind.MISTAKE, ""] in _GOOD or not any(s.opposing for s in standings if s.hypothesis.kind is Kind.MISTAKE):
         reasons.append("nothing speaks against a mistake")
     return reasons
 
@@ -132,15 +148,15 @@ def _level(facts: Facts, hypothesis: Hypothesis) -> str:
     deeds = [d for d in facts.written if d.who == hypothesis.account]
     if hypothesis.kind is not Kind.INSIDER or not deeds:
         return "account" if hypothesis.account else ""
-    bindings = {binding_of(facts, d) for d in deeds}
-    if bindings == {Binding.IN_PERSON} and hypothesis.account in facts.opportunity.holders:
+    bound = [bindings(facts, d) for d in deeds]
+    if all(Binding.IN_PERSON in b for b in bound) and hypothesis.account in facts.opportunity.holders:
         return "person"
-    return "account and its second factor" if bindings <= {Binding.SECOND_FACTOR, Binding.IN_PERSON} else "account"
+    return "account and its second factor" if all(Binding.SECOND_FACTOR in b for b in bound) else "account"
 
 
-def _sentence(leading: Hypothesis | None, first: Standing, second: Standing, level: str) -> str:
+def _sentence(leading: Hypothesis | None, first: Standing, rival: Standing, level: str) -> str:
     if leading is None:
-        return f"The evidence does not decide between: {first.hypothesis.words}; and: {second.hypothesis.words}."
+        return f"The evidence does not decide between: {first.hypothesis.words}; and: {rival.hypothesis.words}."
     cap = (
         "" if level == "person" or not leading.account else " This is about the account; no record here binds a person."
     )
@@ -177,8 +193,9 @@ def _missing(facts: Facts, first: Hypothesis, second: Hypothesis) -> list[str]:
         "path": facts.traces[0].artefact.path if facts.traces else "the artefact",
     }
     found = [next(text for kinds, text in _DECIDING if kinds <= {first.kind, second.kind}).format(**places)]
-    if not facts.has(SourceKind.AUDIT, SourceKind.TETRAGON, SourceKind.FALCO) and _NOBODY.format(**places) not in found:
-        found.append(_NOBODY.format(**places))
+    nobody = _NOBODY.format(**places)
+    if not facts.written and nobody not in found and Kind.HARDWARE not in (first.kind, second.kind):
+        found.insert(0, nobody)
     return found
 
 
