@@ -135,6 +135,28 @@ class CheckpointRefused(TrainWardenError):
     exit_code = 1
 
 
+class GateTampered(TrainWardenError):
+    """The gate's log is not what its keeper wrote, or an entry does not follow from those before it."""
+
+    exit_code = 1
+
+
+class NotCleared(TrainWardenError):
+    """What is to be served is not cleared, or something was found against it since."""
+
+    exit_code = 1
+
+
+class CheckpointTampered(TrainWardenError):
+    """The bytes of a checkpoint are not those that were cleared, so none of them is used."""
+
+    exit_code = 1
+
+
+class LogStale(CannotDecide):
+    """What may be served is not known for longer than policy allows."""
+
+
 class NothingCleared(CannotDecide):
     """There is no state that is known to be safe to go back to, and no replay can find one."""
 

@@ -11,6 +11,7 @@ from trainwarden.model.audits import SampledAudit, UnitAudited, UnitsDrawn
 from trainwarden.model.base import Noun
 from trainwarden.model.custody import CustodyEntry
 from trainwarden.model.findings import Finding
+from trainwarden.model.gate import GateEntry
 from trainwarden.model.happenings import (
     Approved,
     CheckpointLoaded,
@@ -111,6 +112,7 @@ _entry_decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 _leaf_decoder: msgspec.json.Decoder[Leaf] = msgspec.json.Decoder(Leaf)
 _custody_decoder: msgspec.json.Decoder[CustodyEntry] = msgspec.json.Decoder(CustodyEntry)
 _registry_decoder: msgspec.json.Decoder[RegistryEntry] = msgspec.json.Decoder(RegistryEntry)
+_gate_decoder: msgspec.json.Decoder[GateEntry] = msgspec.json.Decoder(GateEntry)
 
 
 T = TypeVar("T")
@@ -149,6 +151,15 @@ def decode_registry_entry(data: bytes) -> RegistryEntry:
         msgspec.DecodeError, msgspec.ValidationError: the bytes are not such an entry.
     """
     return _decoded(_registry_decoder, data)
+
+
+def decode_gate_entry(data: bytes) -> GateEntry:
+    """Parse the bytes of a leaf of a gate's log.
+
+    Raises:
+        msgspec.DecodeError, msgspec.ValidationError: the bytes are not such an entry.
+    """
+    return _decoded(_gate_decoder, data)
 
 
 def decode_custody_entry(data: bytes) -> CustodyEntry:
