@@ -127,6 +127,11 @@ class Hypothesis(Noun):
     account: str = ""
 
     @property
+    def id(self) -> str:
+        """Its kind, and the account after a colon."""
+        return f"{self.kind}:{self.account}" if self.account else self.kind.value
+
+    @property
     def words(self) -> str:
         """It in words; no sentence says that a person did anything."""
         match self.kind:
@@ -150,7 +155,7 @@ class Piece(Noun):
     """One item of evidence: what it says of each hypothesis, and whom it exculpates."""
 
     sentence: str
-    weights: dict[str, Weight]  # place of the hypothesis, as text → what it says; neutral ones are left out
+    weights: dict[str, Weight]  # `Hypothesis.id` → what it says; neutral ones are left out
     told: tuple[At, ...] = ()
     exculpates: tuple[str, ...] = ()  # accounts
     independent: int = 0  # sources that nobody whom it speaks against could edit

@@ -26,10 +26,10 @@ _MANY = 3  # artefacts that are no slip
 def _weights(hypotheses: Sequence[Hypothesis], *rules: tuple[Weight, Kind, str | None]) -> dict[str, Weight]:
     """The weight of each hypothesis by the first rule that names it; an account of None means any."""
     found: dict[str, Weight] = {}
-    for n, h in enumerate(hypotheses):
+    for h in hypotheses:
         rule = next((r for r in rules if r[1] is h.kind and (r[2] is None or r[2] == h.account)), None)
         if rule is not None and rule[0] is not Weight.NEUTRAL:
-            found[str(n)] = rule[0]
+            found[h.id] = rule[0]
     return found
 
 

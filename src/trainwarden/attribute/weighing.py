@@ -45,12 +45,12 @@ def hypotheses_of(facts: Facts) -> tuple[Hypothesis, ...]:
 def weigh(facts: Facts, hypotheses: Sequence[Hypothesis]) -> tuple[tuple[Piece, ...], tuple[Standing, ...]]:
     """Every item of evidence, and the hypotheses from the best standing to the worst."""
     pieces = tuple(piece for make in PIECES for piece in make(facts, hypotheses))
-    standings = [_standing(n, h, pieces) for n, h in enumerate(hypotheses)]
+    standings = [_standing(h, pieces) for h in hypotheses]
     return pieces, tuple(sorted(standings, key=lambda s: (-s.score, len(s.opposing))))
 
 
-def _standing(n: int, hypothesis: Hypothesis, pieces: Sequence[Piece]) -> Standing:
-    said = {k: p.weights.get(str(n), Weight.NEUTRAL) for k, p in enumerate(pieces)}
+def _standing(hypothesis: Hypothesis, pieces: Sequence[Piece]) -> Standing:
+    said = {k: p.weights.get(hypothesis.id, Weight.NEUTRAL) for k, p in enumerate(pieces)}
     supporting = tuple(k for k, w in said.items() if w in (Weight.FOR, Weight.STRONGLY_FOR))
     opposing = tuple(k for k, w in said.items() if w in (Weight.AGAINST, Weight.STRONGLY_AGAINST))
     return Standing(
