@@ -26,6 +26,8 @@ VERBS: tuple[str, ...] = (
     "explain",
     "contain",
     "recover",
+    "ingest",
+    "incident",
     "alerts",
     "runs",
     "show",
