@@ -37,6 +37,8 @@ VERBS: tuple[str, ...] = (
     "env",
     "query",
     "report",
+    "damage",
+    "claims",
     "log",
     "redteam",
     "demo",
