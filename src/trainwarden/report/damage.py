@@ -117,21 +117,18 @@ def _context(account: Account, claims: Sequence[Tested]) -> dict[str, object]:
             for k, n, h in parts
         ],
         "falls": [waterfall(account, width) for width in (WIDE, NARROW)],
-        "lines": [
-            {
-                "name": a.line.value,
-                "hours": "not known" if _is_open(a) else spread(a.hours),
-                "how": a.how,
-                "unknown": a.unknown,
-            }
-            for a in account.amounts
-        ],
+        "lines": [_line(a) for a in account.amounts],
         "costs": _costs(account),
         "reliability": _reliability(account),
         "breaks": [(b.cause, f"{b.count:,}", spread(b.expected), spread(b.attributed), b.how) for b in account.breaks],
         "jobs": [_job(j) for j in sorted(account.jobs, key=lambda j: -j.lost.mid)[:_MOST_JOBS]],
         "claims": claims,
     }
+
+
+def _line(a: Amount) -> dict[str, str]:
+    hours = "not known" if _is_open(a) else spread(a.hours)
+    return {"name": a.line.value, "hours": hours, "how": a.how, "unknown": a.unknown}
 
 
 def _scope(account: Account) -> str:
