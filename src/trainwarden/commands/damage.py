@@ -31,7 +31,7 @@ def add(subparsers: Subparsers[Any]) -> None:
         ),
         exit_codes=(
             "exit codes:\n  0  nothing was lost\n  1  a loss stands out from what happens anyway\n"
-            "  2  a loss cannot be told from what happens anyway (its range has an upper end)\n"
+            "  2  a loss cannot be told from what happens anyway, or the records do not tell\n"
             "  3  the call or its input is wrong"
         ),
     )
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(found)
     else:
         print_account(consoles(args)[0], found)
-    return FINDING if found.lost.mid > 0 else UNDECIDED if found.lost.high > 0 else CLEAN
+    return FINDING if found.lost.mid > 0 else UNDECIDED if found.is_open else CLEAN
 
 
 def account_of(args: argparse.Namespace) -> Account:

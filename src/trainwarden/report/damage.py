@@ -15,7 +15,7 @@ from trainwarden.errors import UsageError
 from trainwarden.report.html import NARROW, TEMPLATES, WIDE, environment
 from trainwarden.report.waterfall import amount, held_bar, spread, waterfall
 from trainwarden.report.words import clean, count, when
-from trainwarden.respond.account.claims import Stand, Tested
+from trainwarden.respond.account.claims import Held, Stand
 from trainwarden.respond.account.lines import Account, Amount, JobAccount, Line, Range, percent_of
 
 _MOST_JOBS = 40
@@ -28,7 +28,7 @@ def headline(account: Account) -> str:
         return f"{spread(account.lost)} GPU-hours lost to interference"
     if account.lost.high > 0:
         return f"No loss that stands out from what happens anyway; at most {amount(account.lost.high)} GPU-hours"
-    return "No loss to interference"
+    return "No loss was found, but not all is known" if account.is_open else "No loss to interference"
 
 
 def subline(account: Account) -> str:
@@ -42,12 +42,12 @@ def subline(account: Account) -> str:
     )
 
 
-def render(account: Account, claims: Sequence[Tested] = ()) -> str:
+def render(account: Account, claims: Sequence[Held] = ()) -> str:
     """The whole page."""
     return environment().get_template("damage.html").render(_context(account, claims))
 
 
-def write_page(account: Account, path: Path, claims: Sequence[Tested] = ()) -> None:
+def write_page(account: Account, path: Path, claims: Sequence[Held] = ()) -> None:
     """Write the page to `path`, whole or not at all.
 
     Raises:
@@ -85,7 +85,7 @@ def print_account(console: Console, account: Account) -> None:
         console.print(Text(f"not known: {text}", "magenta"))
 
 
-def print_claims(console: Console, tested: Sequence[Tested]) -> None:
+def print_claims(console: Console, tested: Sequence[Held]) -> None:
     """Every statement, how it stands, and why."""
     for t in tested:
         said = f" ({clean(t.claim.said_by, 60)})" if t.claim.said_by else ""
@@ -97,7 +97,7 @@ def print_claims(console: Console, tested: Sequence[Tested]) -> None:
             console.print(Text(f"{'':<13}needed: {clean(text, 300)}", "dim"))
 
 
-def _context(account: Account, claims: Sequence[Tested]) -> dict[str, object]:
+def _context(account: Account, claims: Sequence[Held]) -> dict[str, object]:
     ours = max(0.0, account.held - account.useful - account.natural.mid)
     parts = (
         ("progress", "progress, and what was done in order", account.useful),
@@ -107,7 +107,7 @@ def _context(account: Account, claims: Sequence[Tested]) -> dict[str, object]:
     return {
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         "scope": _scope(account),
-        "tone": "bad" if account.lost.mid > 0 else "open" if account.lost.high > 0 else "good",
+        "tone": "bad" if account.lost.mid > 0 else "open" if account.is_open else "good",
         "headline": headline(account),
         "subline": subline(account),
         "facts": _facts(account),

@@ -71,7 +71,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     claim: tuple[Claim, ...]
 
 
-class Tested(msgspec.Struct, frozen=True, kw_only=True):
+class Held(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one statement."""
 
     claim: Claim
@@ -115,22 +115,22 @@ def _problem(claim: Claim, ids: Sequence[str]) -> str:
     return "" if math.isfinite(getattr(claim, bounds[0])) else f"has a bound that is no number: {bounds[0]}"
 
 
-def hold(claim: Claim, account: Account) -> Tested:
+def hold(claim: Claim, account: Account) -> Held:
     """Hold one statement against an account."""
     jobs = [j for j in account.jobs if _is_about(claim, j)]
     if claim.bound is None:
-        return Tested(
+        return Held(
             claim=claim, stand=Stand.UNDETERMINED, why="no record of training says so or otherwise", missing=claim.needs
         )
     if not jobs:
         why = "no job in the records is one that it is about"
         missing = (f"records of jobs that match {', '.join(claim.jobs) or 'anything'}", *claim.needs)
-        return Tested(claim=claim, stand=Stand.UNDETERMINED, why=why, missing=missing)
+        return Held(claim=claim, stand=Stand.UNDETERMINED, why=why, missing=missing)
     measured, unknown = _measure(claim, account, jobs)
     stand = _stand(claim.bound, measured, open_above=bool(unknown))
     if stand is Stand.SUPPORTED and claim.needs:
         stand = Stand.UNDETERMINED
-    return Tested(
+    return Held(
         claim=claim,
         stand=stand,
         why=_why(claim, stand, measured, account.currency, unknown),

@@ -134,6 +134,12 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     unknown: tuple[str, ...]
 
+    @property
+    def is_open(self) -> bool:
+        """May there be a loss of compute that the records do not tell?"""
+        lines = (Line.INTERRUPTION, Line.DISCARDED, Line.SLOWDOWN, Line.INVALIDATED)
+        return self.lost.high > 0 or any(a.unknown for a in self.amounts if a.line in lines)
+
 
 def percent_of(part: float, whole: float) -> float:
     """`part` in percent of `whole`, 0 of nothing."""

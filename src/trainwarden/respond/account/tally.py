@@ -54,14 +54,13 @@ def divide(p: Parcels, job: Job, level: float, usual: float) -> Parts:
     base = np.where(step, np.minimum(seconds, np.where(p.first, usual, level)), 0.0)
     again = step & (p.after != NO_BREAK)
     bad = p.step >= _tainted_from(p, job)
+    slow = step & ~p.first
     wait = np.where(step, _attempt_before(p), p.after)
     return Parts(
         base=base * p.ranks,
         base_place=np.select([again, step & bad], [Place.DISCARDED, Place.INVALIDATED], Place.PROGRESS),
         beyond=(seconds - base) * p.ranks,
-        beyond_place=np.select(
-            [step & ~p.first, wait != NO_BREAK], [Place.SLOWDOWN, Place.INTERRUPTION], Place.PROGRESS
-        ),
+        beyond_place=np.select([slow, wait != NO_BREAK], [Place.SLOWDOWN, Place.INTERRUPTION], Place.PROGRESS),
         wait=wait,
     )
 
