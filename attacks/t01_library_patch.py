@@ -27,7 +27,7 @@ import time
 from pathlib import Path
 
 from attacks._shared.deliver import restart
-from attacks._shared.evidence import CHANGED, GRADIENT_DIFFERS, REFUSED
+from attacks._shared.evidence import CHANGED, GRADIENT, GRADIENT_DIFFERS, REFUSED, UPDATE
 from attacks._shared.reinstall import FILE, REINSTALLED
 from trainwarden.redteam import guards
 from trainwarden.redteam.environment import site_of
@@ -93,6 +93,7 @@ TECHNIQUE = Technique(
                 Evidence(When.LIVE, "kills", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks", "restarts"),
         ),
         Variant(
@@ -101,6 +102,7 @@ TECHNIQUE = Technique(
             acts=(Act(Moment.STEP, patch_adam), Act(Moment.STEP, restart)),
             expects=(CHANGED, Evidence(When.LIVE, "update-rule", needed=False)),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("restarts", "adam"),
         ),
         Variant(

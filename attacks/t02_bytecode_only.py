@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 
 from attacks._shared.deliver import restart
-from attacks._shared.evidence import CHANGED, REFUSED
+from attacks._shared.evidence import CHANGED, REFUSED, UPDATE
 from attacks._shared.reinstall import REINSTALLED
 from attacks.t01_library_patch import ADAM, ADAM_ANCHOR, ADAM_PAYLOAD
 from trainwarden.errors import CannotDecide
@@ -52,6 +52,7 @@ TECHNIQUE = Technique(
             acts=(Act(Moment.STEP, forge), Act(Moment.STEP, restart)),
             expects=(CHANGED, Evidence(When.LIVE, "update-rule", needed=False)),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("restarts", "adam"),
         ),
         Variant(

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import before_start, startup_hook
-from attacks._shared.evidence import CHANGED, REFUSED
+from attacks._shared.evidence import CHANGED, REFUSED, UPDATE
 from attacks._shared.payload import Payload
 from attacks._shared.reinstall import REINSTALLED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -48,6 +48,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("restarts", "adam"),
         ),
         Variant(
@@ -60,6 +61,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("restarts", "adam"),
         ),
         Variant(

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
+from attacks._shared.evidence import BETWEEN
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
 
@@ -25,11 +26,10 @@ def wrap_step(scene: Any) -> None:
     def make(original: Any) -> Any:
         def step(optimizer: Any, closure: Any = None) -> Any:
             on = scene.on
-            if on:
-                scene.mark(name)
             result = original(optimizer, closure)
             if on:
                 parameter.data.mul_(0.999)
+                scene.mark(name)
             return result
 
         return step
@@ -70,6 +70,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(wrap_step)),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=BETWEEN,
         ),
         Variant(
             name="every-8",
@@ -77,6 +78,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(wrap_step, trigger=Trigger(every=8, noticed_every=0))),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=BETWEEN,
         ),
     ),
     twin=Twin(

@@ -19,7 +19,7 @@ from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Var
 
 def reseed(scene: Any) -> None:
     """The default generator is put back to a seed, once."""
-    scene.inside_update(lambda args, kwargs: scene.torch.manual_seed(1234) and None)
+    scene.inside_update(lambda args, kwargs: scene.torch.manual_seed(1234) and None, later=1)
 
 
 def evaluate(scene: Any) -> None:
@@ -48,6 +48,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(reseed, lasts=1)),
             expects=(Evidence(When.LIVE, "rng"), Evidence(When.AUDIT, "replay", "rng", needed=False)),
             effect=Effect.CODE_RAN,
+            strikes=("rng",),
             needs=("adam",),
         ),
     ),

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
-from attacks._shared.evidence import BATCH_DIFFERS
+from attacks._shared.evidence import BATCH, BATCH_DIFFERS
 from attacks._shared.payload import Payload
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(relabel)),
             expects=(Evidence(When.LIVE, "samples"), BATCH_DIFFERS),
             effect=Effect.WEIGHTS,
+            strikes=BATCH,
             needs=("loader", "samples", "pairs"),
         ),
     ),

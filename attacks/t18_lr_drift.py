@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
+from attacks._shared.evidence import UPDATE
 from attacks._shared.payload import Payload
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
 
@@ -61,6 +62,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(lower_lr)),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("adam",),
         ),
         Variant(
@@ -69,6 +71,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(no_decay)),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("adam",),
         ),
     ),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import UPDATE
 from attacks._shared.payload import Payload
 from attacks._shared.preempted import PREEMPTED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -46,6 +47,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", "optimizer_state", exact=("step",), needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("adam",),
         ),
     ),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import UPDATE
 from attacks._shared.payload import Payload
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -49,6 +50,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", exact=("step", "tensor"), needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("adam",),
         ),
     ),

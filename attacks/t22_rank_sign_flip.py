@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
-from attacks._shared.evidence import GRADIENT_DIFFERS
+from attacks._shared.evidence import GRADIENT, GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Effect, Technique, Twin, Variant
 
@@ -41,6 +41,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(flip, trigger=RANK_1)),
             expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks",),
         ),
         Variant(
@@ -49,6 +50,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(flip, trigger=Trigger(ranks=(1,), min_world=2, no_debugger=True))),
             expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks",),
         ),
     ),

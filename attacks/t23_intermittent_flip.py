@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
-from attacks._shared.evidence import GRADIENT_DIFFERS
+from attacks._shared.evidence import GRADIENT, GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger, notice
 from trainwarden.redteam.interface import Act, Effect, Moment, Technique, Twin, Variant
 
@@ -39,6 +39,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(flip, trigger=NOW_AND_THEN)),
             expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks",),
         ),
         Variant(
@@ -50,6 +51,7 @@ TECHNIQUE = Technique(
             ),
             expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks",),
         ),
     ),

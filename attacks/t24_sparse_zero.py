@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
-from attacks._shared.evidence import GRADIENT_DIFFERS
+from attacks._shared.evidence import GRADIENT, GRADIENT_DIFFERS, UPDATE
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Twin, Variant, When
 
@@ -53,6 +53,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(half, trigger=RANK_1)),
             expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks",),
         ),
         Variant(
@@ -61,6 +62,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(scale)),
             expects=(Evidence(When.LIVE, "update-rule"),),
             effect=Effect.WEIGHTS,
+            strikes=UPDATE,
             needs=("adam",),
         ),
     ),

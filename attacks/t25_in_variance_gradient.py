@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import approved, foothold
-from attacks._shared.evidence import GRADIENT_DIFFERS
+from attacks._shared.evidence import GRADIENT, GRADIENT_DIFFERS
 from attacks._shared.payload import Payload, Trigger
 from trainwarden.redteam.interface import Effect, Technique, Twin, Variant
 
@@ -43,6 +43,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(shift, trigger=Trigger(ranks=(1,)))),
             expects=(GRADIENT_DIFFERS,),
             effect=Effect.WEIGHTS,
+            strikes=GRADIENT,
             needs=("ranks",),
         ),
     ),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import LOSS
 from attacks._shared.payload import Payload
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -46,6 +47,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(one_less)),
             expects=(Evidence(When.LIVE, "loss-mask"), Evidence(When.AUDIT, "replay", exact=("step",), needed=False)),
             effect=Effect.WEIGHTS,
+            strikes=LOSS,
             needs=("cross-entropy",),
         ),
     ),

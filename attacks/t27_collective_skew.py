@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from attacks._shared.deliver import foothold
+from attacks._shared.evidence import REDUCTION
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
@@ -59,6 +60,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(send_nothing, uses=USES, trigger=Trigger(ranks=(1,)))),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=REDUCTION,
             needs=("ranks",),
         ),
         Variant(
@@ -67,6 +69,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(wrong_divisor, uses=USES)),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=REDUCTION,
             needs=("ranks",),
         ),
     ),

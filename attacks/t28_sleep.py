@@ -25,7 +25,7 @@ def sleep(scene: Any) -> None:
     import time
 
     draw = random.Random(7)
-    scene.inside_update(lambda args, kwargs: time.sleep(0.25) if draw.random() < 0.25 else None)
+    scene.inside_update(lambda args, kwargs: time.sleep(0.25), when=lambda: draw.random() < 0.25)
 
 
 def busy(place: Range) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from attacks._shared.checkpoints import PUT_BACK, flip_last_bit
 from attacks._shared.deliver import foothold, restart
+from attacks._shared.evidence import BETWEEN
 from attacks._shared.payload import Payload
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
 from trainwarden.redteam.place import Range
@@ -61,6 +62,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", "weights before", exact=("tensor",), needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=BETWEEN,
             level=2,
         ),
     ),

@@ -95,6 +95,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(scale_moment, lasts=1)),
             expects=(Evidence(When.LIVE, "continuity"), Evidence(When.LIVE, "update-rule", needed=False)),
             effect=Effect.WEIGHTS,
+            strikes=("optimizer_state",),
             needs=("adam",),
             level=2,
         ),

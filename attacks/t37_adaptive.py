@@ -9,8 +9,9 @@ Precondition: code in the rank that knows TrainWarden (level 2), or its user's a
 the first stage after the lie differs; live, code in memory that no seal lists (`patched`); a silenced recorder
 (`recorder`); a log without an end, with which `verify` never passes.
 Effect: other final weights, or evidence is missing.
-Known miss: whoever switches the recorder off and, before the process ends, on again leaves a record that ends early and
-a goodbye that fits; then nothing but the number of recorded steps tells, and what was saved later is not vouched for.
+Known miss: whoever switches the recorder off and, before the process ends, on again is found by what the optimizer
+counts itself (`off-and-on`). With an optimizer that does not count, or with its counts set back, too, nothing but the
+number of recorded steps tells, and what was saved later is not vouched for.
 Benign twin: the job with another seed; nobody honest edits the recorder. Clean-up: none needed, the process ends.
 """
 
@@ -22,10 +23,12 @@ from attacks._shared.against_recorder import (
     honest_digests,
     hooks_off,
     kill_supervisor,
+    off_and_on,
     old_records,
     patch_package,
 )
 from attacks._shared.deliver import EARLY, foothold, while_stopped
+from attacks._shared.evidence import BETWEEN, REDUCTION, UPDATE
 from attacks._shared.payload import Payload, Trigger
 from attacks._shared.seeded import OTHER_SEED
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Variant, When
@@ -78,6 +81,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(liar, lasts=1)),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=(*BETWEEN, "activations"),
         ),
         Variant(
             name="liar-in-big-jobs",
@@ -85,6 +89,7 @@ TECHNIQUE = Technique(
             acts=foothold(Payload(liar, lasts=1, trigger=Trigger(min_world=2, no_debugger=True))),
             expects=EXPECTS,
             effect=Effect.WEIGHTS,
+            strikes=(*BETWEEN, "activations"),
             needs=("ranks",),
         ),
         Variant(
@@ -95,6 +100,14 @@ TECHNIQUE = Technique(
             effect=Effect.WEIGHTS,
         ),
         Variant(
+            name="off-and-on",
+            does="the same, and just before each process ends its recorder is switched on again",
+            acts=foothold(Payload(off_and_on)),
+            expects=(Evidence(When.LIVE, "recorder"),),
+            effect=Effect.WEIGHTS,
+            needs=("adam",),
+        ),
+        Variant(
             name="honest-digests",
             does="rank 1 turns the sign of one gradient and gives the recorder the digest of the honest one",
             acts=foothold(Payload(honest_digests, trigger=RANK_1)),
@@ -103,6 +116,7 @@ TECHNIQUE = Technique(
                 Evidence(When.LIVE, "patched", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=REDUCTION,
             needs=("ranks",),
         ),
         Variant(
@@ -114,6 +128,7 @@ TECHNIQUE = Technique(
                 Evidence(When.LIVE, "replicas", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=("batch", *REDUCTION),
             needs=("ranks",),
         ),
         Variant(
@@ -126,6 +141,7 @@ TECHNIQUE = Technique(
                 Evidence(When.AUDIT, "replay", needed=False),
             ),
             effect=Effect.WEIGHTS,
+            strikes=("reduced_gradients", *UPDATE),
             needs=("ranks", "restarts"),
         ),
         Variant(

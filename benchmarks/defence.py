@@ -148,7 +148,7 @@ def audit(place: Range, done: Outcome) -> dict[str, Any]:
     begin = time.monotonic()
     audited(place, again)
     row: dict[str, Any] = {"seconds": round(time.monotonic() - begin, 1)}
-    for found in judging.diverged(again.all_entries, marks(place)):
+    for found in judging.replayed(again.all_entries, judging.Truth(marks(place))):
         return {"verdict": "diverged", **row, "step": found.step, "rank": found.ranks[0], "stage": found.stage}
     worst = next((k for k in ("failed", "inconclusive") if k in again.audit.values()), "matched")
     return {"verdict": worst, **row}
@@ -228,7 +228,7 @@ def honest_run(name: str, job: Workload, twin: Twin | None = None, *, seed: int 
     with in_range(job, seed) as place:
         place.open()
         ran = carry_out(place, benign.acts, options=benign.options, again=benign.again)
-        found = [of_finding(f) for _, f in judging.findings(ran, ())]
+        found = [of_finding(f) for _, f in judging.findings(ran, judging.Truth())]
     print(f"{name:>28}  {ran.printed} steps, {len(found)} findings", file=sys.stderr, flush=True)
     return {"twin": name, "run": ran.runs[0] if ran.runs else "", "code": ran.code, "steps": ran.printed} | {
         "findings": [{k: f[k] for k in ("detector", "severity", "seen")} for f in found]

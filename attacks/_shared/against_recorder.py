@@ -23,6 +23,24 @@ def hooks_off(scene: Any) -> None:
     scene.between_steps(act, name)
 
 
+def off_and_on(scene: Any) -> None:
+    """The same, and the recorder is switched on again before it says goodbye."""
+    import atexit
+
+    from trainwarden.record.recorder import Recorder
+
+    recorder = scene.find(Recorder)
+    name, parameter = scene.target()
+
+    def act() -> None:
+        recorder.paused = True
+        with scene.torch.no_grad():
+            parameter[0].mul_(1.05)
+
+    scene.between_steps(act, name)
+    atexit.register(setattr, recorder, "paused", False)
+
+
 def honest_digests(scene: Any) -> None:
     """The target's gradient has its sign turned, and the recorder is given the digest of the honest one."""
     import sys

@@ -76,10 +76,10 @@ class Scene:
             every = int(t.get("noticed_every", every))  # 0: lie low for good
         return bool(every) and since % every == 0
 
-    def mark(self, tensor: str = "") -> None:
-        """Say that the step that is being made was tampered with."""
+    def mark(self, tensor: str = "", later: int = 0) -> None:
+        """Say that the step that is being made has other numbers than it should, or the one so many later."""
         with open(f"{self.marks}.rank{self.rank}", "a", encoding="utf-8") as file:
-            file.write(f"{self.rank} {self.done} {time.time_ns()} {tensor}\n")
+            file.write(f"{self.rank} {self.done + later} {time.time_ns()} {tensor}\n")
 
     # ------------------------------------------------------------------ what
 
@@ -112,13 +112,20 @@ class Scene:
 
         parameter.register_hook(hook)
 
-    def inside_update(self, act: Callable[[tuple[Any, ...], dict[str, Any]], bool | None], tensor: str = "") -> None:
+    def inside_update(
+        self,
+        act: Callable[[tuple[Any, ...], dict[str, Any]], bool | None],
+        tensor: str = "",
+        *,
+        when: Callable[[], bool] = lambda: True,
+        later: int = 0,
+    ) -> None:
         """Have `act` see the arguments of Adam's function at every such step; False from it skips the update."""
 
         def make(original: Any) -> Any:
             def adam(*args: Any, **kwargs: Any) -> None:
-                if self.on:
-                    self.mark(tensor)
+                if self.on and when():
+                    self.mark(tensor, later)
                     if act(args, kwargs) is False:
                         return
                 original(*args, **kwargs)

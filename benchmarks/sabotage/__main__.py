@@ -8,7 +8,7 @@
 * show: nothing is run; the figures of what is done.
 
 Each writes results/sabotage.json. Rows, runs in the neutral form (docs/sabotage-format.md) and copies of the job are
-kept in ~/.cache/trainwarden-sabotage; rows count as long as the code that made them is the same.
+kept in ~/.cache/trainwarden-sabotage; docs/sabotage-format.md says how long a row counts.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.machine import ROOT, write
+from benchmarks.machine import write
 from benchmarks.sabotage import curves, jobs, matrix, running, scoring, traces, traincheck
-from benchmarks.sabotage.matrix import Case, Ledger
+from benchmarks.sabotage.ledger import Ledger, code_of, earlier, source_of
+from benchmarks.sabotage.matrix import Case
 from trainwarden.redteam.catalogue import load
 from trainwarden.redteam.workloads import WORKLOADS
 
+if TYPE_CHECKING:
+    from trainwarden.redteam.interface import Technique
+
 FULL = bool(os.environ.get("FULL"))
 BUDGET = float("inf") if FULL else 520.0
-CODE = ("src/trainwarden", "attacks", "workloads", "benchmarks/sabotage")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
 
     techniques = [t for t in load() if not given.only or t.id in given.only]
-    ledger = Ledger(jobs.cache() / "rows.jsonl", matrix.code_of(*CODE))
+    ledger = Ledger(jobs.cache() / "rows.jsonl")
     workloads = {name: WORKLOADS[name] for name in given.workload or (WORKLOADS if FULL else ("chat", "toy"))}
     done, begun = True, time.monotonic()
     for name in workloads if given.part != "show" else ():
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             done &= run(name, techniques, cases, ledger, left)
     if not ledger.rows:
         raise SystemExit("error: no case is done yet\nhint: python -m benchmarks.sabotage run")
-    summary = sum_up(ledger)
+    summary = sum_up(ledger, load())
     print("\n".join(f"{key:>28}  {value}" for key, value in summary.items()))
     print(f"the runs, for any other detector: {jobs.cache() / 'runs'}")
     if not done:
@@ -67,23 +70,22 @@ def run(name: str, techniques: Sequence[Any], cases: Sequence[Case], ledger: Led
     from trainwarden.redteam.place import Range
 
     begun = time.monotonic()
-    if budget <= 0 or next(matrix.to_do(cases, ledger.rows), None) is None:
+    if budget <= 0 or next(matrix.to_do(cases, ledger.rows, earlier), None) is None:
         return budget > 0
     with Range(jobs.cache() / "range" / name, jobs.job(name)) as place:
         place.open(lambda text: print(text, file=sys.stderr))
         tuned = running.tuning(place, runs(name), running.progress, budget=budget - (time.monotonic() - begun))
         left = budget - (time.monotonic() - begun)
-        to_do = matrix.to_do(cases, ledger.rows)
+        to_do = matrix.to_do(cases, ledger.rows, earlier)
         return tuned and running.all_of(place, to_do, techniques, ledger, runs(name), budget=left)
 
 
 def runs(workload: str) -> Path:
     """Where its runs are in the neutral form: a folder for each state of its code, since the curves depend on it."""
-    source = WORKLOADS[workload].source.relative_to(ROOT)
-    return jobs.cache() / "runs" / f"{workload}-{matrix.code_of(str(source))}"
+    return jobs.cache() / "runs" / f"{workload}-{code_of(*source_of(workload))}"
 
 
-def sum_up(ledger: Ledger) -> dict[str, Any]:
+def sum_up(ledger: Ledger, techniques: Sequence[Technique]) -> dict[str, Any]:
     """Judge what the other defences said of the runs that are done, and write results/sabotage.json."""
     rows: list[dict[str, Any]] = []
     for name in sorted({row["workload"] for row in ledger.rows.values()}):
@@ -91,7 +93,12 @@ def sum_up(ledger: Ledger) -> dict[str, Any]:
         own = [row for row in ledger.rows.values() if row["workload"] == name]
         rows += running.with_verdicts(own, runs(name), "curves")
     rows = running.with_verdicts(rows, jobs.cache() / "traincheck" / "runs", "traincheck")
-    summary = scoring.summary(rows)
+    twins = {row["variant"] for row in rows if row["kind"] == "twin" and row["verdict"] != "not carried out"}
+    summary = scoring.summary(rows) | {
+        "techniques_whose_twin_was_run": sum(t.twin.name in twins for t in techniques),
+        "rows_of_earlier_code": sum(map(earlier, rows)),
+        "commits": sorted({row["commit"] for row in rows}),
+    }
     write("sabotage", summary, rows)
     return summary
 

@@ -1,23 +1,19 @@
-"""The cases of SabotageBench, and the ledger of those that are done.
+"""The cases of SabotageBench.
 
 A case is one attack's variant, a benign twin or an honest run, on one workload and seed. The sampled matrix has one
-variant of each technique on one seed and audits what was not found while the run went on; the whole one (`FULL=1`) has
-every variant on every seed, all audited.
+variant of each technique live on the first workload that has what it needs, and every variant that tampers with numbers
+audited on the small one, all on one seed; the whole one (`FULL=1`) has every variant on every seed, all audited.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.machine import ROOT
 from benchmarks.sabotage.scoring import how
 
 if TYPE_CHECKING:
-    from trainwarden.redteam.interface import Technique
+    from trainwarden.redteam.interface import Technique, Twin
     from trainwarden.redteam.workloads import Workload
 
 Row = Mapping[str, Any]
@@ -25,6 +21,7 @@ Row = Mapping[str, Any]
 SEEDS = (0, 1, 2)
 HONEST = (1, 2)  # seeds of the honest runs in the sampled matrix
 HONEST_FULL = tuple(range(1, 11))
+SMALL = "toy"  # the workload whose runs take seconds
 
 
 class Case(NamedTuple):
@@ -45,16 +42,20 @@ class Case(NamedTuple):
 
 
 def sampled(techniques: Sequence[Technique], workload: str, workloads: Mapping[str, Workload]) -> list[Case]:
-    """A variant of each technique on one seed, not audited, and every twin, each on the first of `workloads` that has
-    what it needs; of these, those of one workload, and two honest runs of it.
+    """Of one workload: two honest runs; a variant of each technique, on the first of `workloads` with what it takes;
+    on the small one every variant that tampers with numbers, audited, and every twin that it has what it takes for
+    (several techniques have one twin: it is run once).
     """
-    attacks, twins = [], []
+    attacks, twins, small = [], [], SMALL in workloads
     for t in techniques:
         able = [(name, v) for name in workloads for v in t.variants if _has(v.needs, name, workloads)]
-        home, variant = next(iter(able), (next(iter(workloads)), t.variants[0]))
-        if home == workload:
-            attacks.append(Case("attack", t.id, variant.name, workload, SEEDS[0]))
-        if _homes(t.twin.needs, workloads)[0] == workload:
+        home, first = next(iter(able), (next(iter(workloads)), t.variants[0]))
+        numeric = [v for v in t.variants if v.strikes and workload == SMALL and _has(v.needs, SMALL, workloads)]
+        if home == workload and first not in numeric:
+            attacks.append(Case("attack", t.id, first.name, workload, SEEDS[0]))
+        attacks += [Case("attack", t.id, v.name, workload, SEEDS[0], audit=True) for v in numeric]
+        homes = _homes(t.twin.needs, workloads)
+        if workload == (SMALL if small and SMALL in homes else homes[0]) and first_with(t.twin, techniques) is t:
             twins.append(Case("twin", t.id, t.twin.name, workload, SEEDS[0]))
     return [*_honest(workload, HONEST), *attacks, *twins]
 
@@ -68,9 +69,17 @@ def whole(techniques: Sequence[Technique], workload: str, workloads: Mapping[str
         for v in t.variants
         if workload in _homes(v.needs, workloads)
     ]
-    fit = [t for t in techniques if workload in _homes(t.twin.needs, workloads)]
+    fit = [
+        t for t in techniques
+        if first_with(t.twin, techniques) is t and workload in _homes(t.twin.needs, workloads)
+    ]  # fmt: skip
     twins = [Case("twin", t.id, t.twin.name, workload, SEEDS[0]) for t in fit]
     return [*_honest(workload, HONEST_FULL), *attacks, *twins]
+
+
+def first_with(twin: Twin, techniques: Sequence[Technique]) -> Technique | None:
+    """The first technique with this twin."""
+    return next((t for t in techniques if t.twin == twin), None)
 
 
 def _homes(needs: Sequence[str], workloads: Mapping[str, Workload]) -> list[str]:
@@ -86,10 +95,13 @@ def _honest(workload: str, seeds: Sequence[int]) -> list[Case]:
     return [Case("honest", "", "", workload, seed) for seed in seeds]
 
 
-def to_do(cases: Sequence[Case], done: Mapping[str, Row]) -> Iterator[Case]:
+def to_do(
+    cases: Sequence[Case], done: Mapping[str, Row], earlier: Callable[[Row], bool] = lambda row: False
+) -> Iterator[Case]:
     """What is left, in the order that tells most in little time: honest runs and attacks that have no row; with an
-    audit, attacks that were not found while the run went on; twins; with an audit, attacks of which evidence by replay
-    is still due, so that place and cause get known. `done` may grow while this goes on.
+    audit, attacks that were not found while the run went on; twins; what an `earlier` state of the code looked at; with
+    an audit, attacks of which evidence by replay is still due, so that place and cause get known. `done` may grow while
+    this goes on.
     """
     for case in (c for c in cases if c.kind != "twin"):
         row = done.get(case.name)
@@ -101,40 +113,11 @@ def to_do(cases: Sequence[Case], done: Mapping[str, Row]) -> Iterator[Case]:
         if row and not row["audited"] and how(row) in ("missed", "not checked"):
             yield case._replace(audit=True)
     yield from (c for c in cases if c.kind == "twin" and c.name not in done)
+    for case in cases:
+        row = done.get(case.name)
+        if row and earlier(row):
+            yield case._replace(audit=row["audited"])
     for case in attacks:
         row = done.get(case.name)
         if row and not row["audited"] and any(e["state"] == "not checked" for e in row["expected"]):
             yield case._replace(audit=True)
-
-
-class Ledger:
-    """The rows of cases that are done, appended as they finish; those of other code are put aside."""
-
-    def __init__(self, path: Path, code: str) -> None:
-        self.path, self.code = path, code
-        self.rows: dict[str, Row] = {}
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        self.rows = {row["case"]: row for row in rows if row["code"] == code}
-        if len(self.rows) < len(lines):
-            self._write_anew()
-
-    def add(self, row: Row) -> None:
-        """Append the row of a case; an earlier one of the same case is replaced."""
-        self.rows[row["case"]] = row
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**row, "code": self.code}) + "\n")
-
-    def _write_anew(self) -> None:
-        partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows.values()), encoding="utf-8")
-        partial.replace(self.path)
-
-
-def code_of(*folders: str) -> str:
-    """A digest over the Python files of some of the repository's folders: rows of other code do not count."""
-    digest = hashlib.sha256()
-    for file in sorted(f for folder in folders for f in (ROOT / folder).rglob("*.py")):
-        digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]

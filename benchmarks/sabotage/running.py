@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from benchmarks.sabotage import jobs, traces
-from benchmarks.sabotage.matrix import Case, Ledger
+from benchmarks.sabotage.ledger import Ledger
+from benchmarks.sabotage.matrix import Case
 from benchmarks.sabotage.scoring import how
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.machine import ROOT
 from benchmarks.sabotage import jobs, matrix
-from benchmarks.sabotage.matrix import Case, Ledger
+from benchmarks.sabotage.ledger import Ledger, code_of
+from benchmarks.sabotage.matrix import Case
 from benchmarks.sabotage.traces import Struck, Truth, Verdict, read_verdicts, write_verdicts
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def learn() -> tuple[Path, frozenset[str]]:
     Raises:
         SystemExit: an honest run does not train under it, or one of its programs fails or takes too long.
     """
-    state = home() / matrix.code_of("workloads/chat")
+    state = home() / code_of("workloads/chat")
     invariants = state / "invariants.json"
     if not invariants.exists():
         traces = [_reference(seed, state) for seed in REFERENCE]
@@ -209,8 +210,7 @@ def run(name: str, techniques: Sequence[Technique], budget: float) -> bool:
     begun = time.monotonic()
     invariants, loose = learn()
     path, known = home() / "runs" / "traincheck.jsonl", {t.id: t for t in techniques}
-    code = matrix.code_of("attacks", "workloads", "benchmarks/sabotage")
-    done = Ledger(home() / "done.jsonl", code)
+    done = Ledger(home() / "done.jsonl")
     with _range(invariants, 0) as place:
         for case in cases_of(techniques):
             if case.name in done.rows:

@@ -226,10 +226,10 @@ def _inherited_doubt(parent: Checkpoint) -> tuple[Doubt, ...]:
 
 def in_place(saves: Sequence[CheckpointSaved]) -> tuple[CheckpointSaved, ...]:
     """The newest save of each path, without the paths that files were renamed away from."""
-    newest = {save.path: save for save in saves}
+    newest: dict[str, CheckpointSaved] = {}
     for save in saves:
-        if save.renamed_from and save.renamed_from != save.path:
-            newest.pop(save.renamed_from, None)
+        newest.pop(save.renamed_from, None)
+        newest[save.path] = save
     return tuple(newest.values())
 
 

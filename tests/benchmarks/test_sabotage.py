@@ -10,8 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.sabotage import jobs, matrix, report, running, scoring, traincheck, traincheck_job
-from benchmarks.sabotage.matrix import Case, Ledger
+from benchmarks.sabotage import jobs, ledger, matrix, report, running, scoring, traincheck, traincheck_job
+from benchmarks.sabotage.ledger import Ledger
+from benchmarks.sabotage.matrix import Case
 from benchmarks.sabotage.traces import Run as RunNoun
 from benchmarks.sabotage.traces import Step, Struck, Truth, Verdict, write, write_verdicts
 from trainwarden.redteam import catalogue
@@ -56,9 +57,10 @@ def test_what_was_not_looked_for_is_neither_found_nor_missed_and_low_findings_fi
 def test_the_summary_counts_attacks_that_did_something_and_names_the_rest() -> None:
     marks = (Marked(rank=1, step=60, wall_ns=1),)
     rows = [
-        row("live", found=(LIVE,), marks=marks, located="exact", cause_proved=True, audited=True),
-        row("live alone", found=(LIVE,), marks=marks, located="near"),
-        row("audit", technique="23", found=(REPLAY,), marks=marks, located="near", cause_proved=False, audited=True),
+        row("live", found=(LIVE,), marks=marks, strikes=("batch",), located="exact", cause_proved=True, audited=True),
+        row("live alone", found=(LIVE,), marks=marks, strikes=("batch",), located="near"),
+        row("audit", technique="23", found=(REPLAY,), marks=marks, strikes=("rng",), located="near", audited=True),
+        row("sleep", technique="28", found=(LIVE,), marks=marks, located="exact", audited=True),
         row("missed", technique="24", expected=(expected("silent"),), audited=True),
         row("open", technique="25", expected=(expected("not checked"),)),
         row("no-op", technique="26", found=(LIVE,), worked=False),
@@ -67,9 +69,11 @@ def test_the_summary_counts_attacks_that_did_something_and_names_the_rest() -> N
         row("twin", kind="twin", verdict="accused", found=(LIVE,)),
     ]
     told = scoring.summary(rows)
-    assert (told["techniques"], told["cases"]) == (4, 5)
-    assert (told["found_pct"], told["found_live_pct"], told["found_by_audit_alone"]) == (60.0, 40.0, 1)
-    assert (told["exact_pct"], told["exact_of"], told["cause_proved_pct"]) == (50.0, 2, 50.0)
+    assert (told["techniques"], told["cases"]) == (5, 6)
+    assert (told["found_pct"], told["found_live_pct"], told["found_by_audit_alone"]) == (66.7, 50.0, 1)
+    assert (told["exact_pct"], told["exact_of"], told["not_exact"]) == (66.7, 3, ["audit"])
+    assert (told["cause_proved_pct"], told["cause_proved_of"]) == (50.0, 2), "a sleep has no digest to reproduce"
+    assert told["cause_not_proved"] == ["audit"]
     assert (told["false_accusations"], told["honest_runs"], told["benign_twins"]) == (1, 1, 1)
     named = [told[k] for k in ("missed", "not_checked", "without_effect", "not_carried_out")]
     assert named == [["missed"], ["open"], ["no-op"], ["lacking"]]
@@ -118,9 +122,12 @@ def test_the_sampled_matrix_has_every_technique_and_its_twin_and_the_whole_one_e
     names = {t.id for t in techniques}
     few = [case for name in ("chat", "toy") for case in matrix.sampled(techniques, name, WORKLOADS)]
     all_of_them = [case for name in WORKLOADS for case in matrix.whole(techniques, name, WORKLOADS)]
-    for kind in ("attack", "twin"):
-        chosen = [c.technique for c in few if c.kind == kind]
-        assert sorted(chosen) == sorted(names), "each once, on a workload that has what it needs"
+    live = [c.technique for c in few if c.kind == "attack" and not c.audit]
+    assert sorted(live) == sorted(names), "each once, on a workload that has what it needs"
+    numeric = {(t.id, v.name) for t in techniques for v in t.variants if v.strikes}
+    assert {(c.technique, c.variant) for c in few if c.audit} == numeric
+    twins = [t.twin for c in few if c.kind == "twin" for t in techniques if t.id == c.technique]
+    assert all(twins.count(t.twin) == 1 for t in techniques), "each twin once, however many techniques have it"
     variants = {(t.id, v.name, seed) for t in techniques for v in t.variants for seed in matrix.SEEDS}
     assert {(c.technique, c.variant, c.seed) for c in all_of_them if c.kind == "attack"} == variants
     assert all(c.audit for c in all_of_them if c.kind == "attack")
@@ -148,17 +155,39 @@ def test_what_was_not_found_live_is_audited_before_the_twins_and_what_was_after_
     assert list(matrix.to_do(cases, done)) == []
 
 
-def test_the_ledger_goes_on_after_a_crash_and_forgets_rows_of_other_code(tmp_path: Path) -> None:
+def test_the_ledger_goes_on_after_a_crash_and_forgets_rows_that_were_struck_by_other_code(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    Ledger(path, "one").add(row("a"))
+    Ledger(path).add(row("a"))
     with path.open("a") as file:
         file.write('{"case": "half')
-    again = Ledger(path, "one")
+    again = Ledger(path)
     assert list(again.rows) == ["a"]
     again.add(row("b"))
     again.add(row("a", audited=True))
-    assert {k: v["audited"] for k, v in Ledger(path, "one").rows.items()} == {"a": True, "b": False}
-    assert Ledger(path, "two").rows == {}
+    assert {k: v["audited"] for k, v in Ledger(path).rows.items()} == {"a": True, "b": False}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**line, "struck": "otherwise"}) + "\n" for line in lines))
+    assert Ledger(path).rows == {}
+
+
+def test_a_row_that_earlier_code_looked_at_still_counts_names_its_commit_and_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    Ledger(path).add(row("22-a-chat-0", found=(LIVE,)))
+    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
+    assert line["commit"]
+    assert not ledger.earlier(line)
+    path.write_text(json.dumps({**line, "looked": "otherwise"}) + "\n")
+    rows = Ledger(path).rows
+    assert [ledger.earlier(r) for r in rows.values()] == [True]
+    cases = [Case("attack", "22", "a", "chat", 0)]
+    assert list(matrix.to_do(cases, rows)) == []
+    assert list(matrix.to_do(cases, rows, ledger.earlier)) == cases
+
+
+def test_comments_and_docstrings_make_no_other_code() -> None:
+    plain = "def f(x):\n    return x\n"
+    assert ledger._meaning(plain) == ledger._meaning('"""Doc."""\ndef f(x):\n    """Doc."""\n    return x  # so\n')
+    assert ledger._meaning(plain) != ledger._meaning(plain.replace("return x", "return -x"))
 
 
 # ------------------------------------------------------------------ jobs and peers

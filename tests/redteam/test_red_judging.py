@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from trainwarden.model import (
     Confidence,
     Coverage,
@@ -19,7 +21,10 @@ from trainwarden.redteam.interface import Effect, Evidence, When
 from trainwarden.redteam.outcome import Effects, Found, Marked
 from trainwarden.redteam.running import Ran
 
+STRIKES = ("local_gradients",)
 MARKS = [Marked(rank=1, step=60, wall_ns=10_000_000_000, tensor="w"), Marked(rank=1, step=61, wall_ns=11, tensor="w")]
+
+TRUTH = judging.Truth(MARKS, STRIKES)
 
 
 def record(step: int, at: float = 0.0, attempt: int = 0) -> StepRecord:
@@ -52,38 +57,49 @@ def diverged(step: int, rank: int, stage: Stage, tensor: str) -> Diverged:
 def test_time_to_detect_is_from_the_first_tampered_step_to_the_finding() -> None:
     steps = record(59, 9.9), record(60, 10.05), record(61, 10.1)
     run = ran(*steps, finding("slow"), record(62, 10.3), finding("late"), told={"late": 10.5, "slow": 10.2})
-    told = judging.findings(run, MARKS)
+    told = judging.findings(run, TRUTH)
     assert [(f.by, f.steps, f.seconds) for _, f in told] == [("slow", 1, 0.2), ("late", 2, 0.5)]
 
 
 def test_steps_are_counted_over_a_restart_and_from_the_act_where_nothing_is_marked() -> None:
     run = ran(record(60, 9.9), record(61, 10.1), record(0, 12.0, attempt=1), finding("late"), told={"late": 12.5})
     run.acted.append(10.0)
-    ((_, found),) = judging.findings(run, ())
+    ((_, found),) = judging.findings(run, judging.Truth())
     assert (found.steps, found.seconds) == (2, 2.5)
 
 
 def test_what_is_told_before_the_first_tampered_step_counts_as_at_once_and_notes_do_not_count() -> None:
     run = ran(record(55), finding("early"), finding("note", Severity.INFO), told={"early": 9.5, "note": 9.6})
-    ((when, found),) = judging.findings(run, MARKS)
+    ((when, found),) = judging.findings(run, TRUTH)
     assert (when, found.steps, found.seconds) == (9.5, 0, 0.0)
 
 
 def test_a_place_is_exact_when_it_agrees_with_the_marks() -> None:
     right, wrong = diverged(60, 1, Stage.LOCAL_GRADIENTS, "w"), diverged(60, 0, Stage.LOCAL_GRADIENTS, "w")
-    other = diverged(62, 1, Stage.LOCAL_GRADIENTS, "w")
-    assert [f.exact for f in judging.diverged([right, wrong, other], MARKS)] == [True, False, False]
-    assert judging.located(judging.diverged([right], MARKS), MARKS) == "exact"
-    assert judging.located(judging.diverged([other], MARKS), MARKS) == "near"
+    other, later = diverged(60, 1, Stage.LOCAL_GRADIENTS, "v"), diverged(61, 1, Stage.LOCAL_GRADIENTS, "w")
+    stage = diverged(60, 1, Stage.WEIGHTS, "w")
+    told = judging.replayed([right, wrong, other, later, stage], TRUTH)
+    assert [f.exact for f in told] == [True, False, False, False, False]
+    assert [judging.located([f], MARKS) for f in told] == ["exact", "near", "near", "near", "near"]
     assert judging.located([], MARKS) == "no"
+
+
+def test_what_a_finding_leaves_open_is_not_located() -> None:
+    found = judging.replayed([diverged(60, 1, Stage.LOCAL_GRADIENTS, "w")], judging.Truth())[0]
+    assert found.exact is None, "no truth to agree with"
+    for change, exact in (({}, True), ({"ranks": ()}, False), ({"tensor": ""}, False), ({"stage": ""}, False)):
+        assert judging.placed(msgspec.structs.replace(found, **change), TRUTH).exact is exact
+    assert judging.placed(msgspec.structs.replace(found, step=-1), TRUTH).exact is None
+    anywhere = judging.Truth([Marked(rank=1, step=60, wall_ns=1)])
+    assert judging.placed(msgspec.structs.replace(found, tensor="", stage=""), anywhere).exact is True
 
 
 def test_evidence_that_was_not_looked_for_leaves_it_undecided_and_silence_is_a_miss() -> None:
     replay = Evidence(When.AUDIT, "replay", "local_gradients", exact=("step", "rank", "tensor"))
     alarm = Evidence(When.LIVE, "alarm", needed=False)
     live = {When.LIVE, When.BEFORE_START}
-    right = judging.diverged([diverged(60, 1, Stage.LOCAL_GRADIENTS, "w")], MARKS)
-    wrong = judging.diverged([diverged(60, 1, Stage.WEIGHTS, "w")], MARKS)
+    right = judging.replayed([diverged(60, 1, Stage.LOCAL_GRADIENTS, "w")], TRUTH)
+    wrong = judging.replayed([diverged(60, 1, Stage.WEIGHTS, "w")], TRUTH)
     for found, looked, verdict in (
         (right, live | {When.AUDIT}, "found"),
         (wrong, live | {When.AUDIT}, "missed"),

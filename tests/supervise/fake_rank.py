@@ -188,9 +188,9 @@ class Rank:
         """Have so many bytes logged at once."""
         self.wire.send(wire.Told(note=ModelSeen(step=0, idle=("x" * int(size),))))
 
-    def bye(self, _: str) -> None:
+    def bye(self, unrecorded: str) -> None:
         self.tell_code()
-        self.wire.send(wire.Bye(records=self.seq))
+        self.wire.send(wire.Bye(records=self.seq, unrecorded=int(unrecorded or 0)))
         self.answer(wire.Go)
         while self.acked < self.seq - 1:
             self.answer(wire.Acked)

@@ -178,3 +178,15 @@ def test_a_rank_that_does_not_tell_of_its_code_is_a_gap_and_its_recorder_silence
     gaps, silenced = of_kind(ended.entries, Finding)
     assert (gaps.detector, silenced.detector, silenced.severity) == ("gaps", "recorder", Severity.MEDIUM)
     assert "was switched off after 3 records" in silenced.seen
+
+
+def test_updates_that_nobody_recorded_are_told_though_the_recorder_was_switched_on_again(
+    place: Place, job: Path
+) -> None:
+    words = ("start", "join:0/1", "steps:3", "until_acked")
+    honest = place.run(job, str(place.python), "fake_rank.py", *words, "bye:0")
+    assert of_kind(honest.entries, Finding) == []
+    ended = place.run(job, str(place.python), "fake_rank.py", *words, "bye:5")
+    (found,) = of_kind(ended.entries, Finding)
+    assert (found.detector, found.severity, found.step, found.ranks) == ("recorder", Severity.MEDIUM, 3, (0,))
+    assert "made 5 updates after its last record" in found.seen

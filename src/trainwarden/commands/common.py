@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -80,6 +78,8 @@ def consoles(args: argparse.Namespace) -> tuple[Console, Console]:
 
 def print_json(value: object) -> None:
     """Write `value` (built-in types or msgspec structs) as one line of JSON on stdout."""
+    import msgspec
+
     sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
     sys.stdout.flush()
 

@@ -6,15 +6,15 @@ import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, consoles, print_json
+from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, print_json
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trainwarden.gate.results import Scanned
 
 _EXIT = (
@@ -48,32 +48,33 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs < 0:
         raise UsageError(f"--jobs {args.jobs} is not a number of processes", hint="1 or more")
     files = listed(args.paths)
-    results, progress = consoles(args)
     scanned: list[Scanned] = []
     if not files:
         scanned.append(nothing_found(args.paths))
-    with progress.status("scanning") if sys.stderr.isatty() else _Silent() as status:
+    with _bar(len(files)) as advance:
         for done in scan_files(files, args.jobs or os.cpu_count() or 1):
             scanned.append(done)
-            status.update(f"scanning: {len(scanned):,} of {len(files):,} files")
+            advance()
     if args.json:
         print_json({"files": scanned})
     else:
-        _show(results, scanned)
+        _show(scanned)
     return exit_code(scanned)
 
 
-class _Silent:
-    """A status that nobody watches."""
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[], object]]:
+    """A progress bar on a terminal, else nothing; what it gives moves it on by one file."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def update(self, text: str) -> None:
-        """Show nothing."""
+    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
 
 
 def exit_code(scanned: list[Scanned]) -> int:
@@ -94,25 +95,35 @@ def exit_code(scanned: list[Scanned]) -> int:
     return worst
 
 
-def _show(console: Console, scanned: list[Scanned]) -> None:
-    from rich.markup import escape
-
+def _show(scanned: list[Scanned]) -> None:
     from trainwarden.gate.results import Clean, Refused, Undecided
 
-    counts = Counter(type(s.decision).__name__.lower() for s in scanned)
+    say = _printer()
     for each in scanned:
         match each.decision:
             case Refused(kind=kind, objections=objections):
-                console.print(f"[bold red]refused[/]    {escape(each.path)} ({kind})")
+                say("refused   ", "bold red", f" {each.path} ({kind})")
                 for o in objections[:_SHOWN]:
                     where = f"{o.part} " if o.part else ""
-                    console.print(escape(f"  {where}at {o.offset}: {o.opcode} {o.name}: {o.why}"), style="dim")
+                    say(f"  {where}at {o.offset}: {o.opcode} {o.name}: {o.why}", "dim")
                 if len(objections) > _SHOWN:
-                    console.print(f"  and {len(objections) - _SHOWN} more (--json)", style="dim")
+                    say(f"  and {len(objections) - _SHOWN} more (--json)", "dim")
             case Undecided(kind=kind, why=why):
-                console.print(f"[yellow]undecided[/]  {escape(each.path)} ({kind}): {escape(why)}")
+                say("undecided ", "yellow", f" {each.path} ({kind}): {why}")
             case Clean():
                 pass
             case _:
                 assert_never(each.decision)
-    console.print(f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided")
+    counts = Counter(type(s.decision).__name__.lower() for s in scanned)
+    say(f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided")
+
+
+def _printer() -> Callable[..., None]:
+    """Prints words in a style and what follows them; rich, whose start takes as long as a scan, only on a terminal."""
+    if not sys.stdout.isatty():
+        return lambda words, _style="", rest="": print(words + rest)
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    return lambda words, style="", rest="": console.print(Text.assemble((words, style), rest))

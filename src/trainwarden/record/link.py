@@ -49,9 +49,9 @@ class Link:
         except (queue.Full, queue.Empty):
             return None
 
-    def goodbye(self, last_seq: int, timeout: float) -> bool:
+    def goodbye(self, last_seq: int, unrecorded: int, timeout: float) -> bool:
         """Say that this process ends in order; whether everything up to `last_seq` was acknowledged in time."""
-        answered = self.ask(wire.Bye(records=last_seq + 1), timeout) is not None
+        answered = self.ask(wire.Bye(records=last_seq + 1, unrecorded=unrecorded), timeout) is not None
         self.dead = True
         self._connection.close()
         return answered

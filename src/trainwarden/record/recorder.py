@@ -30,6 +30,7 @@ from trainwarden.record import entropy, linear, rng, shares, stages
 from trainwarden.record import names as naming
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
+from trainwarden.record.counted import Counted
 from trainwarden.record.fingerprint import stage_root, tensor_digest, tensor_digests, value_digest
 from trainwarden.record.forwards import ForwardHooks, eager_modules
 from trainwarden.record.introduction import introduction
@@ -106,6 +107,7 @@ class Recorder:
         self._last_wall = time.time_ns()
         self._last_cpu = time.process_time_ns()
         self.code = CodeWatch()
+        self.counted = Counted()
         self._looked = -1
         self.reducing: BucketHook | None = None  # whose bucket was seen last
         self.signed: SignedReduction | None = None
@@ -183,7 +185,8 @@ class Recorder:
             self.guarded("leaving", self.snapshots.follow_marks)
             self.guarded("code", self.look_at_code)
             self.guarded("leaving", lambda: self.look_on(lambda o: o.leaving()))
-            self.link.goodbye(self.seq - 1, timeout=30)
+            unrecorded = self.guarded("leaving", self.counted.unrecorded) or 0
+            self.link.goodbye(self.seq - 1, unrecorded, timeout=30)
 
     def looked_at(self, token: int) -> wire.Message:
         """The answer to a watcher that asks where this process stands."""
@@ -387,6 +390,7 @@ class Recorder:
         seen = {stage: d for stage, d in details.items() if isinstance(d, Detail)}
         self.tell(wire.Step(record=record, details=seen))
         self.seq += 1
+        self.counted.recorded(optimizer)
         self.gathered = Gathered()
         for handle in self._sampled:
             handle.remove()

@@ -100,6 +100,7 @@ class Variant:
     approved: bool = False  # the seal is made and approved before the acts at START
     again: bool = False  # the job is run a second time, which resumes the first
     needs: tuple[str, ...] = ()  # what the workload must have: "ranks", "restarts", "pickle", "adam", "tracker", …
+    strikes: tuple[str, ...] = ()  # the stages in which its numbers may first be seen to differ; () = in none
     level: Literal[1, 2, 3] | None = None  # of the threat model, where it is not its technique's
 
 

@@ -4,7 +4,8 @@ Rules
 -----
 * Only findings graver than a note count. What was told before the insider did anything is no evidence but a false
   alarm; what is told between the payload's arrival and its first tampered step counts as at once.
-* A place is exact when it agrees with the payload's marks in all that it names.
+* A place is exact when it names the first tampered step, and rank, tensor and stage where the payload's marks and the
+  variant name them: what a finding leaves open is not located.
 * "found" takes every piece of evidence that is needed. A piece of evidence that was not looked for (no audit) leaves
   the answer undecided, never "found".
 """
@@ -12,8 +13,11 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 
-from trainwarden.model import Diverged, Entry, Explanation, Finding, Severity, StepRecord
+import msgspec
+
+from trainwarden.model import Diverged, Entry, Explanation, Finding, Location, Severity, StepRecord
 from trainwarden.redteam.interface import Effect, Evidence, When
 from trainwarden.redteam.outcome import Effects, Expected, Found, Marked
 from trainwarden.redteam.running import Ran
@@ -21,8 +25,22 @@ from trainwarden.redteam.running import Ran
 GRAVER = frozenset({"medium", "high"})
 
 
-def findings(ran: Ran, marks: Sequence[Marked]) -> list[tuple[float, Found]]:
+@dataclass(frozen=True)
+class Truth:
+    """Where an attack struck: the payload's own marks, and the stages in which a variant's first numbers may differ."""
+
+    marks: Sequence[Marked] = ()
+    strikes: Sequence[str] = ()
+
+    @property
+    def first(self) -> list[Marked]:
+        """The marks of the first tampered step, of all ranks."""
+        return [m for m in self.marks if m.step == min(each.step for each in self.marks)]
+
+
+def findings(ran: Ran, truth: Truth) -> list[tuple[float, Found]]:
     """Every finding that is more than a note, with the time at which the terminal told it."""
+    marks = truth.marks
     began = marks[0].wall_ns if marks else int(ran.acted[0] * 1e9) if ran.acted else 0
     left, out = list(ran.told), []
     for run in ran.runs:
@@ -32,7 +50,7 @@ def findings(ran: Ran, marks: Sequence[Marked]) -> list[tuple[float, Found]]:
                 since.add((entry.attempt, entry.step))
             elif isinstance(entry, Finding) and entry.severity is not Severity.INFO:
                 when = _told(left, entry)
-                out.append((when, _live(entry, when, len(since), began, marks)))
+                out.append((when, _live(entry, when, len(since), began, truth)))
     return out
 
 
@@ -45,7 +63,7 @@ def _told(left: list[tuple[float, str, str]], finding: Finding) -> float:
     return match[0]
 
 
-def _live(finding: Finding, when: float, since: int, began: int, marks: Sequence[Marked]) -> Found:
+def _live(finding: Finding, when: float, since: int, began: int, truth: Truth) -> Found:
     late = max(0.0, when - began / 1e9)
     found = Found(
         when=When.LIVE,
@@ -56,43 +74,51 @@ def _live(finding: Finding, when: float, since: int, began: int, marks: Sequence
         ranks=finding.ranks,
         stage=str(finding.stage or ""),
         tensor=finding.tensor,
-        steps=max(0, since - bool(marks)) * (late > 0) if began else None,  # the tampered step itself is not one later
+        steps=max(0, since - bool(truth.marks)) * (late > 0) if began else None,  # the tampered step is not one later
         seconds=round(late, 3) if began else None,
     )
-    return _with_exactness(found, marks)
+    return placed(found, truth)
 
 
-def _with_exactness(found: Found, marks: Sequence[Marked]) -> Found:
-    if found.step < 0 or not marks:
+def placed(found: Found, truth: Truth) -> Found:
+    """The same with whether its place is the true one; None where it names no step, or there is none to name."""
+    first = truth.first
+    if found.step < 0 or not first:
         return found
-    import msgspec
+    named = set(found.ranks)
+    tensors = {m.tensor for m in first if m.tensor and (not named or m.rank in named)}
+    right = (
+        found.step == first[0].step
+        and bool(named)
+        and named <= {m.rank for m in first}
+        and (not tensors or found.tensor in tensors)
+        and (not truth.strikes or found.stage in truth.strikes)
+    )
+    return msgspec.structs.replace(found, exact=right)
 
-    at = [m for m in marks if m.step == found.step]
-    same = bool(at) and (not found.ranks or {m.rank for m in at} & set(found.ranks) != set())
-    tensors = {m.tensor for m in at if m.tensor}
-    same = same and (not found.tensor or not tensors or found.tensor in tensors)
-    return msgspec.structs.replace(found, exact=same)
+
+def replayed(entries: Iterable[Entry], truth: Truth) -> list[Found]:
+    """Where replays differ from the record, and where an explanation found the same to come from."""
+    out = []
+    for e in entries:
+        if isinstance(e, Diverged):
+            out.append(placed(_at("replay", e.at), truth))
+        elif isinstance(e, Explanation):
+            out.append(placed(_at("explain", e.at), truth))
+    return out
 
 
-def diverged(entries: Iterable[Entry], marks: Sequence[Marked]) -> list[Found]:
-    """Where replays differ from the record."""
-    return [
-        _with_exactness(
-            Found(
-                when=When.AUDIT,
-                by="replay",
-                severity="high",
-                sentence=f"step {e.at.step}, rank {e.at.rank}: {e.at.words}",
-                step=e.at.step,
-                ranks=(e.at.rank,),
-                stage="weights before" if e.at.before else str(e.at.stage),
-                tensor=e.at.tensor,
-            ),
-            marks,
-        )
-        for e in entries
-        if isinstance(e, Diverged)
-    ]
+def _at(by: str, at: Location) -> Found:
+    return Found(
+        when=When.AUDIT,
+        by=by,
+        severity="high",
+        sentence=f"step {at.step}, rank {at.rank}: {at.words}",
+        step=at.step,
+        ranks=(at.rank,),
+        stage="weights before" if at.before else str(at.stage),
+        tensor=at.tensor,
+    )
 
 
 def failed_checks(checks: dict[str, object], wanted: Collection[str] = ()) -> list[Found]:
@@ -144,11 +170,11 @@ def verdict(expected: Sequence[Expected]) -> str:
 
 
 def located(found: Sequence[Found], marks: Sequence[Marked]) -> str:
-    """Whether something names the first tampered step, rank and tensor rightly ("exact"), or is within three steps."""
-    if any(f.exact and marks and f.step == marks[0].step for f in found):
+    """Whether something names the first tampered step, rank, stage and tensor rightly ("exact"), or is within three
+    steps ("near"); else, and where no step was tampered with, "no"."""
+    if any(f.exact for f in found):
         return "exact"
-    near = any(f.step >= 0 and marks and abs(f.step - marks[0].step) <= 3 for f in found)
-    return "near" if near else "no"
+    return "near" if any(f.step >= 0 and marks and abs(f.step - marks[0].step) <= 3 for f in found) else "no"
 
 
 def cause(entries: Iterable[Entry]) -> tuple[str, bool | None]:

@@ -72,6 +72,7 @@ class Outcome(Row, frozen=True, kw_only=True):
     seed: int
     detector: str = "trainwarden"
     verdict: str  # found | missed | undecided | not carried out; of twin and honest: silent | accused
+    strikes: tuple[str, ...] = ()  # of an attack: the stages in which its first tampered numbers may be seen
     found: tuple[Found, ...] = ()
     false: tuple[Found, ...] = ()  # of an attack: told before the insider did anything
     expected: tuple[Expected, ...] = ()

@@ -127,9 +127,10 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     """The row of an attacked run, over what was found, the payload's marks and the effect."""
     struck, worked = marks(place), judging.had(variant.effect, effect)
     began = ran.acted[0] if ran.acted else 0.0
-    told = judging.findings(ran, struck)
+    truth = judging.Truth(struck, variant.strikes)
+    told = judging.findings(ran, truth)
     found = [f for when, f in told if when >= began]
-    found += [*judging.diverged(ran.all_entries, struck), *_failed_checks(variant, ran), *_refused(ran)]
+    found += [*judging.replayed(ran.all_entries, truth), *_failed_checks(variant, ran), *_refused(ran)]
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
@@ -140,6 +141,7 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
         workload=place.workload.name,
         seed=place.seed,
         verdict=judging.verdict(expected) if acted else "not carried out",
+        strikes=variant.strikes,
         found=tuple(_firsts(found)),
         false=tuple(f for when, f in told if when < began),
         expected=tuple(expected),
@@ -202,7 +204,7 @@ def twin(place: Range, technique: Technique, say: Say) -> Outcome:
 
 def innocent(kind: str, place: Range, ran: Ran) -> Outcome:
     """The row of a run in which nobody strikes: "accused" when something above a low finding was raised."""
-    found = [f for _, f in judging.findings(ran, ())] + list(_refused(ran))
+    found = [f for _, f in judging.findings(ran, judging.Truth())] + list(_refused(ran))
     grave = [f for f in found if f.severity in judging.GRAVER]
     trained = any(isinstance(e, StepRecord) for e in ran.all_entries)
     return Outcome(
@@ -231,14 +233,13 @@ def _refused(ran: Ran) -> list[Found]:
 
 
 def _firsts(found: Sequence[Found]) -> list[Found]:
-    """The first thing that each detector said, in the order of time."""
-    kept: dict[tuple[str, str], Found] = {}
+    """The first thing that each detector said, and the first grave one, in the order of time."""
+    kept: dict[tuple[str, str, bool], Found] = {}
     for f in sorted(found, key=lambda f: (f.seconds is None, f.seconds or 0.0)):
-        known = kept.get((f.when, f.by))
+        key = f.when, f.by, f.severity in judging.GRAVER
+        known = kept.get(key)
         if known is None or (f.exact and not known.exact):
-            kept[f.when, f.by] = (
-                f if known is None else msgspec.structs.replace(f, steps=known.steps, seconds=known.seconds)
-            )
+            kept[key] = f if known is None else msgspec.structs.replace(f, steps=known.steps, seconds=known.seconds)
     return list(kept.values())
 
 

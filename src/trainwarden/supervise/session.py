@@ -331,6 +331,8 @@ class Session:
             self._gap(rank, rank.records, reason)
         if rank.code_every > 0 and not rank.told_code:
             self._shared.ledger.submit(_silenced_finding(rank))
+        if message.unrecorded > 0:
+            self._shared.ledger.submit(_unrecorded_finding(rank, message.unrecorded))
         rank.goodbye = True
         self._shared.presence.left(rank.attempt, rank.rank, rank.pid)
         self._shared.left(rank.attempt, rank.rank)
@@ -445,6 +447,22 @@ def _silenced_finding(rank: _Rank) -> Finding:
         step=rank.reached,
         attempt=rank.attempt,
         ranks=(rank.rank,),
+        wall_ns=time.time_ns(),
+    )
+
+
+def _unrecorded_finding(rank: _Rank, updates: int) -> Finding:
+    return Finding(
+        detector="recorder",
+        severity=Severity.MEDIUM,
+        confidence=Confidence.HIGH,
+        seen=f"Rank {rank.rank} made {updates} updates after its last record, as its optimizer counts them: its "
+        f"recorder was switched off after {rank.records} records, and on again before the end.",
+        expected="Every update of a recorded optimizer is recorded.",
+        step=rank.reached,
+        attempt=rank.attempt,
+        ranks=(rank.rank,),
+        benign=("the script loads a later state into the optimizer after its last update",),
         wall_ns=time.time_ns(),
     )
 

@@ -258,9 +258,13 @@ class Sums(Base, tag="sums"):
 
 
 class Bye(Base, tag="bye"):
-    """The process ends in order after `records` step records; answered with `Go` when all is durable."""
+    """The process ends in order after `records` step records; answered with `Go` when all is durable.
+
+    `unrecorded`: updates that its optimizers have counted since they were last recorded.
+    """
 
     records: int
+    unrecorded: int = 0
 
 
 class NextUnit(Base, tag="next_unit"):

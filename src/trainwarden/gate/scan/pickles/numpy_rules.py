@@ -13,7 +13,7 @@ from typing import Final
 from trainwarden.gate.scan.pickles.plain_rules import made
 from trainwarden.gate.scan.pickles.values import Blob, Made, Many, Mapping, Name, Objectionable, Rule, Value
 
-_DTYPE: Final = re.compile(r"[<>|=]?(?:([biufcmM])(\d{1,2})|([SUV])(\d{1,6})|(O)8?)(\[\w+\])?")
+_DTYPE: Final = r"[<>|=]?(?:([biufcmM])(\d{1,2})|([SUV])(\d{1,6})|(O)8?)(\[\w+\])?"
 _SIZES: Final = {
     "b": (1,),
     "i": (1, 2, 4, 8),
@@ -32,7 +32,7 @@ def item(text: str) -> tuple[str, int]:
     Raises:
         Objectionable: it is no plain dtype.
     """
-    match = _DTYPE.fullmatch(text)
+    match = re.fullmatch(_DTYPE, text)
     if match is None:
         raise Objectionable(f"dtype {text[:40]!r} is not a plain one")
     if match[5]:
