@@ -175,6 +175,15 @@ def test_what_slows_honest_jobs_too_is_nobodys_doing() -> None:
     assert [b.name for b in found.jobs[0].baselines if b.chosen] == ["peers"]
 
 
+def test_what_lies_after_the_window_is_left_out() -> None:
+    usual, late = [1.0, 1.02, 0.98, 1.01] * 20, [1.25] * 40 + [9.0] * 40
+    struck = job([(0, 0, usual, 0.0), (101.0, 80, late, 0.0)])
+    peer = job([(0, 0, usual, 0.0), (101.0, 80, [1.0] * 60 + [9.0] * 40, 0.0)], name="peer")
+    found = account([struck], CONFIG, honest=[peer], since=100.0, until=150.0)
+    assert found.jobs[0].steps == 39
+    assert hours(found, Line.SLOWDOWN).mid == pytest.approx(4 * 38 * 0.25 / HOUR, rel=0.05)
+
+
 def test_an_honest_run_of_the_same_command_is_a_counterfactual() -> None:
     slow, fast = job([(0, 0, [1.5, 1.4] * 40, 0)]), job([(0, 0, [1.0, 1.1] * 40, 0)], name="honest")
     found = account([slow], CONFIG, honest=[fast])

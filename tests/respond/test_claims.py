@@ -6,14 +6,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from trainwarden import model as m
 from trainwarden.config import DamageConfig
 from trainwarden.errors import UsageError
 from trainwarden.respond.account.account import account
 from trainwarden.respond.account.claims import EXAMPLE, Claim, Held, Stand, hold, read_claims
 from trainwarden.respond.account.columns import Cause, Job
-from trainwarden.respond.account.lines import Account
+from trainwarden.respond.account.lines import Account, Range, Served
+from trainwarden.respond.account.served import served_in
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_account import job
@@ -88,6 +91,40 @@ def test_a_statement_is_held_against_the_jobs_that_it_is_about() -> None:
     assert stand(found, measure="gpus_disrupted", at_least=4, jobs=("a",)).stand is Stand.SUPPORTED
     silent = stand(found, measure="jobs_affected", at_most=0, jobs=("*video*",))
     assert (silent.stand, silent.measured) == (Stand.UNDETERMINED, None)  # silence is no evidence
+
+
+def test_serving_is_affected_by_what_it_was_given_and_not_by_what_was_trained() -> None:
+    def served(*tainted: Range) -> Account:
+        given = tuple(Served(name="feed", digest=f"d{i}", tainted=r) for i, r in enumerate(tainted))
+        return msgspec.structs.replace(measured(struck()), served=given)
+
+    def told(found: Account, **more: object) -> Stand:
+        return stand(found, measure="served_tainted", at_most=0, **more).stand
+
+    assert told(served(Range(), Range())) is Stand.SUPPORTED
+    assert told(served(Range(), Range(1, 1, 1))) is Stand.REFUTED
+    assert told(served(Range(), Range(0, 0, 1))) is Stand.UNDETERMINED
+    assert told(served()) is Stand.UNDETERMINED  # nothing went through the gate: silence is no evidence
+    assert told(served(Range(1, 1, 1)), jobs=("chat",)) is Stand.UNDETERMINED
+
+
+def test_what_serving_was_given_is_read_off_the_gates_log() -> None:
+    def cleared(digest: str, run: str, until: dict[str, int]) -> m.CheckpointCleared:
+        seen = (m.RunSeen(run=run, key="", size=1, root="", until=until),)
+        return m.CheckpointCleared(digest=digest, place="", policy="", findings=m.Severity.HIGH, runs=seen)
+
+    def promoted(digest: str, seconds: int) -> m.Promoted:
+        return m.Promoted(name="feed", digest=digest, cleared=0, wall_ns=seconds * 10**9)
+
+    bad = replace(struck("run"), tainted={3: 5}, offsets={"first": 0, "run": 2}, runs=("first", "run"))
+    log = [
+        cleared("before", "run", {"1": 5}), cleared("after", "run", {"1": 6}), cleared("other", "elsewhere", {"0": 9}),
+        promoted("before", 10), promoted("after", 20), promoted("other", 30), promoted("before", 40),
+    ]  # fmt: skip
+    found = {s.digest: s.tainted for s in served_in(log, [bad], 0, 100)}
+    assert found == {"before": Range(), "after": Range(1, 1, 1), "other": Range(0, 0, 1)}
+    assert [s.digest for s in served_in(log, [bad], 32, 38)] == ["other"]
+    assert [s.digest for s in served_in(log, [bad], 45, 99)] == ["before"]
 
 
 def test_an_unaudited_job_is_not_said_to_be_unaffected() -> None:

@@ -75,9 +75,13 @@ def account_of(args: argparse.Namespace) -> Account:
     Raises:
         UsageError, StoreError, LogTampered: the call is wrong, or a run cannot be read.
     """
+    import msgspec
+
     from trainwarden.config import load_config
+    from trainwarden.gate.ledger import read_gate
     from trainwarden.respond.account.account import account
     from trainwarden.respond.account.reading import named_runs, read_jobs
+    from trainwarden.respond.account.served import served_in
 
     since, until = _time(args.since, -math.inf), _time(args.until, math.inf)
     if since >= until:
@@ -94,7 +98,9 @@ def account_of(args: argparse.Namespace) -> Account:
             raise UsageError(
                 "every run that is named is one to compare with", hint="name others than those after --honest"
             )
-        return account(read_jobs(store, wanted, key, status.update), config, honest=honest, since=since, until=until)
+        jobs = read_jobs(store, wanted, key, status.update)
+        found = account(jobs, config, honest=honest, since=since, until=until)
+        return msgspec.structs.replace(found, served=served_in(read_gate(store), [*jobs, *honest], since, until))
 
 
 def _store(args: argparse.Namespace) -> tuple[Store, list[str]]:

@@ -28,13 +28,16 @@ from trainwarden.respond.account.lines import Account, JobAccount, Range, total
 
 EXAMPLE = Path(__file__).with_name("claims.toml")
 _HINT = "docs/damage.md#claims shows the format; `trainwarden claims --example` prints one"
-Measure: TypeAlias = Literal["gpus_disrupted", "jobs_affected", "gpu_hours", "cost", "delay_hours", "none"]
+Measure: TypeAlias = Literal[
+    "gpus_disrupted", "jobs_affected", "gpu_hours", "cost", "delay_hours", "served_tainted", "none"
+]
 _BOUNDS = ("more_than", "at_least", "less_than", "at_most")
 _UNITS = {
     "gpus_disrupted": "GPUs",
     "jobs_affected": "jobs",
     "gpu_hours": "GPU-hours",
     "delay_hours": "hours",
+    "served_tainted": "checkpoints",
     "none": "",
 }
 
@@ -58,13 +61,18 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     at_least: float | None = None
     less_than: float | None = None
     at_most: float | None = None
-    jobs: tuple[str, ...] = ()  # patterns over commands and run ids; empty: all
+    jobs: tuple[str, ...] = ()  # patterns over commands and run ids (served_tainted: names); empty: all
     needs: tuple[str, ...] = ()  # records that it takes and that are not among ours
 
     @property
     def bound(self) -> tuple[str, float] | None:
         """The name and value of its bound; None where nothing is measured."""
         return next(((b, v) for b in _BOUNDS if (v := getattr(self, b)) is not None), None)
+
+    @property
+    def subject(self) -> str:
+        """What it is about, in words."""
+        return "serving name" if self.measure == "served_tainted" else "job"
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,55 +123,79 @@ def _problem(claim: Claim, ids: Sequence[str]) -> str:
     return "" if math.isfinite(getattr(claim, bounds[0])) else f"has a bound that is no number: {bounds[0]}"
 
 
+class _Measured(msgspec.Struct, frozen=True):
+    """What was measured, what its highest value does not hold, and which runs or checkpoints it is of."""
+
+    value: Range
+    unknown: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
+
 def hold(claim: Claim, account: Account) -> Held:
     """Hold one statement against an account."""
-    jobs = [j for j in account.jobs if _is_about(claim, j)]
     if claim.bound is None:
-        return Held(
-            claim=claim, stand=Stand.UNDETERMINED, why="no record of training says so or otherwise", missing=claim.needs
-        )
-    if not jobs:
-        why = "no job in the records is one that it is about"
-        missing = (f"records of jobs that match {', '.join(claim.jobs) or 'anything'}", *claim.needs)
+        why = "no record of training says so or otherwise"
+        return Held(claim=claim, stand=Stand.UNDETERMINED, why=why, missing=claim.needs)
+    found = _served(claim, account) if claim.measure == "served_tainted" else _trained(claim, account)
+    if found is None:
+        missing = (f"records of {claim.subject} that match {', '.join(claim.jobs) or 'anything'}", *claim.needs)
+        why = f"the records know no {claim.subject} that it is about"
         return Held(claim=claim, stand=Stand.UNDETERMINED, why=why, missing=missing)
-    measured, unknown = _measure(claim, account, jobs)
-    stand = _stand(claim.bound, measured, open_above=bool(unknown))
+    stand = _stand(claim.bound, found.value, open_above=bool(found.unknown))
     if stand is Stand.SUPPORTED and claim.needs:
         stand = Stand.UNDETERMINED
     return Held(
         claim=claim,
         stand=stand,
-        why=_why(claim, stand, measured, account.currency, unknown),
-        measured=measured,
+        why=_why(claim, stand, found, account.currency),
+        measured=found.value,
         unit=_unit(claim, account.currency),
-        evidence=tuple(run for j in jobs if _is_hit(j).mid for run in j.runs),
-        missing=(*unknown, *claim.needs) if stand is Stand.UNDETERMINED else (),
+        evidence=found.evidence,
+        missing=(*found.unknown, *claim.needs) if stand is Stand.UNDETERMINED else (),
     )
 
 
-def _is_about(claim: Claim, job: JobAccount) -> bool:
-    names = (" ".join(job.command), *job.runs)
-    return not claim.jobs or any(fnmatch.fnmatch(name, pattern) for name in names for pattern in claim.jobs)
+def _served(claim: Claim, account: Account) -> _Measured | None:
+    """Altered checkpoints among those that serving was given; None where it was given none of these names."""
+    served = [s for s in account.served if _matches(claim, [s.name])]
+    if not served:
+        return None
+    return _Measured(total([s.tainted for s in served]), evidence=tuple(s.digest for s in served if s.tainted.high))
 
 
-def _measure(claim: Claim, account: Account, jobs: Sequence[JobAccount]) -> tuple[Range, tuple[str, ...]]:
-    """What is measured of these jobs, and what its highest value does not hold."""
-    whole = len(jobs) == len(account.jobs)
+def _trained(claim: Claim, account: Account) -> _Measured | None:
+    """What is measured of the jobs that it is about; None where there is none."""
+    jobs = [j for j in account.jobs if _matches(claim, [" ".join(j.command), *j.runs])]
+    if not jobs:
+        return None
+    hit = tuple(run for j in jobs if _is_hit(j).mid for run in j.runs)
     match claim.measure:
         case "gpus_disrupted":
-            return total([_is_hit(j) * j.gpus for j in jobs]), ()
+            return _Measured(total([_is_hit(j) * j.gpus for j in jobs]), evidence=hit)
         case "jobs_affected":
-            return total([_is_hit(j) for j in jobs]), ()
+            return _Measured(total([_is_hit(j) for j in jobs]), evidence=hit)
         case "delay_hours":
-            return max((j.delay for j in jobs), key=lambda r: r.mid), account.unknown
-        case "cost" if whole:
-            return account.cost, account.unknown
+            return _Measured(max((j.delay for j in jobs), key=lambda r: r.mid), account.unknown, hit)
         case "cost":
-            rates = sorted(p.per_gpu_hour for p in account.priced)
-            lost = total([j.lost for j in jobs])
-            return Range(lost.low * rates[0], lost.mid * rates[len(rates) // 2], lost.high * rates[-1]), account.unknown
+            return _Measured(_cost(account, jobs), account.unknown, hit)
         case _:
-            return (account.lost if whole else total([j.lost for j in jobs])), account.unknown
+            return _Measured(_lost(account, jobs), account.unknown, hit)
+
+
+def _lost(account: Account, jobs: Sequence[JobAccount]) -> Range:
+    """GPU-hours; of all jobs with what is given in the settings."""
+    return account.lost if len(jobs) == len(account.jobs) else total([j.lost for j in jobs])
+
+
+def _cost(account: Account, jobs: Sequence[JobAccount]) -> Range:
+    if len(jobs) == len(account.jobs):
+        return account.cost
+    rates, lost = sorted(p.per_gpu_hour for p in account.priced), _lost(account, jobs)
+    return Range(lost.low * rates[0], lost.mid * rates[len(rates) // 2], lost.high * rates[-1])
+
+
+def _matches(claim: Claim, names: Sequence[str]) -> bool:
+    return not claim.jobs or any(fnmatch.fnmatch(name, pattern) for name in names for pattern in claim.jobs)
 
 
 def _is_hit(job: JobAccount) -> Range:
@@ -192,13 +224,13 @@ def _unit(claim: Claim, currency: str) -> str:
     return currency if claim.measure == "cost" else _UNITS[claim.measure]
 
 
-def _why(claim: Claim, stand: Stand, measured: Range, currency: str, unknown: Sequence[str]) -> str:
+def _why(claim: Claim, stand: Stand, found: _Measured, currency: str) -> str:
     name, value = claim.bound or ("", 0.0)
     said = f"{name.replace('_', ' ')} {value:,.0f} {_unit(claim, currency)}"
-    told = f"measured {measured.low:,.0f} to {measured.high:,.0f}, most likely {measured.mid:,.0f}"
+    told = f"measured {found.value.low:,.0f} to {found.value.high:,.0f}, most likely {found.value.mid:,.0f}"
     if stand is not Stand.UNDETERMINED:
         return f"it says {said}; {told}"
-    reason = "the highest value is open" if unknown else "the interval reaches over the bound"
-    if claim.needs and not unknown:
-        reason = "what it also needs is not among the records"
+    if found.unknown:
+        return f"it says {said}; {told}; the highest value is open"
+    reason = "what it also needs is not among the records" if claim.needs else "the range reaches over the bound"
     return f"it says {said}; {told}; {reason}"
