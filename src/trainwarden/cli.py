@@ -46,6 +46,8 @@ VERBS: tuple[str, ...] = (
     "env",
     "query",
     "report",
+    "damage",
+    "claims",
     "log",
     "redteam",
     "demo",
