@@ -93,7 +93,7 @@ def environment() -> jinja2.Environment:
 
 def stylesheet() -> str:
     """The style of all pages."""
-    return (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
 def _clean(value: object) -> object:
