@@ -228,7 +228,7 @@ def _history(
     look_at_files: bool,
 ) -> History:
     inherited = _inherited(store, parent, key, _DEEPEST_ANCESTRY)
-    history = trace(entries, sealed=_sealed_digests(store, seal), inherited=inherited)
+    history = trace(entries, sealed=sealed_digests(store, seal), inherited=inherited)
     if not look_at_files:
         return history
     checkpoints = _on_disk(store, entries, history.checkpoints)
@@ -247,11 +247,11 @@ def _inherited(store: Store, run: str, key: str, depth: int) -> tuple[Checkpoint
     if isinstance(state, Broken):
         return ()
     before = _inherited(store, entries[0].parent, key, depth - 1)
-    history = trace(entries, sealed=_sealed_digests(store, seal), inherited=before)
+    history = trace(entries, sealed=sealed_digests(store, seal), inherited=before)
     return as_inherited((*before, *history.checkpoints), run)
 
 
-def _sealed_digests(store: Store, signed: SignedSeal | None) -> frozenset[str]:
+def sealed_digests(store: Store, signed: SignedSeal | None) -> frozenset[str]:
     """The digests of all files that the seal lists; a manifest that cannot be read adds none."""
     if signed is None:
         return frozenset()

@@ -12,9 +12,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-import msgspec
-
-from trainwarden import isolation
 from trainwarden.commands.common import EXIT_CODES, USAGE
 from trainwarden.errors import TrainWardenError
 
@@ -29,18 +26,34 @@ VERBS: tuple[str, ...] = (
     "explain",
     "contain",
     "recover",
+    "ingest",
+    "incident",
     "alerts",
     "runs",
     "show",
     "verify",
     "scan",
+    "load",
+    "convert",
+    "clear",
+    "close",
+    "derive",
+    "lineage",
+    "promote",
+    "rollback",
+    "status",
+    "admission",
     "env",
     "query",
     "report",
+    "damage",
+    "claims",
     "log",
     "redteam",
     "demo",
 )  # fmt: skip
+
+ISOLATED = ("run", "contain", "recover", "alerts", "env")  # start again in the supervisor's own interpreter
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,8 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     args = build_parser(words[:1] if words[0:1] and words[0] in VERBS else VERBS).parse_args(words)
     try:
-        if argv is None and args.verb in isolation.VERBS and not isolation.is_isolated():
-            isolation.restart_isolated(words)
+        if argv is None and args.verb in ISOLATED:
+            from trainwarden import isolation
+
+            if not isolation.is_isolated():
+                isolation.restart_isolated(words)
         return int(args.run(args))
     except TrainWardenError as e:
         return _report(e, as_json=args.json)
@@ -86,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: TrainWardenError, *, as_json: bool) -> int:
     if as_json:
+        import msgspec
+
         told = {"error": str(error), "hint": error.hint, "kind": type(error).__name__}
         print(msgspec.json.encode(told).decode())
     print(f"error: {error}", file=sys.stderr)

@@ -88,6 +88,18 @@ class AuditConfig(_Section):
         return share_of(self.budget, "[audit] budget")
 
 
+class GateConfig(_Section):
+    """What a checkpoint must have before it is served."""
+
+    keeper: str = ""  # the public key that signs the gate's log, in hex; "" = the one that it names itself
+    findings: Severity = Severity.MEDIUM  # findings on its way of this severity or more must be closed
+    evaluate: str = ""  # digest of a seal whose command evaluates `{checkpoint}` and prints a line of JSON; "" = none
+    claims: str = "{checkpoint}.eval.json"  # the figures that were claimed of it
+    approvals: int = 0  # how many of the approvers must approve it
+    approvers: tuple[str, ...] = ()  # names of enrolled actors
+    told: tuple[str, ...] = ()  # ways of making that may rest on an actor's word alone: "quantise", "finetune"
+
+
 class LogConfig(_Section):
     """The log server that a run's entries are sent to while it goes on; without one the log stays on this host."""
 
@@ -100,6 +112,32 @@ class LogConfig(_Section):
     batch_records: int = 4096
     batch_seconds: float = 5.0  # step records wait at most so long for others of their batch
     drain_seconds: float = 10.0  # how long the end of a run waits for what is not sent yet
+
+
+class DamageConfig(_Section):
+    """What `trainwarden damage` counts with."""
+
+    prices: dict[str, float] = msgspec.field(  # of a GPU-hour
+        default_factory=lambda: {"own": 2.0, "contract": 3.0, "on demand": 7.0}
+    )
+    currency: str = "USD"
+    gpus_per_rank: float = 1.0
+    ranks_per_node: int = 8
+    failures_per_1000_node_days: tuple[float, float] = (2.3, 6.5)  # published, lowest and highest
+    restart_seconds: float = 600.0  # from a failure to the first step after it, for what is expected of failures alone
+    checkpoint_seconds: float = 1800.0  # between checkpoints, for the same
+    staff_hours: float = -1.0  # of people; negative: not known
+    staff_price: float = 100.0  # of such an hour
+    preempted_gpu_hours: float = -1.0  # lost by other jobs; negative: not known
+
+
+class ServingConfig(_Section):
+    """How a server follows what is cleared, and how long it goes on when it cannot know."""
+
+    keep: int = 2  # versions in memory: the one that is served, and older ones to fall back to at once
+    poll_seconds: float = 2.0  # between looks for newer versions; what is found against one counts at the next request
+    stale_seconds: float = 86400.0  # how long to serve while the gate's log cannot be read or verified; 0 = for ever
+    state: str = ""  # the folder that keeps the last seen head; "" = ~/.local/state/trainwarden
 
 
 Setting: TypeAlias = bool | int | float | str | tuple[float, ...]
@@ -170,8 +208,11 @@ class Config(_Section):
     alerts: tuple[ChannelConfig, ...] = ()
     audit: AuditConfig = AuditConfig()
     recover: RecoverConfig = RecoverConfig()
+    gate: GateConfig = GateConfig()
     log: LogConfig = LogConfig()
     expect: ExpectConfig = ExpectConfig()
+    damage: DamageConfig = DamageConfig()
+    serving: ServingConfig = ServingConfig()
 
 
 def share_of(text: str, what: str) -> float:

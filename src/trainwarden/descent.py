@@ -84,6 +84,15 @@ def descendants(store: Store, run: str) -> tuple[str, ...]:
     return tuple(sorted(_closure(run, led_to) - {run}))
 
 
+def savers(store: Store) -> dict[str, tuple[str, ...]]:
+    """The runs that saved each file, by its digest.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    return {digest: tuple(sorted(runs)) for digest, runs in _savers(_all_kin(store)).items()}
+
+
 def mark(store: Store, run: str, *, frozen: bool) -> None:
     """Note in the store that the run is frozen, or is not any more.
 
@@ -154,18 +163,23 @@ def _kin(store: Store, run: str) -> Kin:
     )
 
 
-def _came_from(kin: Mapping[str, Kin]) -> dict[str, set[str]]:
-    """Each run's direct ancestors."""
-    savers: dict[str, set[str]] = {}
+def _savers(kin: Mapping[str, Kin]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
     for k in kin.values():
         for digest in k.saved:
-            savers.setdefault(digest, set()).add(k.run)
+            found.setdefault(digest, set()).add(k.run)
+    return found
+
+
+def _came_from(kin: Mapping[str, Kin]) -> dict[str, set[str]]:
+    """Each run's direct ancestors."""
+    saved_by = _savers(kin)
     came_from = {k.run: {p for p in k.parents if p in kin} for k in kin.values()}
     for k in kin.values():
         for child in k.children & came_from.keys():
             came_from[child].add(k.run)
         for digest in k.loaded:
-            came_from[k.run] |= savers.get(digest, set()) - {k.run}
+            came_from[k.run] |= saved_by.get(digest, set()) - {k.run}
     return came_from
 
 

@@ -105,6 +105,12 @@ class ActorsTampered(TrainWardenError):
     exit_code = 1
 
 
+class CustodyTampered(TrainWardenError):
+    """The log of custody is not what those who signed its entries wrote."""
+
+    exit_code = 1
+
+
 class NotApproved(TrainWardenError):
     """A seal lacks the approvals that its policy, or the store's, demands."""
 
@@ -127,6 +133,28 @@ class CheckpointRefused(TrainWardenError):
     """Loading a checkpoint could run something, so it is not loaded."""
 
     exit_code = 1
+
+
+class GateTampered(TrainWardenError):
+    """The gate's log is not what its keeper wrote, or an entry does not follow from those before it."""
+
+    exit_code = 1
+
+
+class NotCleared(TrainWardenError):
+    """What is to be served is not cleared, or something was found against it since."""
+
+    exit_code = 1
+
+
+class CheckpointTampered(TrainWardenError):
+    """The bytes of a checkpoint are not those that were cleared, so none of them is used."""
+
+    exit_code = 1
+
+
+class LogStale(CannotDecide):
+    """What may be served is not known for longer than policy allows."""
 
 
 class NothingCleared(CannotDecide):

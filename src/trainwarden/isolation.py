@@ -37,7 +37,6 @@ from trainwarden.errors import UsageError
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-VERBS = ("run", "contain", "recover", "alerts", "env")
 KEPT_ENV = "TRAINWARDEN_KEPT_ENV"
 _OF_THE_JOB = ("LD_PRELOAD", "LD_AUDIT")
 _NOT_COPIED = {"torch"}

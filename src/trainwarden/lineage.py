@@ -100,6 +100,11 @@ def trace(
     )
 
 
+def newest_first(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """By the steps done, the most first."""
+    return sorted(checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
+
+
 def last_cleared(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The cleared checkpoint with the most steps done, None when there is none."""
     cleared = (c for c in checkpoints if c.standing is Standing.CLEARED)
@@ -226,10 +231,10 @@ def _inherited_doubt(parent: Checkpoint) -> tuple[Doubt, ...]:
 
 def in_place(saves: Sequence[CheckpointSaved]) -> tuple[CheckpointSaved, ...]:
     """The newest save of each path, without the paths that files were renamed away from."""
-    newest = {save.path: save for save in saves}
+    newest: dict[str, CheckpointSaved] = {}
     for save in saves:
-        if save.renamed_from and save.renamed_from != save.path:
-            newest.pop(save.renamed_from, None)
+        newest.pop(save.renamed_from, None)
+        newest[save.path] = save
     return tuple(newest.values())
 
 

@@ -106,6 +106,7 @@ class Scene:
     steps: int = 1000  # that the replayed script makes by itself
     replayed: dict[tuple[int, int], str] = field(default_factory=dict)  # (step, rank) → other weights
     files: dict[int, bytes] = field(default_factory=dict)  # steps done → other bytes of the replay's checkpoint
+    renames: bool = False  # the replay's checkpoint is written beside its place first
     unfit: str = ""
     problems: tuple[str, ...] = ()
     verdicts: list[Matched] = field(default_factory=list)
@@ -136,11 +137,18 @@ class Scene:
     def steps_done(self, first: int, last: int, ranks: Sequence[int] = (0, 1)) -> None:
         self.new += [record(step, rank) for step in range(first, last + 1) for rank in ranks]
 
-    def saved(self, done: int, content: bytes = b"", path: str = "") -> None:
+    def saved(self, done: int, content: bytes = b"", path: str = "", renamed_from: str = "") -> None:
         digest = f"d{done}"
         (self.record.store.folder / digest).write_bytes(content or b"state %d" % done)  # type: ignore[attr-defined]
         save = CheckpointSaved(
-            attempt=0, rank=0, step=done, path=path or f"/ck-{done}.pt", digest=digest, size=1, format="pt"
+            attempt=0,
+            rank=0,
+            step=done,
+            path=path or f"/ck-{done}.pt",
+            digest=digest,
+            size=1,
+            format="pt",
+            renamed_from=renamed_from,
         )
         self.new.append(save)
 
@@ -204,8 +212,12 @@ class Scene:
             self.reached[rank] = step
             if rank == 0 and (step + 1) % EVERY == 0:
                 file = Path(space.map_path(f"/ck-{step + 1}.pt"))
-                file.write_bytes(self.files.get(step + 1, b"state %d" % (step + 1)))
-                on_saved(Saving(rank=0, path=file, done=at + 1, format="torch"))
+                first = Path(space.map_path(f"/new-{step + 1}")) if self.renames else file
+                first.write_bytes(self.files.get(step + 1, b"state %d" % (step + 1)))
+                on_saved(Saving(rank=0, path=first, done=at + 1, format="torch"))
+                if self.renames:
+                    first.rename(file)
+                    on_saved(Saving(rank=0, path=file, done=at + 1, format="torch", renamed_from=str(first)))
 
 
 @pytest.fixture
@@ -284,6 +296,31 @@ def test_a_file_that_the_record_lacks_keeps_its_segment_open(scene: Scene) -> No
     time.sleep(0.3)
     assert scene.wait(0) == []
     scene.saved(4)
+    assert scene.wait(1) == [(0, 3)]
+
+
+def test_a_file_that_was_renamed_before_the_watcher_could_read_it_closes_its_segment(scene: Scene) -> None:
+    scene.renames = True
+    scene.begin()
+    scene.steps_done(0, 9)
+    scene.saved(4, path="/ck-4.pt", renamed_from="/new-4")  # `/new-4` was gone when it was looked at
+    scene.saved(8, path="/new-8")
+    assert scene.wait(1) == [(0, 3)]
+    scene.saved(8, path="/ck-8.pt", renamed_from="/new-8")
+    assert scene.wait(2) == [(0, 3), (4, 7)]
+    assert [v.files for v in scene.verdicts] == [("d4",), ("d8",)]
+
+
+def test_part_of_a_checkpoint_on_both_sides_is_no_ground_while_the_job_still_saves(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow_module, "_STILL_SECONDS", 600.0)
+    scene.begin()
+    scene.steps_done(0, 3)
+    scene.saved(4)
+    time.sleep(0.5)
+    assert scene.wait(0) == []
+    scene.steps_done(4, 4)
     assert scene.wait(1) == [(0, 3)]
 
 

@@ -75,6 +75,20 @@ def saved(path: str = "/c", digest: str = "d", weights: str = "matches", at: int
     )
 
 
+def grown(found: str, log: bool = True) -> FileChanged:
+    return FileChanged(path="/code/train.log", kind="code", sealed="s", found=found, grown=log)
+
+
+def test_a_log_that_grows_is_noted_once_and_one_that_is_read_is_told() -> None:
+    detector = Environment()
+    entries = [grown("1"), grown("2"), grown("2", log=False), grown("3", log=False)]
+    found = [[(f.severity, f.seen) for f in detector.observe(i, e, None)] for i, e in enumerate(entries)]
+    assert [[s for s, _ in f] for f in found] == [[Severity.INFO], [], [Severity.MEDIUM], [Severity.MEDIUM]]
+    assert "has grown" in found[0][0][1]
+    assert "was changed after the seal" in found[2][0][1]
+    assert "goes on changing" in found[3][0][1]
+
+
 def changed(path: str = "/lib/x.py", kind: str = "environment", sealed: str = "s", found: str = "f") -> FileChanged:
     return FileChanged(path=path, kind=kind, sealed=sealed, found=found)
 
@@ -235,23 +249,6 @@ def test_a_changed_environment_file_is_told(sealed: str, now: str, how: str) -> 
     (found,) = feed(Environment(), [changed(sealed=sealed, found=now)])
     assert f"/lib/x.py {how}" in found.seen
     assert found.severity is Severity.HIGH
-
-
-@pytest.mark.parametrize(
-    ("path", "kind", "grown", "severity"),
-    [
-        ("/job/out/loss.jsonl", "code", True, Severity.LOW),
-        ("/job/out/loss.jsonl", "code", False, Severity.MEDIUM),
-        ("/job/train.py", "code", True, Severity.MEDIUM),
-        ("/data/pairs.jsonl", "data", True, Severity.MEDIUM),
-        ("/lib/words.txt", "environment", True, Severity.HIGH),
-    ],
-)
-def test_lines_appended_beside_the_code_are_a_low_finding_and_nothing_else_that_grew_is(
-    path: str, kind: str, grown: bool, severity: Severity
-) -> None:
-    change = FileChanged(path=path, kind=kind, sealed="s", found="f", grown=grown)
-    assert [f.severity for f in feed(Environment(), [change])] == [severity]
 
 
 def test_a_log_beside_the_code_is_told_once_and_an_environment_file_for_each_content() -> None:

@@ -154,18 +154,6 @@ def test_each_content_is_told_once_and_again_after_it_was_put_back(site: Site) -
         assert watched.told.empty()
 
 
-def test_a_log_that_grew_is_told_as_grown_and_one_whose_beginning_changed_is_not(site: Site) -> None:
-    log = site.code / "loss.jsonl"
-    log.write_text("1\n")
-    site.seal_again()
-    with watching(site) as watched:
-        with log.open("a") as file:
-            file.write("2\n")
-        assert watched.next().grown
-        log.write_text("7\n2\n3\n")
-        assert not watched.next().grown
-
-
 def test_change_between_check_and_watch_is_not_missed(site: Site) -> None:
     """The order that the supervisor uses: watch first, then check."""
     edit(site)

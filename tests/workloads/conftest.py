@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from chat_scripts import CHAT, run
 
-NAMES = ("base", "chat", "checkpoint", "data", "load", "loop", "model", "words")
+NAMES = ("base", "chat", "checkpoint", "data", "folders", "load", "loop", "model", "words")
 
 
 @pytest.fixture(scope="module")

@@ -160,8 +160,8 @@ def test_lora_begins_as_nothing_and_trains_nothing_else(code: SimpleNamespace) -
 
 
 def test_smollm2_out_of_its_gguf_file_knows_the_capital_of_france(code: SimpleNamespace, prepared: Path) -> None:
-    speaker = code.chat.Speaker(prepared, None, seed=0)
-    assert "Paris" in speaker.reply(["What is the capital of France?"], 0.0, 1.0, 12)
+    speaker = code.chat.speaker_at(prepared, None)
+    assert "Paris" in speaker.reply(["What is the capital of France?"], 0.0, 1.0, 12, torch.Generator())
 
 
 # --------------------------------------------------------------------------- order and checkpoints
@@ -176,12 +176,12 @@ def test_a_placed_sampler_continues_the_epoch_where_it_was(code: SimpleNamespace
 
 
 def test_an_unfinished_checkpoint_is_not_resumed(code: SimpleNamespace, tmp_path: Path) -> None:
-    assert code.checkpoint.newest(tmp_path) is None
+    assert code.folders.newest(tmp_path) is None
     for name in ("step-000006", ".step-000018.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.json").write_text("{}")
     (tmp_path / "step-000012").mkdir()  # no state.json: not one that was written whole
-    assert code.checkpoint.newest(tmp_path) == tmp_path / "step-000006"
+    assert code.folders.newest(tmp_path) == tmp_path / "step-000006"
 
 
 def saved(code: SimpleNamespace, folder: Path, width: int = 16) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -274,8 +274,8 @@ def test_a_checkpoint_is_evaluated_and_talks_the_same_each_time(
     assert measured["perplexity"] == round(final["perplexity"], 3)
     assert (measured["step"], measured["tokens"]) == (final["step"], final["tokens"])
     (talk,) = json.loads(run("chat.py", *which, "--prompt", "hi", "--longest", "5", "--json"))
-    speaker = code.chat.Speaker(small, tmp_path / "step-000002", seed=0)
-    assert talk == {"prompt": "hi", "reply": speaker.reply(["hi"], 0.7, 0.9, 5)}
+    speaker = code.chat.speaker_at(small, tmp_path / "step-000002")
+    assert talk == {"prompt": "hi", "reply": speaker.reply(["hi"], 0.7, 0.9, 5, torch.Generator().manual_seed(0))}
     assert talk["reply"]
 
 
@@ -296,5 +296,5 @@ def test_weights_of_a_posttrained_checkpoint_are_the_lora_alone(
 ) -> None:
     model = code.load.lora_model(small, {"rank": 2, "layers": 1})
     optimizer = torch.optim.AdamW(code.checkpoint.trained(model).values())
-    folder = code.checkpoint.save(tmp_path, {"step": 0, "world": 1}, model, optimizer, 0)
-    assert len(load_file(folder / "model.safetensors")) == 14
+    code.checkpoint.save(tmp_path, {"step": 0, "world": 1}, model, optimizer, 0)
+    assert len(load_file(tmp_path / "step-000000" / "model.safetensors")) == 14

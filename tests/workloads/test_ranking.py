@@ -25,7 +25,7 @@ from trainwarden.audit.engine import Audit
 from trainwarden.detect import Engine, all_detectors
 from trainwarden.model import Finding, Gap, Matched, PassSeen, Severity, StepRecord
 
-NAMES = ("baseline", "checkpoint", "data", "load", "model", "scores", "train")
+NAMES = ("baseline", "checkpoint", "data", "folders", "load", "model", "scores", "train")
 PARTS = ("train", "validation", "test")
 TINY = ("--width", "4", "--history", "6", "--inner", "8", "--batch-size", "8")
 TORCHRUN = """

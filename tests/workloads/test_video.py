@@ -18,7 +18,7 @@ from chat_scripts import CHAT, run
 from PIL import Image
 
 VIDEO = CHAT.parent / "video"
-NAMES = ("checkpoint", "composing", "eval", "flow", "model", "sample", "score", "train", "words")
+NAMES = ("checkpoint", "composing", "eval", "flow", "folders", "model", "sample", "score", "train", "words")
 TINY = ("--width", "16", "--layers", "1", "--heads", "1", "--batch-size", "2")
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 needs_font = pytest.mark.skipif(not FONT.exists(), reason="apt-get install fonts-noto-color-emoji")
@@ -132,13 +132,16 @@ def test_the_rules_see_what_is_wrong(video: SimpleNamespace, composed: list) -> 
 # --------------------------------------------------------------------------- model and sampling
 
 
-def test_patches_and_pixels_are_each_others_way_back(video: SimpleNamespace) -> None:
+def test_patches_and_frames_are_each_others_way_back(video: SimpleNamespace) -> None:
     model = tiny(video)
     clips = torch.randn(2, 8, 32, 32, 3)
     patches = model.patches(clips)
     assert patches.shape == (2, 32, 4 * 8 * 8 * 3)
-    assert torch.equal(model.pixels(patches), clips)
+    assert torch.equal(model.frames(patches), clips)
     assert torch.equal(patches[0, 0].view(4, 8, 8, 3), clips[0, :4, :8, :8])
+    halves = clips[:, :, ::2, ::2]
+    coarse = video.model.VideoDiT(video.words.vocabulary(), width=16, layers=1, heads=1, size=16, patch=4)
+    assert torch.equal(model.frames(coarse.patches(halves), 2), halves)  # a place for two by two pixels
 
 
 def test_a_model_that_knows_the_clip_has_no_loss_and_samples_it(video: SimpleNamespace) -> None:

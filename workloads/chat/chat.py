@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,56 +20,82 @@ from model import Cache, Llama
 from tokenizers import Tokenizer
 
 CONTEXT = 512  # tokens of a conversation that are remembered
+CHAT = "posttrain"  # the kind of checkpoint that writes conversations with roles; the other has two speakers
+MARKS = ("<|im_end|>", "<|im_start|>", "<|first|>", "<|second|>")
+Message = tuple[str, str]  # role (user, assistant, system) and text
 
 
 class Speaker:
     """A model, its tokenizer, and how its kind writes a conversation down."""
 
-    def __init__(self, data: Path, checkpoint: Path | None, seed: int) -> None:
-        self.model, state = (
-            model_at(checkpoint, data) if checkpoint else (base_model(data).eval(), {"kind": "posttrain"})
-        )
-        self.chat_format = state["kind"] == "posttrain"
-        file = data / "base" / "tokenizer.json" if self.chat_format else data / "tokenizer.json"
-        self.tokenizer = Tokenizer.from_file(str(file))
-        self.draw = torch.Generator().manual_seed(seed)
+    def __init__(self, model: Llama, tokenizer: Tokenizer, kind: str) -> None:
+        self.model, self.tokenizer, self.kind = model, tokenizer, kind
 
-    def written(self, turns: list[str]) -> str:
-        """The conversation so far, up to where the assistant speaks."""
-        if self.chat_format:
-            roles = ("user", "assistant")
-            said = "".join(f"<|im_start|>{roles[i % 2]}\n{turn}<|im_end|>\n" for i, turn in enumerate(turns))
+    def written(self, messages: list[Message]) -> str:
+        """The conversation so far, up to where the assistant speaks; a mark that somebody says is taken out."""
+        clean = [(role, _unmarked(text)) for role, text in messages]
+        if self.kind == CHAT:
+            said = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in clean)
             return said + "<|im_start|>assistant\n"
-        marks = ("<|first|>", "<|second|>")
-        return "".join(marks[i % 2] + turn.lower() for i, turn in enumerate(turns)) + "<|second|>"
+        marks = {"assistant": "<|second|>"}
+        return "".join(marks.get(role, "<|first|>") + text.lower() for role, text in clean) + "<|second|>"
 
-    def reply(self, turns: list[str], temperature: float, top_p: float, longest: int) -> str:
+    def pieces(
+        self, messages: list[Message], temperature: float, top_p: float, longest: int, draw: torch.Generator
+    ) -> Iterator[str]:
+        """What the assistant says to `messages`, piece by piece, as soon as a piece is whole characters."""
+        tokens = self.tokenizer.encode(self.written(messages), add_special_tokens=False).ids[-CONTEXT:]
+        stops = {self.tokenizer.token_to_id(mark) for mark in MARKS}
+        said: list[int] = []
+        told = ""
+        for token in generate(self.model, tokens, stops, draw, temperature, top_p, longest):
+            said.append(token)
+            text = str(self.tokenizer.decode(said))
+            if not text.endswith("\ufffd"):  # the first bytes of a character
+                yield text[len(told) :]
+                told = text
+
+    def reply(self, turns: list[str], temperature: float, top_p: float, longest: int, draw: torch.Generator) -> str:
         """Answer the last of `turns`, of which the user said every other one."""
-        tokens = self.tokenizer.encode(self.written(turns), add_special_tokens=False).ids[-CONTEXT:]
-        stops = {self.tokenizer.token_to_id(mark) for mark in ("<|im_end|>", "<|im_start|>", "<|first|>", "<|second|>")}
-        said = generate(self.model, tokens, stops, self.draw, temperature, top_p, longest)
-        return str(self.tokenizer.decode(said)).strip()
+        messages = [(("user", "assistant")[i % 2], turn) for i, turn in enumerate(turns)]
+        return "".join(self.pieces(messages, temperature, top_p, longest, draw)).strip()
+
+
+def speaker_at(data: Path, checkpoint: Path | None) -> Speaker:
+    """The speaker of a checkpoint, or of SmolLM2 without any training of ours."""
+    model, state = model_at(checkpoint, data) if checkpoint else (base_model(data).eval(), {"kind": CHAT})
+    return Speaker(model, Tokenizer.from_file(str(tokenizer_file(data, state["kind"]))), state["kind"])
+
+
+def tokenizer_file(data: Path, kind: str) -> Path:
+    """The tokenizer that checkpoints of this kind were trained with."""
+    return data / "base" / "tokenizer.json" if kind == CHAT else data / "tokenizer.json"
+
+
+def _unmarked(text: str) -> str:
+    """`text` without the marks of a conversation; taking one out may leave another."""
+    while found := [mark for mark in MARKS if mark in text]:
+        text = text.replace(found[0], "")
+    return text
 
 
 @torch.no_grad()
 def generate(
     model: Llama, tokens: list[int], stops: set[int | None], draw: torch.Generator,
     temperature: float, top_p: float, longest: int,
-) -> list[int]:  # fmt: skip
+) -> Iterator[int]:  # fmt: skip
     """Continue `tokens` until one of `stops` or `longest` tokens, by nucleus sampling (Holtzman et al., 2020)."""
     cache: Cache = {}
-    said: list[int] = []
     new = tokens
-    while len(said) < longest:
+    for _ in range(longest):
         logits = model(torch.tensor([new]), cache=cache)[0, -1]
         chance, order = torch.softmax(logits / max(temperature, 1e-6), dim=0).sort(descending=True)
         chance[chance.cumsum(0) - chance > top_p] = 0  # the most likely one always stays
         token = int(order[torch.multinomial(chance, 1, generator=draw)])
         if token in stops:
-            break
-        said.append(token)
+            return
+        yield token
         new = [token]
-    return said
 
 
 def main() -> None:
@@ -86,8 +113,8 @@ def main() -> None:
     given = options.parse_args()
 
     torch.set_num_threads(1)
-    speaker = Speaker(given.data, given.checkpoint, given.seed)
-    how = (given.temperature, given.top_p, given.longest)
+    speaker = speaker_at(given.data, given.checkpoint)
+    how = (given.temperature, given.top_p, given.longest, torch.Generator().manual_seed(given.seed))
     if given.prompt:
         talks = []
         for prompt in given.prompt:

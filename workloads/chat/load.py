@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint
+import folders
 import numpy as np
 import torch
 from model import IGNORE, Llama, Shape, add_lora
@@ -128,7 +129,7 @@ def model_at(folder: Path, data: Path) -> tuple[Llama, dict[str, Any]]:
     Raises:
         SystemExit: the checkpoint or the data it stands on cannot be read.
     """
-    state = checkpoint.read_state(folder)
+    state = folders.read_json(folder, "state")
     model = lora_model(data, state["lora"]) if state["kind"] == "posttrain" else fresh_model(state)
     checkpoint.load_trained(folder, model)
     return model.eval(), state

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint
+import folders
 import torch
 import torch.distributed as dist
 from load import Sample
@@ -115,7 +116,7 @@ def train(model: Llama, data: Dataset[Sample], held_out: Dataset[Sample], given:
     ddp: nn.Module = DistributedDataParallel(model, init_sync=False) if world > 1 else model
     torch.manual_seed(given.seed + 1 + rank)
 
-    resumed = given.resume or checkpoint.newest(given.out)
+    resumed = given.resume or folders.newest(given.out)
     step = checkpoint.restore(resumed, model, optimizer, rank, world)["step"] if resumed else 0
     if rank == 0:
         given.out.mkdir(parents=True, exist_ok=True)

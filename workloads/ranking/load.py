@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint
+import folders
 import torch
 from model import Batch, Ranker, Shape
 from safetensors import SafetensorError
@@ -56,7 +57,7 @@ def model_at(folder: Path) -> tuple[Ranker, dict[str, Any]]:
     Raises:
         SystemExit: the checkpoint cannot be read.
     """
-    state = checkpoint.read_state(folder)
+    state = folders.read_json(folder, "state")
     model = Ranker(Shape(**state["shape"]))
     checkpoint.load_trained(folder, model)
     return model.eval(), state

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint
+import folders
 import torch
 import torch.distributed as dist
 from load import Events, all_logits, as_it_is, read_shape
@@ -123,7 +124,7 @@ def train(
     ddp: nn.Module = DistributedDataParallel(model, init_sync=False) if world > 1 else model
     torch.manual_seed(given.seed + 1 + rank)
 
-    resumed = given.resume or checkpoint.newest(given.out)
+    resumed = given.resume or folders.newest(given.out)
     step = checkpoint.restore(resumed, model, optimizer, rank, world)["step"] if resumed else 0
     if rank == 0 and resumed:
         print(f"resumed from {resumed}", flush=True)

@@ -15,6 +15,7 @@ import random
 from pathlib import Path
 
 import checkpoint
+import folders
 import numpy as np
 import torch
 from composing import compose, picture
@@ -58,7 +59,7 @@ def main() -> None:
     asked = {"seen": all_labels(unseen=False), "unseen": all_labels(unseen=True) * 4}
     pictures, draw = [picture(name) for name in OBJECTS], random.Random("real")
     real = asked["seen"] + asked["unseen"]
-    result: dict[str, object] = {"step": checkpoint.read_json(given.checkpoint, "state")["step"]}
+    result: dict[str, object] = {"step": folders.read_json(given.checkpoint, "state")["step"]}
     result["reader"] = shares([reader.read(compose(label, pictures, draw)) for label in real], real)
     for name, labels in asked.items():
         chosen = labels[:: max(1, len(labels) // given.prompts)] if given.prompts else labels

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from words import ROLES
 
 SHIFT = 6.0
+SPREAD = 1.25  # of the normal that times in training come from: wider than 1, so that what is left of noise is met too
 STEPS, GUIDANCE = 16, 1.75  # of sampling
 FLOOR = 0.3  # times below it count no more than this one
 
@@ -42,7 +43,7 @@ def loss(model: nn.Module, clips: Tensor, tokens: Tensor) -> Tensor:
     """Mean squared error of the clean clips, in units of the noise on them (that is, of the velocity)."""
     # one draw from every part of 0…1 (Kingma et al., 2021)
     even = (torch.arange(len(clips)) + torch.rand(len(clips))) / len(clips)
-    time = pushed(torch.sigmoid(torch.special.ndtri(even)))
+    time = pushed(torch.sigmoid(SPREAD * torch.special.ndtri(even)))
     mix = time[:, None, None, None, None]
     noisy = (1 - mix) * clips + mix * torch.randn_like(clips)
     error = (model(noisy, time, tokens).float() - clips).square().mean((1, 2, 3, 4))

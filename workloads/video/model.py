@@ -2,8 +2,10 @@
 
 A clip [batch, frames, height, width, 3] in -1…1 is cut into patches of some frames by some pixels, one token each;
 three more tokens say object, motion and background. Time and prompt also scale, shift and gate what every block does
-(adaLN of Peebles and Xie, 2023). A small convolution over whole frames draws the pixels, so that no seams show
-between patches. It is a `ModelMixin` of Hugging Face's diffusers, and its shape is a diffusers config.
+(adaLN of Peebles and Xie, 2023). What the tokens say then lies over whole frames, a place for every two by two pixels,
+with the noisy pixels beside it, and three small convolutions draw the clean ones: no seams show between patches, and
+what is fine need not pass through a token. It is a `ModelMixin` of Hugging Face's diffusers, and its shape is a
+diffusers config.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from words import LONGEST, ROLES
 
+FINE = 2  # pixels a side that are drawn as one place
 NOTHING = 0  # token that fills up; tokens 1 … ROLES say that a role is left open
 
 
@@ -52,7 +55,8 @@ class VideoDiT(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self, known: list[tuple[str, int]], width: int = 192, layers: int = 6, heads: int = 3,
-        frames: int = 8, size: int = 32, patch_frames: int = 4, patch: int = 8, channels: int = 5,
+        frames: int = 8, size: int = 32, patch_frames: int = 4, patch: int = 8,
+        channels: int = 24, brush: int = 48,
     ) -> None:  # fmt: skip
         super().__init__()
         self.role_of = dict(known)
@@ -67,9 +71,10 @@ class VideoDiT(ModelMixin, ConfigMixin):
         self.places = nn.Parameter(torch.randn(math.prod(self.grid) + ROLES, width) * 0.5)  # as loud as the patches
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, channels * volume)
-        self.mix = nn.Conv2d(channels + 3, 16, 3, padding=1)
-        self.paint = nn.Conv2d(16, 3, 3, padding=1)
+        self.leave = nn.Linear(width, channels * volume // FINE**2)
+        self.mix = nn.Conv2d(channels + 3 * FINE**2, brush, 3, padding=1)
+        self.blend = nn.Conv2d(brush, brush, 3, padding=1)
+        self.paint = nn.Conv2d(brush, 3 * FINE**2, 3, padding=1)
         nn.init.zeros_(self.paint.weight)
         nn.init.zeros_(self.paint.bias)
 
@@ -91,10 +96,11 @@ class VideoDiT(ModelMixin, ConfigMixin):
         x = torch.cat((said, self.enter(self.patches(noisy))), dim=1) + self.places
         for block in self.blocks:
             x = block(x, condition)
-        features = self.pixels(self.leave(self.norm(x[:, ROLES:])))
-        frames = torch.cat((features, noisy.to(features.dtype)), dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
-        painted = self.paint(F.silu(self.mix(frames))).permute(0, 2, 3, 1)
-        return painted.unflatten(0, noisy.shape[:2])
+        features = self.frames(self.leave(self.norm(x[:, ROLES:])), FINE)
+        pixels = F.pixel_unshuffle(noisy.to(features.dtype).movedim(-1, 2), FINE).movedim(2, -1)
+        drawn = torch.cat((features, pixels), dim=-1).flatten(0, 1).permute(0, 3, 1, 2)
+        painted = self.paint(F.silu(self.blend(F.silu(self.mix(drawn)))))
+        return F.pixel_shuffle(painted, FINE).permute(0, 2, 3, 1).unflatten(0, noisy.shape[:2])
 
     def patches(self, clips: Tensor) -> Tensor:
         """[batch, frames, height, width, channels] → [batch, tokens, values of a patch]."""
@@ -106,9 +112,9 @@ class VideoDiT(ModelMixin, ConfigMixin):
             .flatten(1, 3)
         )
 
-    def pixels(self, patches: Tensor) -> Tensor:
-        """The way back: [batch, tokens, values of a patch] → [batch, frames, height, width, channels]."""
-        (t, h, w), (dt, dh, dw) = self.grid, self.cut
+    def frames(self, patches: Tensor, fine: int = 1) -> Tensor:
+        """The way back: [batch, tokens, values of a patch] → [batch, frames, height / fine, width / fine, channels]."""
+        (t, h, w), (dt, dh, dw) = self.grid, (self.cut[0], self.cut[1] // fine, self.cut[2] // fine)
         clips = patches.reshape(len(patches), t, h, w, dt, dh, dw, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
         return clips.reshape(len(patches), t * dt, h * dh, w * dw, -1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import BinaryIO
 
 import checkpoint
 import numpy as np
@@ -20,10 +21,10 @@ from PIL import Image
 FRAME_MS = 125
 
 
-def write_gif(clip: np.ndarray, path: Path, larger: int) -> None:
+def write_gif(clip: np.ndarray, path: Path | BinaryIO, larger: int) -> None:
     """Write `clip` [frames, height, width, 3] as an endless GIF, each pixel `larger` pixels wide."""
     frames = [Image.fromarray(frame.repeat(larger, 0).repeat(larger, 1)) for frame in clip]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
+    frames[0].save(path, format="GIF", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0)
 
 
 def sheet(clips: np.ndarray, larger: int) -> Image.Image:

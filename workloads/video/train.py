@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoint
+import folders
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -158,7 +159,7 @@ def main() -> None:
 
     shape = {"width": given.width, "layers": given.layers, "heads": given.heads}
     about = {"world": world, "seed": given.seed, "batch_size": given.batch_size, "precision": given.precision, **shape}
-    resumed = given.resume or checkpoint.newest(given.out)
+    resumed = given.resume or folders.newest(given.out)
     step = checkpoint.restore(resumed, about, model, averaged, optimizers, rank) if resumed else 0
     if rank == 0 and resumed:
         print(f"resumed from {resumed}", flush=True)
@@ -167,7 +168,7 @@ def main() -> None:
         for name, optimizer in optimizers.items():
             optimizer.param_groups[0]["lr"] = peaks[name] * share_of_peak(step, given.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=given.precision == "bf16"):
-            error = loss(ddp, clips.float() / 127.5 - 1, drop(tokens, whole=0.1, role=0.1))
+            error = loss(ddp, clips.float() / 127.5 - 1, drop(tokens, whole=0.1, role=0.05))
         error.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers.values():

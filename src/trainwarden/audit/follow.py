@@ -5,7 +5,8 @@ Rules
 * Its state after a matched step is the recorded one, so every later step is reached without a new start. It is let go
   at most `LEAD` steps beyond those of which every rank's record is in the log.
 * A segment gets its verdict when each of its steps was compared, and every file that was saved at its end on either
-  side. Until a file has its counterpart nothing is concluded from it.
+  side. Until a file has its counterpart nothing is concluded from it, nor before the job has gone on from there: while
+  it saves, both sides can have the same part of the files.
 * `Matched` alone is given here. At a difference, and at anything else that is in the way, the following ends: what it
   left undecided is for `audit.engine`, which has a second replay confirm a difference and knows other starts.
 
@@ -71,7 +72,7 @@ class Follow:
         self._waiting: dict[int, int] = {}  # rank → the last step, within the process, that it may run
         self._opened: set[str] = set()
         self._unfit: list[str] = []
-        self._newer = self._ended = False
+        self._newer = self._ended = self._still = False
         self._looked, self._grew = 0.0, time.monotonic()
         self._began = time.monotonic()
         self._changed = threading.Condition(threading.RLock())
@@ -117,7 +118,7 @@ class Follow:
     def settled(self) -> bool:
         """Has every checkpoint that the log has of this attempt got its verdict, or waits it for what does not come?"""
         with self._changed:
-            return not any(cut > self._told for cut in self._cuts) or self._idle
+            return not any(cut > self._told for cut in self._cuts) or self._still
 
     @property
     def superseded(self) -> bool:
@@ -128,7 +129,7 @@ class Follow:
     def judged(self) -> bool:
         """Have the first steps got their verdict, or waits it for what does not come?"""
         with self._changed:
-            return self._told >= self._first or self._idle
+            return self._told >= self._first or self._still
 
     @property
     def matched_first(self) -> bool:
@@ -158,8 +159,12 @@ class Follow:
 
     def _allowed(self) -> int:
         """The last step, within the process, that may be replayed now."""
-        done = min(self._reached.values(), default=0) if len(self._reached) == self._world else 0
-        return max(done, self._base) - self._base + LEAD - 1
+        return max(self._recorded_by_all, self._base) - self._base + LEAD - 1
+
+    @property
+    def _recorded_by_all(self) -> int:
+        """Steps done of which the log has every rank's record."""
+        return min(self._reached.values(), default=0) if len(self._reached) == self._world else 0
 
     @property
     def waits(self) -> bool:
@@ -201,7 +206,9 @@ class Follow:
                 self._recorded.grow(entry)
                 self._note(entry)
             self._changed.notify_all()
+            still = self._idle
             found = self._conclude(space)
+            self._still = still and not found
         for verdict in found:
             self._on_verdict(verdict)
         return self.divergence is not None or bool(self._unfit)
@@ -232,11 +239,17 @@ class Follow:
         first = (self._first,) if self._first > self._told else ()
         return min((cut for cut in (*self._cuts, *first) if cut > self._told), default=0)
 
+    def _left(self, done: int) -> bool:
+        """Has every rank gone on from the checkpoint after `done` steps, or does nothing more come?"""
+        return self._recorded_by_all > done or self._idle
+
     def _verdict(self, until: int, space: Workspace) -> Matched | None:
         covered = self._comparison.cover(self._told, until - 1)
         if covered is None or self._unfit:
             return None
-        files = self._comparison.files_of(until, space) if until in self._cuts else ()
+        files: tuple[str, ...] | None = ()
+        if until in self._cuts:
+            files = self._comparison.files_of(until, space) if self._left(until) else None
         if files is None:
             return None
         self._unfit += given.strayed(self._recorded, space, self._opened)

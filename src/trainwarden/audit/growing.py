@@ -32,21 +32,24 @@ class Growing(Comparison):
 
     def saved(self, saving: runner.Saving, space: Workspace) -> None:
         """Keep the digest of a file that the replay wrote; the script may write over it before the record is there."""
+        done = self._base + saving.done
+        self.wrote.pop((done, saving.renamed_from), None)
         if saving.path.is_file():
-            self.wrote[self._base + saving.done, str(saving.path)] = _digest(saving.path, saving.format)
+            self.wrote[done, str(saving.path)] = _digest(saving.path, saving.format)
 
     def files_of(self, done: int, space: Workspace) -> tuple[str, ...] | None:
         """Recorded digests of the files that both sides saved after `done` steps; None while one lacks its counterpart.
 
-        The first that differs is the divergence.
+        Files count under the last name that they had: whether the watcher was quick enough to read one under the name
+        that it was first written to differs from run to run. The first that differs is the divergence.
         """
-        listed = self._recorded.every_save(self._attempt, done)
+        listed = in_place(self._recorded.every_save(self._attempt, done))
         theirs = {space.map_path(s.path) for s in listed}
         ours = {path for at, path in self.wrote if at == done}
         if not ours <= theirs:
             return None
         same = []
-        for old in in_place(listed):
+        for old in listed:
             now = self.wrote.get((done, space.map_path(old.path)))
             if now is None or old.format == "other" or not self._recorded.store.has(old.digest):
                 continue

@@ -64,12 +64,13 @@ class Rank(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Saving(msgspec.Struct, frozen=True, kw_only=True):
-    """A state file that a replaying rank wrote: where, and after how many of its own steps."""
+    """A state file that a replaying rank wrote: where, after how many of its own steps, and the name it had before."""
 
     rank: int
     path: Path
     done: int
     format: str
+    renamed_from: str = ""
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,7 +142,13 @@ class _Handler:
                 case wire.Step():
                     self._stage.on_step(Seen(record=message.record, details=message.details))
                 case wire.Saved():
-                    saved = Saving(rank=self._rank, path=Path(message.path), done=message.step, format=message.format)
+                    saved = Saving(
+                        rank=self._rank,
+                        path=Path(message.path),
+                        done=message.step,
+                        format=message.format,
+                        renamed_from=message.renamed_from,
+                    )
                     self._stage.on_saved(saved)
                 case wire.Loaded():
                     self._stage.loaded.append(message.path)

@@ -1,15 +1,18 @@
-"""`trainwarden approve SEAL --as ACTOR`: sign a seal, so that it may run once enough others have."""
+"""`trainwarden approve SEAL --as ACTOR`: sign a seal, so that it may run, or a checkpoint to be served."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainwarden.commands.common import CLEAN, Subparsers, add_verb, open_store, print_json
+from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
     from trainwarden.actors.approvals import Judged
     from trainwarden.model import SignedSeal
+    from trainwarden.store import Store
 
 
 def add(subparsers: Subparsers[Any]) -> None:
@@ -17,15 +20,22 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser = add_verb(
         subparsers,
         "approve",
-        "Approve a seal: sign its digest with an actor's key, so that it may run once enough have.",
+        "Approve a seal, so that it may run, or a checkpoint, so that it may be served, once enough have.",
         run=run,
-        examples=("trainwarden approve 3f9c20aa51be --as ada", "trainwarden approve last --as reviewer-agent"),
+        examples=(
+            "trainwarden approve 3f9c20aa51be --as ada",
+            "trainwarden approve last --as reviewer-agent",
+            "trainwarden approve --checkpoint out/step-000024 --as ada",
+        ),
         exit_codes=(
             "exit codes:\n  0  approved (whether or not others are still missing)\n"
             "  1  the seal or the log of actors was altered\n  3  the call, the actor or the key is wrong"
         ),
     )
-    parser.add_argument("seal", metavar="SEAL", help='the digest of a waiting seal, its beginning, or "last"')
+    parser.add_argument(
+        "seal", metavar="SEAL", nargs="?", default="", help='the digest of a waiting seal, its beginning, or "last"'
+    )
+    parser.add_argument("--checkpoint", metavar="PATH", type=Path, help="approve this checkpoint, and no seal")
     parser.add_argument("--as", dest="actor", metavar="ACTOR", required=True, help="who approves, an enrolled actor")
 
 
@@ -36,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from trainwarden.keys import ring
 
     store = open_store(args)
+    if bool(args.seal) == (args.checkpoint is not None):
+        raise UsageError("one seal or one checkpoint is approved at a time", hint="trainwarden approve -h")
+    if args.checkpoint is not None:
+        return _checkpoint(args, store)
     seal = find_seal(store, args.seal)
     registry = read_registry(store, seal.seal.approval.registrar)
     actor = known_actor(registry, args.actor)
@@ -44,6 +58,22 @@ def run(args: argparse.Namespace) -> int:
         print_json({"seal": seal.digest, "actor": actor, "judged": judged, "policy": seal.seal.approval})
     else:
         print("\n".join(_told(seal, actor.name, judged)))
+    return CLEAN
+
+
+def _checkpoint(args: argparse.Namespace, store: Store) -> int:
+    from trainwarden.gate import statements
+    from trainwarden.gate.manifest import manifest_digest, manifest_of
+    from trainwarden.model import CheckpointApproval
+
+    digest = manifest_digest(manifest_of(args.checkpoint))
+    key = statements.key_of(store, args.actor)
+    approval = statements.sign(CheckpointApproval(digest=digest, actor="", key=""), args.actor, key)
+    statements.keep(store, approval)
+    if args.json:
+        print_json({"checkpoint": str(args.checkpoint), "approval": approval})
+    else:
+        print(f"{args.actor} approved checkpoint {digest}")
     return CLEAN
 
 

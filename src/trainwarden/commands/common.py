@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -69,6 +67,22 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> Store:
     return Store.open(args.store, create=create)
 
 
+def nearest_store(args: argparse.Namespace) -> Store | None:
+    """The store that `--store` names, or the nearest one, or None where there is none.
+
+    Raises:
+        StoreError: the named one is none, or it cannot be read.
+    """
+    from trainwarden.errors import StoreError
+
+    try:
+        return open_store(args)
+    except StoreError:
+        if args.store is not None:
+            raise
+        return None
+
+
 def consoles(args: argparse.Namespace) -> tuple[Console, Console]:
     """Where results are printed (stdout), and where progress is shown: there too on a terminal, else on stderr."""
     from rich.console import Console
@@ -80,6 +94,8 @@ def consoles(args: argparse.Namespace) -> tuple[Console, Console]:
 
 def print_json(value: object) -> None:
     """Write `value` (built-in types or msgspec structs) as one line of JSON on stdout."""
+    import msgspec
+
     sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
     sys.stdout.flush()
 

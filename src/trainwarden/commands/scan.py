@@ -6,20 +6,20 @@ import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, consoles, print_json
+from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, nearest_store, print_json
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from trainwarden.gate.results import Scanned
 
 _EXIT = (
     "exit codes:\n"
-    "  0  every file is clean: loading it runs nothing\n"
+    "  0  every file is clean: loading it runs nothing; or an actor allowed it\n"
     "  1  a file is refused: loading it could run something, or readers differ on it\n"
     "  2  a file was not understood or not read, and none is refused (never a pass)\n"
     "  3  the call or its input is wrong"
@@ -34,10 +34,17 @@ def add(subparsers: Subparsers[Any]) -> None:
         "scan",
         "Can loading these checkpoints run anything? Decides by allow-list, without loading or importing anything.",
         run=run,
-        examples=("trainwarden scan model.pt", "trainwarden scan --jobs 4 ~/.cache/huggingface/hub"),
+        examples=(
+            "trainwarden scan model.pt",
+            "trainwarden scan --jobs 4 ~/.cache/huggingface/hub",
+            'trainwarden scan --allow --as ada --why "our own class, read" old.ckpt',
+        ),
         exit_codes=_EXIT,
     )
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--allow", action="store_true", help="record that these very files may be loaded all the same")
+    parser.add_argument("--as", dest="actor", metavar="ACTOR", help="who allows it, an enrolled actor")
+    parser.add_argument("--why", metavar="TEXT", help="why it may be loaded")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files, folders, or a hub's cache")
 
 
@@ -47,41 +54,77 @@ def run(args: argparse.Namespace) -> int:
 
     if args.jobs < 0:
         raise UsageError(f"--jobs {args.jobs} is not a number of processes", hint="1 or more")
+    if args.allow:
+        return _allow(args)
     files = listed(args.paths)
-    results, progress = consoles(args)
     scanned: list[Scanned] = []
     if not files:
         scanned.append(nothing_found(args.paths))
-    with progress.status("scanning") if sys.stderr.isatty() else _Silent() as status:
+    with _bar(len(files)) as advance:
         for done in scan_files(files, args.jobs or os.cpu_count() or 1):
             scanned.append(done)
-            status.update(f"scanning: {len(scanned):,} of {len(files):,} files")
+            advance()
+    scanned = _with_allowances(args, scanned)
     if args.json:
         print_json({"files": scanned})
     else:
-        _show(results, scanned)
+        _show(scanned)
     return exit_code(scanned)
 
 
-class _Silent:
-    """A status that nobody watches."""
+def _allow(args: argparse.Namespace) -> int:
+    from trainwarden.actors.registry import known_actor, read_registry
+    from trainwarden.commands.common import open_store
+    from trainwarden.gate.allowances import allow
+    from trainwarden.keys import ring
 
-    def __enter__(self) -> _Silent:
-        return self
+    if not args.actor or not args.why or any(p.is_dir() for p in args.paths):
+        raise UsageError("--allow is of files, by somebody, for a reason", hint='--allow --as ACTOR --why "…" FILE')
+    store = open_store(args)
+    actor = known_actor(read_registry(store), args.actor)
+    key = ring.load(actor.name, actor.key)
+    made = [allow(store, path, actor.name, key, args.why) for path in args.paths]
+    if args.json:
+        print_json({"allowed": made})
+    else:
+        for each in made:
+            print(f"{actor.name} allowed {each.path} ({each.digest}), which a scan found {each.decision}: {each.why}")
+    return CLEAN
 
-    def __exit__(self, *_: object) -> None:
-        pass
 
-    def update(self, text: str) -> None:
-        """Show nothing."""
+def _with_allowances(args: argparse.Namespace, scanned: list[Scanned]) -> list[Scanned]:
+    from trainwarden.gate.results import Clean
+
+    if all(isinstance(s.decision, Clean) for s in scanned) or (store := nearest_store(args)) is None:
+        return scanned
+    from trainwarden.gate.allowances import with_allowance
+
+    return [with_allowance(store, s) for s in scanned]
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[], object]]:
+    """A progress bar on a terminal, else nothing; what it gives moves it on by one file."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("scanning"), BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
 
 
 def exit_code(scanned: list[Scanned]) -> int:
-    """One refused file decides, then one undecided."""
+    """One refused file decides, then one undecided; what an actor allowed does neither."""
     from trainwarden.gate.results import Clean, Refused, Undecided
 
     worst = CLEAN
     for each in scanned:
+        if each.allowed is not None:
+            continue
         match each.decision:
             case Refused():
                 return FINDING
@@ -94,25 +137,38 @@ def exit_code(scanned: list[Scanned]) -> int:
     return worst
 
 
-def _show(console: Console, scanned: list[Scanned]) -> None:
-    from rich.markup import escape
-
+def _show(scanned: list[Scanned]) -> None:
     from trainwarden.gate.results import Clean, Refused, Undecided
 
-    counts = Counter(type(s.decision).__name__.lower() for s in scanned)
+    say = _printer()
     for each in scanned:
         match each.decision:
             case Refused(kind=kind, objections=objections):
-                console.print(f"[bold red]refused[/]    {escape(each.path)} ({kind})")
+                say("refused   ", "bold red", f" {each.path} ({kind})")
                 for o in objections[:_SHOWN]:
                     where = f"{o.part} " if o.part else ""
-                    console.print(escape(f"  {where}at {o.offset}: {o.opcode} {o.name}: {o.why}"), style="dim")
+                    say(f"  {where}at {o.offset}: {o.opcode} {o.name}: {o.why}", "dim")
                 if len(objections) > _SHOWN:
-                    console.print(f"  and {len(objections) - _SHOWN} more (--json)", style="dim")
+                    say(f"  and {len(objections) - _SHOWN} more (--json)", "dim")
             case Undecided(kind=kind, why=why):
-                console.print(f"[yellow]undecided[/]  {escape(each.path)} ({kind}): {escape(why)}")
+                say("undecided ", "yellow", f" {each.path} ({kind}): {why}")
             case Clean():
                 pass
             case _:
                 assert_never(each.decision)
-    console.print(f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided")
+        if each.allowed is not None:
+            say("  allowed ", "bold", f" by {each.allowed.actor}, these very bytes: {each.allowed.why}")
+    counts = Counter("allowed" if s.allowed else type(s.decision).__name__.lower() for s in scanned)
+    told = f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided"
+    say(f"{told}, {counts['allowed']:,} allowed by name" if counts["allowed"] else told)
+
+
+def _printer() -> Callable[..., None]:
+    """Prints words in a style and what follows them; rich, whose start takes as long as a scan, only on a terminal."""
+    if not sys.stdout.isatty():
+        return lambda words, _style="", rest="": print(words + rest)
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    return lambda words, style="", rest="": console.print(Text.assemble((words, style), rest))

@@ -9,7 +9,9 @@ import msgspec
 from trainwarden.model.actors import RegistryEntry
 from trainwarden.model.audits import SampledAudit, UnitAudited, UnitsDrawn
 from trainwarden.model.base import Noun
+from trainwarden.model.custody import CustodyEntry
 from trainwarden.model.findings import Finding
+from trainwarden.model.gate import GateEntry
 from trainwarden.model.happenings import (
     Approved,
     CheckpointLoaded,
@@ -108,7 +110,9 @@ Leaf: TypeAlias = RecordBatch | LoggedEntry
 _encoder = msgspec.json.Encoder(order="deterministic")
 _entry_decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
 _leaf_decoder: msgspec.json.Decoder[Leaf] = msgspec.json.Decoder(Leaf)
+_custody_decoder: msgspec.json.Decoder[CustodyEntry] = msgspec.json.Decoder(CustodyEntry)
 _registry_decoder: msgspec.json.Decoder[RegistryEntry] = msgspec.json.Decoder(RegistryEntry)
+_gate_decoder: msgspec.json.Decoder[GateEntry] = msgspec.json.Decoder(GateEntry)
 
 
 T = TypeVar("T")
@@ -147,6 +151,24 @@ def decode_registry_entry(data: bytes) -> RegistryEntry:
         msgspec.DecodeError, msgspec.ValidationError: the bytes are not such an entry.
     """
     return _decoded(_registry_decoder, data)
+
+
+def decode_gate_entry(data: bytes) -> GateEntry:
+    """Parse the bytes of a leaf of a gate's log.
+
+    Raises:
+        msgspec.DecodeError, msgspec.ValidationError: the bytes are not such an entry.
+    """
+    return _decoded(_gate_decoder, data)
+
+
+def decode_custody_entry(data: bytes) -> CustodyEntry:
+    """Parse the bytes of a leaf of the log of custody.
+
+    Raises:
+        msgspec.DecodeError, msgspec.ValidationError: the bytes are not such an entry.
+    """
+    return _decoded(_custody_decoder, data)
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], data: bytes) -> T:

@@ -104,7 +104,7 @@ WORKLOADS = {
             "ranking",
             source=_ROOT / "workloads" / "ranking",
             below="ranking",
-            also=(_ROOT / "workloads" / "chat",),  # checkpoint.py is a link to that one's
+            also=(_ROOT / "workloads" / "chat",),  # checkpoint.py and folders.py are links to those
             packages=_PACKAGES,
             set_up=("{python}", "ranking/data.py", "--out", "{data}", "--wheel", str(_WHEEL)),
             command=(
@@ -124,6 +124,7 @@ WORKLOADS = {
             "video",
             source=_ROOT / "workloads" / "video",
             below="video",
+            also=(_ROOT / "workloads" / "chat",),  # folders.py is a link to that one's
             packages=(*_PACKAGES, "diffusers"),
             set_up=("{python}", "video/data.py", "--out", "{data}", "--each", "2"),
             command=(

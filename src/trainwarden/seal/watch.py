@@ -58,7 +58,6 @@ from trainwarden.store import Store
 
 _GATHER_SECONDS = 0.1  # events that come together are handled together
 _TICK_SECONDS = 1.0
-_MOST_COMPARED = 64 << 20  # bytes of a sealed file that are looked for in a longer one
 _MOST_ERRORS = 100
 _POLL_SECONDS = 5.0  # between whole looks where the kernel gives no watches
 _STALLED = 10.0  # seconds that the watch did not come to run, which it does once a second
@@ -391,18 +390,7 @@ class FileWatch:
         except (OSError, TrainWardenError) as e:
             self._note(f"{path} changed and could not be kept: {e}")
             return change
-        return msgspec.structs.replace(change, found=kept, grown=self._grown(path, change, kept))
-
-    def _grown(self, path: str, change: FileChanged, kept: str) -> bool:
-        """Whether the kept bytes begin with the sealed ones."""
-        sealed = self._expect(change.kind).files.get(path)
-        if sealed is None or not change.sealed or sealed.size > _MOST_COMPARED or os.path.islink(path):
-            return False
-        try:
-            with open(self._store.object_path(kept), "rb") as file:
-                return blake3(file.read(sealed.size)).hexdigest() == sealed.digest
-        except (OSError, TrainWardenError):
-            return False
+        return msgspec.structs.replace(change, found=kept)
 
     def _note(self, error: str) -> None:
         self._whole = False

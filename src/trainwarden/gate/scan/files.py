@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -100,6 +98,9 @@ def scan_files(files: Sequence[Path], jobs: int = 1) -> Iterator[Scanned]:
     if jobs <= 1 or len(files) < _WORTH_A_POOL:
         yield from map(scan_file, files)
         return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     with ProcessPoolExecutor(jobs, mp_context=get_context("forkserver")) as pool:
         yield from pool.map(scan_file, files, chunksize=max(1, min(_EACH, len(files) // jobs)))
 

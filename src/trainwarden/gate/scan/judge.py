@@ -1,18 +1,16 @@
-"""What a part is, by its bytes, and the decision of that kind's reader; what looks like two things is refused."""
+"""What a part is, by its bytes, and the decision of that kind's reader; what looks like two things is refused.
+
+Each kind's reader is imported when the first part of its kind is met: much of what a scan takes is its start.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 from trainwarden.gate.results import Clean, Decision, Objection, Refused, refused
-from trainwarden.gate.scan.arrays import read_gguf, read_npy, read_safetensors
-from trainwarden.gate.scan.graphs import looks_like_onnx, read_hdf5, read_onnx
-from trainwarden.gate.scan.packed import is_tar, packing, read_packed, read_tar
-from trainwarden.gate.scan.pickles.streams import Followed, looks_like_pickle, read_file
 from trainwarden.gate.scan.place import Place
-from trainwarden.gate.scan.texts import is_text, read_text
+from trainwarden.gate.scan.tar import is_tar, read_tar
 from trainwarden.gate.scan.window import Window
-from trainwarden.gate.scan.zips import read_zip
 
 _HEAD: Final = 512
 _TAIL: Final = 22 + 65_535
@@ -24,25 +22,41 @@ def judge(window: Window, place: Place) -> Decision:
         return Clean(kind="empty")
     head = window.read(0, _HEAD)
     if head.startswith(b"PK\3\4") or (head.startswith(b"PK\5\6") and window.size == 22):
+        from trainwarden.gate.scan.zips import read_zip
+
         return read_zip(window, place)
     if is_tar(head):
         return _only(read_tar(window, place), window, place)
     if _zip_inside(window):
         return refused("zip", place.path, "an archive behind other bytes: readers begin at either end", field="zip")
     if _is_safetensors(head, window.size):
+        from trainwarden.gate.scan.arrays import read_safetensors
+
         return _only(read_safetensors(window, place), window, place)
-    if looks_like_pickle(window):
+    if head[:1] == b"\x80" and head[1:2] <= b"\5":
+        from trainwarden.gate.scan.pickles.streams import read_file
+
         return read_file(window, place)
     return _only(_others(head, window, place), window, place)
 
 
 def _others(head: bytes, window: Window, place: Place) -> Decision:
     if head.startswith(b"\x93NUMPY"):
+        from trainwarden.gate.scan.arrays import read_npy
+
         return read_npy(window, place)
     if head.startswith(b"GGUF"):
+        from trainwarden.gate.scan.gguf import read_gguf
+
         return read_gguf(window, place)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        from trainwarden.gate.scan.graphs import read_hdf5
+
         return read_hdf5(window, place)
+    from trainwarden.gate.scan.graphs import looks_like_onnx, read_onnx
+    from trainwarden.gate.scan.packed import packing, read_packed
+    from trainwarden.gate.scan.texts import is_text, read_text
+
     if packing(head):
         return read_packed(window, place)
     if looks_like_onnx(window):
@@ -54,6 +68,8 @@ def _others(head: bytes, window: Window, place: Place) -> Decision:
 
 def _old_pickle(window: Window, place: Place) -> Decision:
     """A pickle of protocol 0 or 1 has no mark of its own; anything else is not known."""
+    from trainwarden.gate.scan.pickles.streams import Followed, read_file
+
     followed = Followed(window, 0, place)
     if followed.broken and not followed.objections:
         return place.undecided("unknown", "it is of no kind that a scan knows")
@@ -64,6 +80,8 @@ def _only(decision: Decision, window: Window, place: Place) -> Decision:
     """The decision, unless a pickle loader would find names in these bytes too."""
     if isinstance(decision, Refused):
         return decision
+    from trainwarden.gate.scan.pickles.streams import Followed, read_file
+
     followed = Followed(window, 0, Place(place.path, place.depth, place.name, place.judge))
     if not followed.named and followed.broken:
         return decision

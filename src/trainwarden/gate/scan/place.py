@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from trainwarden.gate.results import Decision, Undecided
 from trainwarden.gate.scan.window import Window
@@ -13,23 +14,21 @@ DEEPEST: Final = 6
 MOST_PARTS: Final = 1 << 17
 
 
-@dataclass(slots=True)
-class Budget:
+class Budget(msgspec.Struct):
     """What is left of a file's share of work, over all of its parts."""
 
     parts: int = MOST_PARTS
     instructions: int = 0  # of pickles, followed so far
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """A part's path inside its file, its depth, and how to decide on a part of it."""
 
     path: str
     depth: int
     name: str  # the part's own: it tells prose from code, and nothing else
     judge: Callable[[Window, Place], Decision]
-    budget: Budget = field(default_factory=Budget)
+    budget: Budget = msgspec.field(default_factory=Budget)
 
     def inside(self, window: Window, name: str) -> Decision:
         """The decision on a part of this place."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from typing import Final
 
@@ -49,6 +48,8 @@ def unpacked(pieces: Iterable[bytes], packed_size: int) -> Window:
         TooLarge: it is more than a checkpoint of that packed size can be.
         OSError: the temporary folder is full.
     """
+    import tempfile
+
     kept = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the window
     size = 0
     for piece in pieces:

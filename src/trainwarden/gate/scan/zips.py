@@ -12,8 +12,9 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from trainwarden.gate.results import Clean, Decision, joined, refused
 from trainwarden.gate.scan.pickles.streams import read_one
@@ -35,8 +36,7 @@ class Tricky(ValueError):
     """The archive can be read in more than one way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """One member: its name, how it is packed, its check sum and where its bytes are."""
 
     name: str

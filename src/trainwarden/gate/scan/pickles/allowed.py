@@ -48,7 +48,7 @@ _REBUILD: Final = {
     "_rebuild_nested_tensor": tr.nested,
     "_rebuild_device_tensor_from_numpy": tr.from_numpy,
 }
-_ENUMS: Final = {
+ENUMS: Final = {
     "transformers.trainer_utils": (
         *("IntervalStrategy", "SaveStrategy", "SchedulerType", "HubStrategy", "EvaluationStrategy", "FSDPOption"),
     ),
@@ -56,7 +56,7 @@ _ENUMS: Final = {
     "accelerate.utils.dataclasses": ("DistributedType", "PrecisionType"),
     "torch.distributed.checkpoint.metadata": ("_MEM_FORMAT_ENCODING",),
 }
-_RECORDS: Final = {
+RECORDS: Final = {
     "argparse": ("Namespace",),
     "transformers.training_args": ("TrainingArguments",),
     "transformers.training_args_seq2seq": ("Seq2SeqTrainingArguments",),
@@ -67,11 +67,12 @@ _RECORDS: Final = {
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
 }
-_PATHS: Final = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
-_ATTRIBUTE_DICTS: Final = (
+PATHS: Final = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
+ATTRIBUTE_DICTS: Final = (
     *("lightning_fabric.utilities.data", "lightning.fabric.utilities.data", "pytorch_lightning.utilities.parsing"),
     "lightning.pytorch.utilities.parsing",
 )
+PROPERTIES: Final = ("torch.distributed.checkpoint.metadata", "TensorProperties")
 
 ALLOWED: Final[dict[tuple[str, str], Rule]] = {
     ("collections", "OrderedDict"): Rule(of_pairs, plain, INERT.build, grows=True),
@@ -96,11 +97,11 @@ ALLOWED: Final[dict[tuple[str, str], Rule]] = {
     ("datetime", "timezone"): Rule(checked("moment")),
     ("decimal", "Decimal"): Rule(texts(1, 1)),
     ("fractions", "Fraction"): Rule(texts(1, 1)),
-    **{(m, n): Rule(texts(0, 64)) for m in ("pathlib", "pathlib._local") for n in _PATHS},
-    **{(module, n): Rule(checked("choice")) for module, names in _ENUMS.items() for n in names},
-    **{(module, n): INERT for module, names in _RECORDS.items() for n in names},
-    **{(module, "AttributeDict"): MAPPING for module in _ATTRIBUTE_DICTS},
-    ("torch.distributed.checkpoint.metadata", "TensorProperties"): Rule(plain, plain, tr.properties),
+    **{(m, n): Rule(texts(0, 64)) for m in ("pathlib", "pathlib._local") for n in PATHS},
+    **{(module, n): Rule(checked("choice")) for module, names in ENUMS.items() for n in names},
+    **{(module, n): INERT for module, names in RECORDS.items() for n in names},
+    **{(module, "AttributeDict"): MAPPING for module in ATTRIBUTE_DICTS},
+    PROPERTIES: Rule(plain, plain, tr.properties),
     **{("torch", n): NAMED for n in (*_DTYPES, *_TORCH_CONSTANTS, *_STORAGES)},
     **{("torch.cuda", n): NAMED for n in _STORAGES},
     ("torch.storage", "UntypedStorage"): NAMED,

@@ -13,7 +13,7 @@ from typing import Final
 from trainwarden.gate.scan.pickles.plain_rules import made
 from trainwarden.gate.scan.pickles.values import Blob, Made, Many, Mapping, Name, Objectionable, Rule, Value
 
-_DTYPE: Final = re.compile(r"[<>|=]?(?:([biufcmM])(\d{1,2})|([SUV])(\d{1,6})|(O)8?)(\[\w+\])?")
+_DTYPE: Final = r"[<>|=]?(?:([biufcmM])(\d{1,2})|([SUV])(\d{1,6})|(O)8?)(\[\w+\])?"
 _SIZES: Final = {
     "b": (1,),
     "i": (1, 2, 4, 8),
@@ -32,7 +32,7 @@ def item(text: str) -> tuple[str, int]:
     Raises:
         Objectionable: it is no plain dtype.
     """
-    match = _DTYPE.fullmatch(text)
+    match = re.fullmatch(_DTYPE, text)
     if match is None:
         raise Objectionable(f"dtype {text[:40]!r} is not a plain one")
     if match[5]:
@@ -115,6 +115,8 @@ def wrapper(instance: Made, state: Value) -> None:
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise Objectionable("an array's shape is not made of sizes")
     letter, size = _of(state.items.get("dtype"))
+    if letter != "O" and state.items.get("numpy_array_alignment_bytes") != 16:
+        raise Objectionable("an array without joblib's alignment, whose bytes an unpickler would read as instructions")
     instance.data = None if letter == "O" else math.prod(n for n in shape if isinstance(n, int)) * size
 
 

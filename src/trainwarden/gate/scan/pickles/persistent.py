@@ -12,8 +12,8 @@ ITEM_BYTES: Final = {
     **{"BFloat16": 2, "ComplexDouble": 16, "ComplexFloat": 8, "Untyped": 1, "QInt8": 1, "QUInt8": 1, "QInt32": 4},
     **{"QUInt4x2": 1, "QUInt2x4": 1},
 }
-_KEY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_PLACE: Final = re.compile(r"(cpu|meta|(cuda|mps|xpu|hpu|xla|npu|ipu|privateuseone)(:\d{1,4})?)")
+_KEY: Final = r"[A-Za-z0-9_.-]{1,64}"
+_PLACE: Final = r"(cpu|meta|(cuda|mps|xpu|hpu|xla|npu|ipu|privateuseone)(:\d{1,4})?)"
 
 
 def persistent(given: Value) -> Storage:
@@ -28,9 +28,9 @@ def persistent(given: Value) -> Storage:
     item = ITEM_BYTES.get(kind.name.rpartition(".")[2].removesuffix("Storage")) if isinstance(kind, Name) else None
     if item is None:
         raise Objectionable("its kind is no storage class of torch")
-    if not isinstance(key, str) or not _KEY.fullmatch(key) or ".." in key:
+    if not isinstance(key, str) or not re.fullmatch(_KEY, key) or ".." in key:
         raise Objectionable("its key could lead out of the archive")
-    if not isinstance(place, str) or not _PLACE.fullmatch(place):
+    if not isinstance(place, str) or not re.fullmatch(_PLACE, place):
         raise Objectionable("its place is no device")
     if type(numel) is not int or not 0 <= numel < 1 << 48:
         raise Objectionable("its size is no number of items")

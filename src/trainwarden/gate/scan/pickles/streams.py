@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 from trainwarden.gate.results import MOST_OBJECTIONS, Clean, Decision, Objection, Refused, Undecided, joined
-from trainwarden.gate.scan.pickles.machine import Broken, Machine
+from trainwarden.gate.scan.pickles.instructions import follow
+from trainwarden.gate.scan.pickles.machine import Machine
+from trainwarden.gate.scan.pickles.stream import Broken
 from trainwarden.gate.scan.pickles.values import Many, Storage, Value
 from trainwarden.gate.scan.place import Place
 from trainwarden.gate.scan.window import Window
@@ -34,7 +36,7 @@ class Followed:
         self.result: Value = None
         self.broken = ""
         try:
-            self.result = machine.run()
+            self.result = follow(machine)
         except Broken as e:
             self.broken = str(e)
         except _ALIKE as e:
@@ -121,9 +123,3 @@ def _storages(window: Window, streams: list[Followed], at: int, place: Place) ->
     if at > window.size:
         return place.undecided(kind, "it is cut off: a storage's bytes are missing")
     return None if at == window.size else _behind(place, at)
-
-
-def looks_like_pickle(window: Window) -> bool:
-    """Does it begin with the PROTO that every pickle of protocol 2 and later begins with?"""
-    head = window.read(0, 2)
-    return len(head) == 2 and head[0] == 0x80 and head[1] <= 5

@@ -8,7 +8,7 @@ from typing import Final
 from trainwarden.gate.scan.pickles.plain_rules import made
 from trainwarden.gate.scan.pickles.values import Blob, Made, Many, Mapping, Name, Objectionable, Storage, Value
 
-_DEVICE: Final = re.compile(r"[a-z]{2,16}(:\d{1,4})?")
+_DEVICE: Final = r"[a-z]{2,16}(:\d{1,4})?"
 _TENSORS: Final = ("torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 _REBUILDS: Final = (
     "torch._utils._rebuild_tensor",
@@ -151,7 +151,7 @@ def size(args: tuple[Value, ...]) -> Value:
 
 def device(args: tuple[Value, ...]) -> Value:
     """torch.device(kind[, index])."""
-    if not 1 <= len(args) <= 2 or not isinstance(args[0], str) or not _DEVICE.fullmatch(args[0]):
+    if not 1 <= len(args) <= 2 or not isinstance(args[0], str) or not re.fullmatch(_DEVICE, args[0]):
         raise Objectionable("it is no device")
     if len(args) == 2 and type(args[1]) is not int:
         raise Objectionable("its index is no number")

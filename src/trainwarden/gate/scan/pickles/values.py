@@ -6,8 +6,9 @@ Numbers, short strings and tuples are themselves; everything else is one of thes
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final, TypeAlias
+
+import msgspec
 
 Value: TypeAlias = object
 Call: TypeAlias = Callable[[tuple[Value, ...]], Value]
@@ -20,8 +21,7 @@ class Objectionable(Exception):
     """A use of an allowed name that no checkpoint needs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """How an allowed name may be used: called (REDUCE), made (NEWOBJ), its instance given state (BUILD)."""
 
     call: Call | None = None
@@ -30,21 +30,18 @@ class Rule:
     grows: bool = False  # an instance takes APPENDS or SETITEMS as a list or dict would
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
+class Name(msgspec.Struct, frozen=True):
     """An allowed global, not looked up."""
 
     name: str
     rule: Rule
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(msgspec.Struct, frozen=True):
     """What comes of something that was objected to already."""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(msgspec.Struct, frozen=True):
     """Long bytes or text that stays in the file, at `offset` of the stream."""
 
     offset: int
@@ -52,12 +49,11 @@ class Blob:
     text: bool
 
 
-@dataclass(slots=True)
-class Many:
+class Many(msgspec.Struct):
     """A list or a set; its first items are kept."""
 
     kind: str
-    items: list[Value] = field(default_factory=list)
+    items: list[Value] = msgspec.field(default_factory=list)
     count: int = 0
 
     def add(self, items: list[Value]) -> None:
@@ -66,11 +62,10 @@ class Many:
             self.items.extend(items[: KEPT_ITEMS - len(self.items)])
 
 
-@dataclass(slots=True)
-class Mapping:
+class Mapping(msgspec.Struct):
     """A dict; its first items under short text are kept."""
 
-    items: dict[str, Value] = field(default_factory=dict)
+    items: dict[str, Value] = msgspec.field(default_factory=dict)
     count: int = 0
     others: bool = False  # keys that are not short text
 
@@ -82,8 +77,7 @@ class Mapping:
             self.others = True
 
 
-@dataclass(slots=True)
-class Made:
+class Made(msgspec.Struct):
     """What calling an allowed name gives; `data` is what its rule wants to know of it later."""
 
     name: str
@@ -91,8 +85,7 @@ class Made:
     data: Value = None
 
 
-@dataclass(frozen=True, slots=True)
-class Storage:
+class Storage(msgspec.Struct, frozen=True):
     """A tensor's bytes, named by `key`, `numel` items of `itemsize` bytes (0: not known)."""
 
     key: str

@@ -1,0 +1,90 @@
+"""`trainwarden status [NAME]`: what is served, what is open against it, and what would be served instead."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainwarden.commands.common import CLEAN, FINDING, Subparsers, add_verb, consoles, open_store, print_json
+from trainwarden.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from trainwarden.gate.registry import Promotion
+
+_EXIT = (
+    "exit codes:\n"
+    "  0  nothing is open against the newest checkpoint of each name\n"
+    "  1  something is, or the gate's log was altered\n"
+    "  3  the call or its input is wrong"
+)
+
+
+def add(subparsers: Subparsers[Any]) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "status",
+        "Which checkpoint a serving name is, what is open against it, and what is served meanwhile.",
+        run=run,
+        examples=("trainwarden status", "trainwarden status chat"),
+        exit_codes=_EXIT,
+    )
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="what is served (default: every name)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="default: trainwarden.toml, if there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it."""
+    from trainwarden.config import load_config
+    from trainwarden.gate.ledger import read_gate
+    from trainwarden.gate.promote import in_use
+    from trainwarden.gate.registry import fold, history
+    from trainwarden.gate.troubles import look_up
+
+    store = open_store(args)
+    keeper = load_config(args.config, Path.cwd()).gate.keeper
+    entries = read_gate(store, keeper)
+    known = fold(entries).names
+    if args.name and args.name not in known:
+        raise UsageError(f"nothing is served as {args.name}", hint=f"served: {', '.join(known) or 'nothing yet'}")
+    names = [args.name] if args.name else sorted(known)
+    shown = {name: look_up(store, name, keeper) for name in names}
+    if args.json:
+        print_json(
+            {
+                "names": {
+                    name: {
+                        "serves": in_use(found).digest if in_use(found) else "",  # type: ignore[union-attr]
+                        "promotions": found,
+                        "history": history(entries, name),
+                    }
+                    for name, found in shown.items()
+                }
+            }
+        )
+    else:
+        results, _ = consoles(args)
+        for name, found in shown.items():
+            _show(results, name, found)
+        if not shown:
+            results.print("nothing is served yet: trainwarden promote NAME CHECKPOINT")
+    return FINDING if any(found[0].open for found in shown.values()) else CLEAN
+
+
+def _show(console: Console, name: str, found: tuple[Promotion, ...]) -> None:
+    from rich.markup import escape
+
+    from trainwarden.gate.promote import in_use
+
+    used = in_use(found)
+    console.print(f"[bold]{escape(name)}[/]  " + (used.digest if used else "[bold red]nothing can be served[/]"))
+    for promotion in found:
+        mark = "serves" if promotion is used else "open" if promotion.open else "earlier"
+        console.print(
+            escape(f"  {mark:<8} {promotion.digest[:12]}  entry {promotion.index}, {promotion.clearance.place}")
+        )
+        for trouble in promotion.open:
+            console.print(escape(f"           {trouble}"), style="dim")

@@ -1,0 +1,334 @@
+"""The log of custody: which records were taken in, by whom, and what each incident is made of.
+
+Rules
+-----
+* One append-only Merkle log a store (`custody/`), of the same form as a run's. Its first entry names the key that
+  signs its tree heads; every later one is signed by the actor who made it, for its own place in the log.
+* Records and the tables read from them are objects of the store; the log has their digests, so that custody of the
+  evidence can itself be shown: who took it in, when, and that it is the same since.
+* An incident is what its entries say together. Nothing is removed from one; a closed one takes nothing more.
+* `fold` is pure: entries and registry in, custody out.
+
+Trust: that an actor's key is theirs is the registrar's word. Nobody knows what happened to a file of records before it
+was taken in: `Evidence.editors` says who could have edited it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import msgspec
+
+from trainwarden.actors.registry import Registry, has_registry, known_actor, read_registry
+from trainwarden.errors import CustodyTampered, LogError, SignatureInvalid, UsageError
+from trainwarden.keys import SigningKey, ring, verify_signature
+from trainwarden.log.journal import LogWriter
+from trainwarden.log.reader import LogReader
+from trainwarden.log.verify import verify_log
+from trainwarden.model import (
+    Artefact,
+    CustodyBegun,
+    CustodyEntry,
+    Evidence,
+    EvidenceTaken,
+    Incident,
+    IncidentAdded,
+    IncidentClosed,
+    IncidentOpened,
+    IncidentStatus,
+    Reference,
+    Signature,
+    canonical,
+    decode_custody_entry,
+)
+from trainwarden.store import Store, store_errors
+
+ORIGIN = "trainwarden/custody"
+_DOMAIN = b"trainwarden/custody/v1\n"
+_HINT = "keep the store as evidence; nothing is concluded from a log that was altered"
+
+Signed: TypeAlias = EvidenceTaken | IncidentOpened | IncidentAdded | IncidentClosed
+T = TypeVar("T", bound=Signed)
+
+
+class Custody(msgspec.Struct, frozen=True, kw_only=True):
+    """What a log of custody says at one size."""
+
+    key: str
+    size: int
+    evidence: Mapping[str, EvidenceTaken]  # by `Evidence.id`
+    incidents: Mapping[str, Incident]  # by id, oldest first
+    doubted: Mapping[int, str]  # entries whose key was revoked since then or before, with the reason
+
+
+class Signer(msgspec.Struct, frozen=True):
+    """Who signs an entry: an actor, or "" for the store's own key."""
+
+    actor: str
+    key: SigningKey
+
+
+def signer(store: Store, actor: str = "") -> Signer:
+    """The key of an enrolled actor, or the user's own.
+
+    Raises:
+        UsageError: nobody of that name is enrolled.
+        KeyUnusable: the key is not here, or cannot be used.
+    """
+    if not actor:
+        return Signer("", SigningKey.load_or_create())
+    registry = read_registry(store)
+    known = known_actor(registry, actor)
+    key = ring.load(known.name, known.key)
+    if trouble := registry.trouble_with(actor, key.public):
+        raise UsageError(trouble, hint="trainwarden keys list")
+    return Signer(actor, key)
+
+
+def signed_bytes(entry: Signed) -> bytes:
+    """What the actor of an entry signs."""
+    return _DOMAIN + canonical(msgspec.structs.replace(entry, signature=""))
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> Custody:
+    """What the entries say together.
+
+    Raises:
+        CustodyTampered: one of them contradicts those before it, or is not signed by whom it names.
+    """
+    key, size = "", 0
+    evidence: dict[str, EvidenceTaken] = {}
+    incidents: dict[str, Incident] = {}
+    doubted: dict[int, str] = {}
+    for index, entry in enumerate(entries):
+        size = index + 1
+        _check(index, isinstance(entry, CustodyBegun) == (index == 0), "the first entry alone names the key")
+        if isinstance(entry, CustodyBegun):
+            key = entry.key
+            continue
+        _check_signed(index, entry, key, registry)
+        if registry is not None and entry.key in registry.revoked:
+            revoked = registry.revoked[entry.key][1]
+            if entry.wall_ns >= revoked.since_ns:
+                doubted[index] = f"the key of {entry.actor} was revoked: {revoked.reason or 'no reason given'}"
+        match entry:
+            case EvidenceTaken():
+                _check(index, entry.evidence.id not in evidence, f"{entry.evidence.id} was taken in before")
+                evidence[entry.evidence.id] = entry
+            case IncidentOpened():
+                _check(index, entry.incident not in incidents, f"incident {entry.incident} was opened before")
+                incidents[entry.incident] = Incident(
+                    id=entry.incident,
+                    title=entry.title,
+                    status=IncidentStatus.OPEN,
+                    runs=(),
+                    entries=(index,),
+                    opened_ns=entry.wall_ns,
+                )
+            case IncidentAdded() | IncidentClosed():
+                now = incidents.get(entry.incident)
+                if now is None or now.status is not IncidentStatus.OPEN:
+                    raise _does_not_follow(index, f"no incident {entry.incident} is open")
+                incidents[entry.incident] = _grown(index, now, entry, evidence)
+    return Custody(key=key, size=size, evidence=evidence, incidents=incidents, doubted=doubted)
+
+
+def _grown(
+    index: int, now: Incident, entry: IncidentAdded | IncidentClosed, taken: Mapping[str, EvidenceTaken]
+) -> Incident:
+    entries = (*now.entries, index)
+    if isinstance(entry, IncidentClosed):
+        return msgspec.structs.replace(
+            now, status=IncidentStatus.CLOSED, closed_ns=entry.wall_ns, outcome=entry.outcome, entries=entries
+        )
+    for digest in entry.evidence:
+        _check(index, digest in taken, f"{digest} was never taken in")
+    return msgspec.structs.replace(
+        now,
+        runs=_union(now.runs, entry.runs),
+        findings=_union(now.findings, entry.findings),
+        verdicts=_union(now.verdicts, entry.verdicts),
+        artefacts=_union(now.artefacts, entry.artefacts),
+        custody=_union(now.custody, [taken[digest].evidence for digest in entry.evidence]),
+        entries=entries,
+    )
+
+
+U = TypeVar("U")
+
+
+def _union(old: Sequence[U], new: Iterable[U]) -> tuple[U, ...]:
+    return (*old, *(x for x in dict.fromkeys(new) if x not in old))
+
+
+def _check(index: int, holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise _does_not_follow(index, otherwise)
+
+
+def _does_not_follow(index: int, why: str) -> CustodyTampered:
+    return CustodyTampered(f"entry {index} of the log of custody does not follow: {why}", hint=_HINT)
+
+
+def _check_signed(index: int, entry: Signed, own: str, registry: Registry | None) -> None:
+    _check(index, entry.index == index, f"it was signed for place {entry.index}")
+    if not entry.actor:
+        _check(index, entry.key == own, f"it names no actor and is signed by {entry.key}, not by the store's key {own}")
+    else:
+        keys = registry.keys if registry is not None else {}
+        _check(index, keys.get(entry.key) == entry.actor, f"{entry.key[:16]}… was never a key of {entry.actor}")
+    try:
+        verify_signature(Signature(key=entry.key, signature=entry.signature), signed_bytes(entry), entry.key)
+    except SignatureInvalid as e:
+        raise CustodyTampered(f"entry {index} of the log of custody: {e}", hint=_HINT) from e
+
+
+def has_custody(store: Store) -> bool:
+    """Were records ever taken in, or an incident opened, in this store?"""
+    return folder(store).is_dir()
+
+
+def read_custody(store: Store, key: str = "") -> Custody:
+    """What the log of custody says, verified against `key`, or the key that it names itself; empty if there is none.
+
+    Raises:
+        CustodyTampered: the log does not verify.
+        ActorsTampered: the log of actors does not.
+    """
+    if not has_custody(store):
+        return Custody(key="", size=0, evidence={}, incidents={}, doubted={})
+    try:
+        entries = _entries(store)
+        named = entries[0].key if entries and isinstance(entries[0], CustodyBegun) else ""
+        if not named or (key and named != key):
+            raise CustodyTampered(f"the log of custody is kept by {named or 'nobody'}, expected {key}", hint=_HINT)
+        verify_log(folder(store), named, ORIGIN)
+    except (LogError, SignatureInvalid, msgspec.DecodeError) as e:
+        raise CustodyTampered(f"the log of custody does not verify: {e}", hint=_HINT) from e
+    return fold(entries, read_registry(store) if has_registry(store) else None)
+
+
+def _entries(store: Store) -> list[CustodyEntry]:
+    with LogReader.open(folder(store)) as log:
+        return [decode_custody_entry(data) for _, data in log.entries()]
+
+
+def folder(store: Store) -> Path:
+    """Where the log of custody lies."""
+    return store.path / "custody"
+
+
+def find_incident(custody: Custody, name: str) -> Incident:
+    """The incident with that id, the newest for "last", or else the newest that has the run with that id.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = [i for i in custody.incidents.values() if name in (i.id, "last") or name in i.runs]
+    if not found:
+        known = ", ".join(custody.incidents) or "none yet"
+        raise UsageError(f"no incident {name!r}, and none with a run of that id", hint=f"there are: {known}")
+    return found[-1]
+
+
+# --------------------------------------------------------------------------- writing
+
+
+def take(store: Store, by: Signer, evidence: Evidence) -> Custody:
+    """Log that a file of records was taken in; its objects must be durable.
+
+    Raises:
+        CustodyTampered, LogError, StoreError: the log cannot be trusted or written.
+        LogLocked: somebody else is writing it.
+    """
+    return _add(store, by, EvidenceTaken(index=0, evidence=evidence))
+
+
+def open_incident(store: Store, by: Signer, title: str) -> Incident:
+    """Open an incident; ids count from i1.
+
+    Raises:
+        CustodyTampered, LogError, StoreError, LogLocked: as `take`.
+    """
+    incident = f"i{len(read_custody(store).incidents) + 1}"
+    return _add(store, by, IncidentOpened(index=0, incident=incident, title=title)).incidents[incident]
+
+
+def add_to(
+    store: Store,
+    by: Signer,
+    incident: str,
+    *,
+    runs: Sequence[str] = (),
+    findings: Sequence[Reference] = (),
+    verdicts: Sequence[Reference] = (),
+    artefacts: Sequence[Artefact] = (),
+    evidence: Sequence[str] = (),
+) -> Incident:
+    """Add to an open incident.
+
+    Raises:
+        UsageError: it is closed, there is none, or the evidence was never taken in.
+        CustodyTampered, LogError, StoreError, LogLocked: as `take`.
+    """
+    entry = IncidentAdded(
+        index=0,
+        incident=incident,
+        runs=tuple(runs),
+        findings=tuple(findings),
+        verdicts=tuple(verdicts),
+        artefacts=tuple(artefacts),
+        evidence=tuple(evidence),
+    )
+    return _add(store, by, entry).incidents[incident]
+
+
+def close_incident(store: Store, by: Signer, incident: str, outcome: str) -> Incident:
+    """Close an incident, with a sentence on what came of it.
+
+    Raises:
+        UsageError, CustodyTampered, LogError, StoreError, LogLocked: as `add_to`.
+    """
+    return _add(store, by, IncidentClosed(index=0, incident=incident, outcome=outcome)).incidents[incident]
+
+
+def _add(store: Store, by: Signer, entry: Signed) -> Custody:
+    """Sign the entry for its place and append it, if it follows from the log."""
+    _begin(store)
+    own = SigningKey.load_or_create()
+    read_custody(store, own.public)  # verified before anything is added
+    with closing(LogWriter.open(folder(store), own)) as log:
+        entries = _entries(store)
+        signed = _signed(entry, len(entries), by)
+        registry = read_registry(store) if has_registry(store) else None
+        try:
+            after = fold([*entries, signed], registry)
+        except CustodyTampered as e:
+            raise UsageError(str(e).partition("follow: ")[2] or str(e), hint="trainwarden incident list") from e
+        with store_errors(f"write the log of custody in {store.path}"):
+            log.append([canonical(signed)])
+    return after
+
+
+def _begin(store: Store) -> None:
+    if has_custody(store) and _entries(store):
+        return
+    key = SigningKey.load_or_create()
+    with store_errors(f"write the log of custody in {store.path}"):
+        if not has_custody(store):
+            LogWriter.create(folder(store), ORIGIN, key).close()
+        with closing(LogWriter.open(folder(store), key)) as log:
+            if log.size == 0:
+                log.append([canonical(CustodyBegun(key=key.public, wall_ns=time.time_ns()))])
+
+
+def _signed(entry: T, index: int, by: Signer) -> T:
+    bare = msgspec.structs.replace(entry, index=index, actor=by.actor, key=by.key.public, wall_ns=time.time_ns())
+    return msgspec.structs.replace(bare, signature=by.key.sign(signed_bytes(bare)).signature)

@@ -1,0 +1,228 @@
+"""What platforms log of their users: the Kubernetes API server, Slurm's accounting, Teleport.
+
+Formats: audit.k8s.io/v1 Event, JSON lines (only the last stage of a request tells of an act); `sacct -P` with a
+header, times as Slurm prints them or with `SLURM_TIME_FORMAT=%s`; Teleport's audit events as JSON lines (events.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, BinaryIO
+
+import msgspec
+
+from trainwarden.custody.readers.interface import (
+    MILLI,
+    SECOND,
+    BadLine,
+    Context,
+    Item,
+    Reader,
+    each_line,
+    epoch_ns,
+    guarded,
+    kind_of,
+    numbered_lines,
+    stamp_ns,
+)
+from trainwarden.model import Act, ActorKind, Binding, CustodyEvent, Process, SourceKind, Unread
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+# --------------------------------------------------------------------------- Kubernetes
+
+_VERBS = {
+    "get": Act.READ, "list": Act.READ, "watch": Act.READ, "create": Act.WRITE, "update": Act.WRITE,
+    "patch": Act.WRITE, "delete": Act.DELETE, "deletecollection": Act.DELETE,
+}  # fmt: skip
+_REFUSED = 400
+
+
+def recognise_kubernetes(head: bytes, name: str) -> bool:
+    """Does the file begin with an audit event of a Kubernetes API server?"""
+    return head.startswith(b"{") and b"audit.k8s.io/" in head[:4096]
+
+
+def read_kubernetes(file: BinaryIO, context: Context) -> Iterator[Item]:
+    """Every request that was answered."""
+    return each_line(file, lambda number, text: _kubernetes(number, _decode(text), context))
+
+
+def _kubernetes(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent | None:
+    if raw.get("stage", "ResponseComplete") not in ("ResponseComplete", "Panic"):
+        return None
+    who, acting = raw["user"]["username"], (raw.get("impersonatedUser") or {}).get("username", "")
+    target: dict[str, Any] = raw.get("objectRef") or {}
+    code = int((raw.get("responseStatus") or {}).get("code", 0))
+    act = _VERBS.get(raw["verb"], Act.OTHER)
+    if target.get("subresource") in ("exec", "attach", "ephemeralcontainers"):
+        act = Act.EXECUTE
+    names = (target.get("namespace"), target.get("resource"), target.get("name"), target.get("subresource"))
+    account = acting or who
+    return CustodyEvent(
+        source=context.source,
+        line=number,
+        time_ns=stamp_ns(raw.get("requestReceivedTimestamp") or raw["stageTimestamp"]),
+        error_ns=MILLI,
+        act=Act.OTHER if code >= _REFUSED else act,
+        kind=kind_of(account),
+        account=account,
+        login=who if acting else "",
+        host=context.host,
+        session=str(raw.get("auditID", "")),
+        origin=str((raw.get("sourceIPs") or [""])[0]),
+        processes=(Process(program=str(raw.get("userAgent", ""))),) if raw.get("userAgent") else (),
+        path="/".join(str(n) for n in names if n) or str(raw.get("requestURI", "")).partition("?")[0],
+        note=f"{raw['verb']} refused ({code})" if code >= _REFUSED else str(raw["verb"]),
+    )
+
+
+KUBERNETES = Reader(
+    kind=SourceKind.KUBERNETES, recognise=recognise_kubernetes, read=read_kubernetes, editors=("admin:kubernetes",)
+)
+
+# --------------------------------------------------------------------------- Slurm
+
+
+def recognise_slurm(head: bytes, name: str) -> bool:
+    """Does the file begin with a header of `sacct -P`?"""
+    columns = head.split(b"\n", 1)[0].strip().split(b"|")
+    return b"JobID" in columns and b"User" in columns and (b"Start" in columns or b"Submit" in columns)
+
+
+def read_slurm(file: BinaryIO, context: Context) -> Iterator[Item]:
+    """Every job: that it was submitted, and that it ran; its steps are part of it."""
+    names: list[str] = []
+    for number, line in numbered_lines(file):
+        if not names:
+            names = line.decode("utf-8", "backslashreplace").split("|")
+        elif line:
+            for act in (Act.SUBMIT, Act.JOB):
+                item = guarded(number, line, partial(_job, names=names, act=act, context=context))
+                if item is not None:
+                    yield item
+                if isinstance(item, Unread):
+                    break
+
+
+def _job(number: int, text: str, *, names: list[str], act: Act, context: Context) -> CustodyEvent | None:
+    values = text.split("|")
+    if len(values) == len(names) + 1 and not values[-1]:
+        values.pop()  # `sacct -p` ends its lines with the separator
+    if len(values) != len(names):
+        raise BadLine(f"{len(values)} columns, {len(names)} expected")
+    row = dict(zip(names, values, strict=True))
+    if "." in row["JobID"]:
+        return None
+    begun = _slurm_time(row.get("Submit" if act is Act.SUBMIT else "Start", ""), context)
+    if begun == 0:
+        return None
+    hosts = row.get("NodeList", "")
+    argv = tuple(row.get("SubmitLine", "").split())
+    return CustodyEvent(
+        source=context.source,
+        line=number,
+        time_ns=begun,
+        error_ns=SECOND,
+        until_ns=_slurm_time(row.get("End", ""), context) if act is Act.JOB else 0,
+        act=act,
+        account=row["User"],
+        host=hosts if act is Act.JOB and not hosts.startswith("None") else "",
+        session=f"slurm:{row['JobID']}",
+        processes=(Process(program=row.get("JobName", ""), argv=argv),),
+        path=row.get("WorkDir", "") or f"job {row['JobID']}",
+        note=row.get("State", ""),
+    )
+
+
+def _slurm_time(text: str, context: Context) -> int:
+    if text in ("", "Unknown", "None", "N/A"):
+        return 0
+    return epoch_ns(text) if text.isdecimal() else stamp_ns(text, context.zone)
+
+
+SLURM = Reader(kind=SourceKind.SLURM, recognise=recognise_slurm, read=read_slurm, editors=("admin:slurm",))
+
+# --------------------------------------------------------------------------- Teleport
+
+_BOT = 2  # user_kind
+_O_WRITES = 0o3 | 0o100 | 0o1000
+
+
+def recognise_teleport(head: bytes, name: str) -> bool:
+    """Does the file begin with an audit event of Teleport?"""
+    first = head.split(b"\n", 1)[0]
+    return first.startswith(b"{") and b'"ei"' in first and b'"event"' in first and b'"code"' in first
+
+
+def read_teleport(file: BinaryIO, context: Context) -> Iterator[Item]:
+    """Every event of the file."""
+    return each_line(file, lambda number, text: _teleport(number, _decode(text), context))
+
+
+def _teleport(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent | None:
+    name, user, login = str(raw["event"]), str(raw.get("user", "")), str(raw.get("login", ""))
+    told = _teleport_act(name, raw)
+    if told is None:
+        return None
+    act, path = told
+    factor = raw.get("with_mfa") or raw.get("mfa_device")
+    account = str(raw["name"]) if act in (Act.GRANT, Act.REVOKE) else login or user
+    program = str(raw.get("program", ""))
+    return CustodyEvent(
+        source=context.source,
+        line=number,
+        time_ns=stamp_ns(raw["time"]),
+        error_ns=MILLI,
+        act=act,
+        kind=ActorKind.SERVICE if raw.get("user_kind") == _BOT else kind_of(user),
+        account=account,
+        login=user if user != account else "",
+        host=str(raw.get("server_hostname") or context.host),
+        session=str(raw.get("sid", "")),
+        origin=_address(str(raw.get("addr.remote", ""))),
+        processes=(
+            (Process(pid=int(raw.get("pid", -1)), program=program, argv=tuple(str(a) for a in raw.get("argv") or ())),)
+            if program
+            else ()
+        ),
+        path=path,
+        binding=Binding.SECOND_FACTOR if factor and act is Act.LOGIN else Binding.NONE,
+        note=name,
+    )
+
+
+def _teleport_act(name: str, raw: dict[str, Any]) -> tuple[Act, str] | None:
+    match name:
+        case "user.login":
+            return (Act.LOGIN if raw.get("success", True) else Act.LOGIN_FAILED), str(raw.get("cluster_name", ""))
+        case "session.start":
+            return Act.LOGIN, str(raw.get("server_hostname", ""))
+        case "session.end":
+            return Act.LOGOUT, str(raw.get("server_hostname", ""))
+        case "session.command" | "exec":
+            return Act.EXECUTE, str(raw.get("path") or raw.get("command", ""))
+        case "session.disk":
+            return (Act.WRITE if int(raw.get("flags", 0)) & _O_WRITES else Act.READ), str(raw["path"])
+        case "session.network":
+            return Act.CONNECT, f"{raw.get('dst_addr', '?')}:{raw.get('dst_port', '?')}"
+        case "scp" | "sftp":
+            return (Act.WRITE if raw.get("action") in ("upload", 2) else Act.READ), str(raw.get("path", ""))
+        case "user.locked" | "lock.created" | "user.delete":
+            return Act.REVOKE, "teleport"
+        case "user.create":
+            return Act.GRANT, "teleport"
+        case _:
+            return None
+
+
+def _address(text: str) -> str:
+    """An address without its port, which is another one each time."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]") if port.isdecimal() and host else text
+
+
+TELEPORT = Reader(
+    kind=SourceKind.TELEPORT, recognise=recognise_teleport, read=read_teleport, editors=("admin:teleport",)
+)

@@ -1,0 +1,185 @@
+"""Kernel events as JSON lines: Tetragon and Falco.
+
+Formats: Tetragon's events.proto in protojson with `UseProtoNames` (`tetra getevents -o json`, the export file); Falco's
+`json_output: true`, whose fields depend on each rule's `output`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import msgspec
+
+from trainwarden.custody.readers.interface import (
+    MICRO,
+    BadLine,
+    Context,
+    Item,
+    Reader,
+    each_line,
+    stamp_ns,
+    user_name,
+)
+from trainwarden.model import Act, CustodyEvent, Process, SourceKind
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+# --------------------------------------------------------------------------- Tetragon
+
+_HOOKS = {
+    "security_file_permission": Act.WRITE, "security_file_open": Act.READ, "security_mmap_file": Act.READ,
+    "fd_install": Act.READ, "security_path_truncate": Act.WRITE, "sys_write": Act.WRITE, "vfs_write": Act.WRITE,
+    "sys_openat": Act.READ, "security_path_rename": Act.RENAME, "security_inode_rename": Act.RENAME,
+    "security_path_unlink": Act.DELETE, "security_inode_unlink": Act.DELETE, "sys_kill": Act.SIGNAL,
+    "security_task_kill": Act.SIGNAL, "tcp_connect": Act.CONNECT, "security_path_chmod": Act.ATTRIBUTES,
+    "security_path_chown": Act.ATTRIBUTES,
+}  # fmt: skip
+_MAY_WRITE = 2  # of the mask of security_file_permission
+
+
+def recognise_tetragon(head: bytes, name: str) -> bool:
+    """Does the file begin with an event of Tetragon?"""
+    first = head.split(b"\n", 1)[0]
+    return (
+        first.startswith(b"{")
+        and b'"process_' in first[:4096]
+        and b'"process"' in first
+        and b'"rule"' not in first[:64]
+    )
+
+
+def read_tetragon(file: BinaryIO, context: Context) -> Iterator[Item]:
+    """Every event of the file."""
+    return each_line(file, lambda number, text: _tetragon(number, _decode(text), context))
+
+
+def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent | None:
+    kind = next((key for key in raw if key.startswith("process_")), "")
+    if not kind:
+        if "time" not in raw:
+            raise BadLine("no event of Tetragon")
+        return None
+    event: dict[str, Any] = raw[kind]
+    process: dict[str, Any] = event["process"]
+    act, path, note = Act.OTHER, "", ""
+    if kind == "process_exec":
+        act, path = Act.EXECUTE, process.get("binary", "")
+    elif kind in ("process_kprobe", "process_lsm", "process_tracepoint"):
+        act, path, note = _hook(event)
+    elif kind == "process_exit":
+        return None
+    tree = (process, event.get("parent") or {}, *(event.get("ancestors") or ()))
+    account, login = user_name(process.get("uid", -1), context), user_name(process.get("auid", -1), context)
+    return CustodyEvent(
+        source=context.source,
+        line=number,
+        time_ns=stamp_ns(raw.get("time") or process["start_time"]),
+        error_ns=MICRO,
+        act=act,
+        account=account,
+        login=login if login != account else "",
+        host=raw.get("node_name") or context.host,
+        origin=(process.get("pod") or {}).get("name", ""),
+        processes=tuple(_process(p) for p in tree if p),
+        path=path,
+        note=note,
+    )
+
+
+def _process(raw: dict[str, Any]) -> Process:
+    return Process(
+        pid=int(raw.get("pid", -1)), program=raw.get("binary", ""), argv=tuple(str(raw.get("arguments") or "").split())
+    )
+
+
+def _hook(event: dict[str, Any]) -> tuple[Act, str, str]:
+    name = str(event.get("function_name") or event.get("event") or "").removeprefix("__x64_").removeprefix("__arm64_")
+    act = _HOOKS.get(name, Act.OTHER)
+    args: list[dict[str, Any]] = event.get("args") or []
+    path = ""
+    numbers: list[int] = []
+    for arg in args:
+        part = arg.get("file_arg") or arg.get("path_arg") or {}
+        path = path or str(part.get("path") or arg.get("string_arg") or "")
+        if (sock := arg.get("sock_arg")) is not None:
+            path = f"{sock.get('daddr', '?')}:{sock.get('dport', '?')}"
+        numbers += [int(arg[k]) for k in ("int_arg", "uint_arg", "size_arg") if k in arg]
+    if name == "security_file_permission" and numbers and not numbers[0] & _MAY_WRITE:
+        act = Act.READ
+    if act is Act.SIGNAL:
+        return act, f"pid {numbers[0]}" if numbers else path, f"signal {numbers[1]}" if len(numbers) > 1 else ""
+    return act, path, name
+
+
+TETRAGON = Reader(kind=SourceKind.TETRAGON, recognise=recognise_tetragon, read=read_tetragon, editors=("root",))
+
+# --------------------------------------------------------------------------- Falco
+
+_TYPES = {
+    "execve": Act.EXECUTE, "execveat": Act.EXECUTE, "clone": Act.EXECUTE, "kill": Act.SIGNAL, "connect": Act.CONNECT,
+    "accept": Act.CONNECT, "unlink": Act.DELETE, "unlinkat": Act.DELETE, "rename": Act.RENAME, "renameat": Act.RENAME,
+    "renameat2": Act.RENAME, "chmod": Act.ATTRIBUTES, "fchmod": Act.ATTRIBUTES, "fchmodat": Act.ATTRIBUTES,
+}  # fmt: skip
+
+
+def recognise_falco(head: bytes, name: str) -> bool:
+    """Does the file begin with an alert of Falco?"""
+    first = head.split(b"\n", 1)[0]
+    return first.startswith(b"{") and b'"rule"' in first and b'"output_fields"' in first and b'"priority"' in first
+
+
+def read_falco(file: BinaryIO, context: Context) -> Iterator[Item]:
+    """Every alert of the file."""
+    return each_line(file, lambda number, text: _falco(number, _decode(text), context), _is_no_json)
+
+
+def _is_no_json(line: bytes) -> bool:
+    """Falco writes what it is doing between its alerts."""
+    return not line.lstrip().startswith(b"{")
+
+
+def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
+    fields: dict[str, Any] = raw.get("output_fields") or {}
+    if "rule" not in raw:
+        raise BadLine("no alert of Falco: it names no rule")
+    account = str(fields.get("user.name") or fields.get("ka.user.name") or "")
+    if account in ("<NA>", "N/A"):
+        account = ""
+    account = account or user_name(fields.get("user.uid", -1), context)
+    login = str(fields.get("user.loginname") or "") or user_name(fields.get("user.loginuid", -1), context)
+    argv = tuple(str(fields.get("proc.cmdline") or "").split())
+    own = Process(
+        pid=int(fields.get("proc.pid") or -1),
+        program=str(fields.get("proc.exepath") or fields.get("proc.name") or ""),
+        argv=argv,
+    )
+    parent = Process(pid=int(fields.get("proc.ppid") or -1), program=str(fields.get("proc.pname") or ""))
+    path = str(fields.get("fd.name") or fields.get("ka.target.name") or fields.get("evt.arg.path") or "")
+    return CustodyEvent(
+        source=context.source,
+        line=number,
+        time_ns=int(fields["evt.time"]) if isinstance(fields.get("evt.time"), int) else stamp_ns(raw["time"]),
+        error_ns=MICRO,
+        act=_falco_act(raw, fields),
+        account=account,
+        login=login if login not in (account, "<NA>") else "",
+        host=str(raw.get("hostname") or context.host),
+        origin=str(fields.get("k8s.pod.name") or fields.get("container.id") or "").replace("<NA>", ""),
+        processes=tuple(p for p in (own, parent) if p.program or p.argv or p.pid >= 0),
+        path=path,
+        note=f"{raw['rule']}: {raw.get('output', '')}"[:300],
+    )
+
+
+def _falco_act(raw: dict[str, Any], fields: dict[str, Any]) -> Act:
+    kind = str(fields.get("evt.type") or "")
+    if kind in _TYPES:
+        return _TYPES[kind]
+    words = f"{raw['rule']} {raw.get('output', '')}".lower()
+    if fields.get("fd.name") and ("for writing" in words or "write" in raw["rule"].lower() or "modified" in words):
+        return Act.WRITE
+    return Act.EXECUTE if "spawned" in words or "shell" in raw["rule"].lower() else Act.OTHER
+
+
+FALCO = Reader(kind=SourceKind.FALCO, recognise=recognise_falco, read=read_falco, editors=("root",))

@@ -1,0 +1,130 @@
+"""The gate's log on disk: one append-only Merkle log a store (`gate/log`), of the same form as a run's.
+
+Rules
+-----
+* Its first entry names the keeper's key, which signs every tree head; nobody else appends.
+* Only what follows is appended: the entries and the new one are folded while the log is held. Two who append at once
+  do so one after the other, and the second sees what the first wrote.
+
+Trust: whoever can write the store can put an older state of the whole log, or another keeper's, in its place. The
+second shows where the keeper's key is given; the first by a head that was kept elsewhere (`log publish`, witnesses).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from trainwarden.errors import GateTampered, KeyUnusable, LogError, LogLocked, SignatureInvalid, UsageError
+from trainwarden.gate.registry import fold
+from trainwarden.keys import SigningKey
+from trainwarden.log.journal import LogWriter
+from trainwarden.log.reader import LogReader
+from trainwarden.log.storage import HEAD
+from trainwarden.log.verify import verify_log
+from trainwarden.model import (
+    CheckpointCleared,
+    ClearanceRefused,
+    GateBegun,
+    GateEntry,
+    Promoted,
+    RolledBack,
+    canonical,
+    decode_gate_entry,
+)
+from trainwarden.store import Store, store_errors
+
+ORIGIN = "trainwarden/gate"
+_WAIT_SECONDS = 30.0  # for others who hold the log
+_EVIDENCE = "keep the store as evidence; nothing is served by what it says"
+
+E = TypeVar("E", CheckpointCleared, ClearanceRefused, Promoted, RolledBack)
+
+
+def read_gate(store: Store, keeper: str = "") -> tuple[GateEntry, ...]:
+    """The entries of the gate's log, verified against `keeper`, or the key that it names itself; () before the first.
+
+    Raises:
+        GateTampered: the log does not verify, or another keeper signed it.
+    """
+    folder = _folder(store)
+    if not folder.is_dir():
+        return ()
+    try:
+        entries = _entries(folder)
+        if not entries:
+            return ()
+        named = entries[0].key if isinstance(entries[0], GateBegun) else ""
+        if not named or (keeper and named != keeper):
+            raise GateTampered(f"the gate's log is kept by {named or 'nobody'}, expected {keeper}", hint=_EVIDENCE)
+        verify_log(folder, named, ORIGIN)
+    except (LogError, SignatureInvalid, msgspec.DecodeError) as e:
+        raise GateTampered(f"the gate's log does not verify: {e}", hint=_EVIDENCE) from e
+    fold(entries)
+    return entries
+
+
+def append(store: Store, key: SigningKey, makes: Callable[[tuple[GateEntry, ...]], E]) -> E:
+    """Append the entry that `makes` makes of all entries before it, and return it; what it raises appends nothing.
+
+    Raises:
+        KeyUnusable: `key` is not the keeper's.
+        GateTampered: the log does not verify, or the entry does not follow.
+        LogLocked, LogError, StoreError: it cannot be written.
+    """
+    folder = _folder(store)
+    with store_errors(f"write the gate's log in {folder}"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with closing(_opened(folder, key)) as log:
+        if log.size == 0:
+            log.append([canonical(GateBegun(key=key.public, wall_ns=time.time_ns()))])
+        before: tuple[GateEntry, ...] = read_gate(store)
+        entry = makes(before)
+        fold([*before, entry])
+        log.append([canonical(entry)])
+    return entry
+
+
+def _opened(folder: Path, key: SigningKey) -> LogWriter:
+    """The log held for writing; whoever holds it is waited for."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        begun = (folder / HEAD).exists()
+        try:
+            return LogWriter.open(folder, key) if begun else LogWriter.create(folder, ORIGIN, key)
+        except LogLocked:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        except SignatureInvalid as e:
+            raise KeyUnusable(
+                f"the gate's log is not kept by your key: {e}", hint="ask its keeper, who alone clears and promotes"
+            ) from e
+        except LogError:
+            if begun or not (folder / HEAD).exists():  # else somebody began it meanwhile
+                raise
+
+
+def _entries(folder: Path) -> tuple[GateEntry, ...]:
+    with LogReader.open(folder) as log:
+        return tuple(decode_gate_entry(data) for _, data in log.entries())
+
+
+def _folder(store: Store) -> Path:
+    return store.path / "gate" / "log"
+
+
+def check_name(name: str) -> str:
+    """A serving name.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not name or len(name) > 100 or not all((c.isalnum() and c.isascii()) or c in "-_./" for c in name):
+        raise UsageError(f"{name[:80]!r} cannot name what is served", hint="letters, digits and - _ . /, at most 100")
+    return name

@@ -1,0 +1,37 @@
+"""The scan's decision on files as the store keeps them, so that what was judged is what is kept."""
+
+from __future__ import annotations
+
+import os
+
+from trainwarden.gate.results import Clean, Decision
+from trainwarden.gate.scan.files import scan_open
+from trainwarden.model import CheckpointFile
+from trainwarden.store import Store, store_errors
+
+_TEXTS = ("json", "text", "template", "empty")
+
+
+def decided(store: Store, file: CheckpointFile) -> Decision:
+    """The decision on a file of the store, under the name that it has in its checkpoint.
+
+    Raises:
+        StoreError, StoreTampered: it is not there, or not what was stored.
+    """
+    store.check(file.digest)
+    with store_errors(f"read object {file.digest}"):
+        fd = os.open(store.object_path(file.digest), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return scan_open(fd, file.path).decision
+    finally:
+        os.close(fd)
+
+
+def holds_tensors(store: Store, file: CheckpointFile) -> bool:
+    """Could this file hold weights? What is not understood could.
+
+    Raises:
+        StoreError, StoreTampered: as `decided`.
+    """
+    decision = decided(store, file)
+    return not (isinstance(decision, Clean) and decision.kind in _TEXTS)

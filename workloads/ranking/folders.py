@@ -1,0 +1,1 @@
+../chat/folders.py
