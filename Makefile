@@ -9,7 +9,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
-.PHONY: demo test lint bench bench-defence bench-sabotage bench-gate docs setup system
+.PHONY: demo test lint bench bench-defence bench-gate bench-incident bench-sabotage docs setup system
 
 setup: $(STAMP) $(MOVIELENS)
 
@@ -84,15 +84,20 @@ bench-defence: setup
 	$(PY) -m benchmarks.defence
 	$(PY) -m benchmarks.docs
 
+bench-incident: setup
+	$(PY) -m benchmarks.damage
+	$(PY) -m benchmarks.docs
+
 # Nine minutes at the most; again to go on with what is left. FULL=1: everything. With TRAINCHECK=1 that peer as well.
 bench-sabotage: setup
 	@$(PY) -m benchmarks.sabotage run; code=$$?; \
 	  [ -z "$(TRAINCHECK)" ] || $(PY) -m benchmarks.sabotage traincheck || code=$$?; \
 	  $(PY) -m benchmarks.docs && { [ $$code = 0 ] || [ $$code = 2 ]; }
 
-# The scan's corpus and speed beside its peers', which get an environment of their own in data/peers.
+# The scan beside its peers, which get an environment of their own in data/peers, and serving with and without the gate.
 bench-gate: setup
 	$(PY) -m benchmarks.gate
+	$(PY) -m benchmarks.gate_serving
 	$(PY) -m benchmarks.docs
 
 docs: setup
