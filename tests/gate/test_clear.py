@@ -125,6 +125,19 @@ def test_tensors_that_no_matched_replay_wrote_again_are_not_cleared_beside_weigh
     assert isinstance(yard.clear(yard.checkpoint(4)), Cleared)
 
 
+def test_sealed_weights_laid_beside_a_checkpoint_are_no_part_of_it_and_a_sealed_tokenizer_is(yard: Yard) -> None:
+    yard.run("base")
+    tokens = yard.out / "tokens.json"
+    tokens.write_text('{"a": 1}')
+    base = yard.checkpoint(8, "base") / "model.safetensors"
+    yard.run("tuned", start=base, sealed=[tokens])
+    path = yard.checkpoint(8, "tuned")
+    shutil.copy(tokens, path / "tokens.json")
+    assert isinstance(yard.clear(path), Cleared)
+    shutil.copy(base, path / "adapter.safetensors")
+    assert "adapter.safetensors holds tensors" in missing(yard.clear(path))
+
+
 def test_a_checkpoint_that_could_run_something_is_refused_though_its_lineage_is_clean(yard: Yard) -> None:
     run = yard.run(steps=4, audited=False)
     evil = yard.checkpoint(4) / "extra.pt"

@@ -320,9 +320,8 @@ class Tracer:
             yield Doubt(c.standing, c.reason)
         written_again = reproduced(case.entries)
         bound = {f.digest for f in c.files if f.weights == "matches" or f.digest in written_again}
-        saved = {f.digest for f in c.files}
         for file in files:
-            if file.digest in saved - bound and self._tensors(file):
+            if file.digest not in bound and self._tensors(file):
                 yield Doubt(
                     Standing.UNDECIDED,
                     f"{file.path} holds tensors, and no replay of run {case.run} that matched wrote it again",

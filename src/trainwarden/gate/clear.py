@@ -189,6 +189,8 @@ def _lineage(asked: _Asked) -> Checked:
         for doubt in node.doubts:
             words = f"{node.label}: {doubt.reason}"
             found += refuse(words) if doubt.standing is Standing.TAINTED else lacks(words, _settles(asked, node))
+    for run in asked.ancestry.until.keys() - asked.cases.keys():
+        found += lacks(f"run {run}, on which it stands, cannot be read", f"trainwarden verify {run}")
     root = asked.ancestry.root
     if not found.reasons and not found.missing and (root.standing is not Standing.CLEARED or not asked.ancestry.until):
         found += lacks(root.reason or "it stands on no run", _settles(asked, root))
