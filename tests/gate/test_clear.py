@@ -188,7 +188,7 @@ def test_a_finding_on_the_way_keeps_it_back_until_an_approver_closes_it(yard: Ya
     yard.enrol()
     index = len(read_run(yard, run)) - 1
     told = missing(yard.clear(yard.checkpoint(), policy))
-    assert f"trainwarden close {run} {index} --as" in told
+    assert f"trainwarden close {run} {index} --as ada" in told
     yard.close(run, index, finding(step=3), actor="grace")  # whom the policy does not name
     yard.close(run, index, finding(step=2))  # another finding's digest
     yard.close("other", index, finding(step=3))  # another run's

@@ -239,12 +239,13 @@ def _findings(asked: _Asked) -> Checked:
         for index, finding in open_findings(entries, asked.ancestry.until[run], asked.request.policy.findings, own):
             left += 1
             if left <= _SHOWN:
-                command = f"trainwarden close {run} {index} --as ACTOR --reason WHY"
+                who = asked.request.policy.approvers[:1] or ("ACTOR",)  # whom [gate] approvers has yet to name
+                command = f"trainwarden close {run} {index} --as {who[0]} --reason WHY"
                 found += lacks(
                     f"entry {index} of run {run}, {finding.severity} {finding.detector}: {finding.seen}", command
                 )
     if left > _SHOWN:
-        found += lacks(f"and {left - _SHOWN} more findings", "trainwarden show RUN")
+        found += lacks(f"and {left - _SHOWN} more findings", f"trainwarden show {next(iter(asked.cases))}")
     return found
 
 
