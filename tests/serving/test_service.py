@@ -15,6 +15,7 @@ import pytest
 from gated import NAME, Gated, finding, weight
 
 from trainwarden import descent, serving
+from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, LogStale, NotCleared, StoreError, UsageError
 from trainwarden.keys import SigningKey
 from trainwarden.model import Contained, Severity, Undone
@@ -134,6 +135,22 @@ def test_a_frozen_run_serves_nothing_until_it_is_thawed(gated: Gated) -> None:
             chat.current()
         gated.log(Undone(of=index, by="security"))
         descent.mark(gated.store, gated.run, frozen=False)
+        assert chat.current().digest == digest
+
+
+def test_an_open_incident_on_a_run_serves_nothing_until_it_is_closed(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINWARDEN_KEY", str(gated.folder / "key"))
+    digest = gated.promote(gated.checkpoint(1))
+    with opened(gated) as chat:
+        by = custody.signer(gated.store)
+        incident = custody.open_incident(gated.store, by, "case 7").id
+        assert chat.current().digest == digest
+        custody.add_to(gated.store, by, incident, runs=[gated.run])
+        with pytest.raises(NotCleared, match=f"incident {incident} is open on run {gated.run}"):
+            chat.current()
+        custody.close_incident(gated.store, by, incident, "a failed disk")
         assert chat.current().digest == digest
 
 

@@ -5,6 +5,7 @@ Rules
 * The same judgement as `troubles.against`, for whoever has to answer many times a second beside a run that goes on.
 * Reading goes on where it ended: a batch counts once its entries are under a head that the run's key signed. A log that
   got shorter, whose head went back, or that is not there is a trouble.
+* Open incidents are looked for when any of the watched files changed.
 * A freeze is looked for anew when something that could be one came, or the store's list of frozen runs changed.
 
 Trust: the run's key. What was read before is not read again: an entry that is altered later was counted already.
@@ -19,8 +20,10 @@ from pathlib import Path
 import msgspec
 
 from trainwarden import descent
+from trainwarden.custody.ledger import folder as custody_folder
 from trainwarden.errors import LogError, LogTampered, SignatureInvalid, StoreError, UsageError
 from trainwarden.gate.findings import divergences, open_findings
+from trainwarden.gate.incidents import open_on
 from trainwarden.log.journal import log_errors, require_head
 from trainwarden.log.scan import Batch, Position, read_batches
 from trainwarden.log.storage import HEAD, FolderStorage
@@ -43,7 +46,8 @@ class Follower:
     @property
     def watched(self) -> tuple[Path, ...]:
         """The files that change when there may be something new."""
-        return self._store.path / "runs" / self._seen.run / "log" / HEAD, self._store.frozen
+        log = self._store.path / "runs" / self._seen.run / "log"
+        return log / HEAD, self._store.frozen, custody_folder(self._store) / HEAD
 
     def look(self) -> tuple[str, ...]:
         """What is against the checkpoint now; () for nothing."""
@@ -55,10 +59,11 @@ class Follower:
             with log_errors(f"read the log {folder}"), closing(FolderStorage.for_reading(folder)) as storage:
                 self._read(storage)
             self._look_for_freezes()
+            incidents = open_on(self._store, self._seen.run)
         except (LogError, StoreError, UsageError, SignatureInvalid, msgspec.DecodeError) as e:
             self._told = None, ()  # it may pass: to be looked at again
             return (f"run {self._seen.run} cannot be looked at: {e}", *self._frozen, *self._found)
-        self._told = looks, (*self._frozen, *self._found)
+        self._told = looks, (*incidents, *self._frozen, *self._found)
         return self._told[1]
 
     def _read(self, storage: FolderStorage) -> None:

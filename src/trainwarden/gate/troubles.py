@@ -3,9 +3,10 @@
 Rules
 -----
 * A clearance holds for the logs of its runs as they were. Each is looked at again: a log that is gone, was put back, or
-  is signed by another key is a trouble, and so is a freeze, a divergence or a finding that came after.
+  is signed by another key is a trouble, and so is a freeze, a divergence or a finding that came after. So is an open
+  incident that one of the runs is part of.
 * What could not be looked at is a trouble: nothing is served because nobody knew.
-* A trouble is over when it is taken back (`contain --undo`), or when the checkpoint is cleared anew.
+* A trouble is over when it is taken back (`contain --undo`, `incident close`), or when the checkpoint is cleared anew.
 
 Trust: the logs of the runs by the keys that the clearance names.
 """
@@ -19,6 +20,7 @@ import msgspec
 from trainwarden import descent
 from trainwarden.errors import LogError, SignatureInvalid, StoreError, UsageError
 from trainwarden.gate.findings import divergences, open_findings
+from trainwarden.gate.incidents import open_on
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.registry import Promotion, served
 from trainwarden.log.reader import LogReader
@@ -44,6 +46,7 @@ def against(store: Store, clearance: CheckpointCleared) -> tuple[str, ...]:
 
 
 def _of_run(store: Store, seen: RunSeen, least: Severity) -> Iterator[str]:
+    yield from open_on(store, seen.run)
     try:
         for frozen in descent.frozen_by(store, seen.run):
             yield f"run {frozen.run} is frozen (entry {frozen.index}: {frozen.reason or 'no reason given'})"
