@@ -57,6 +57,7 @@ class Gated:
     """A store whose gate clears and promotes what it is told to; `run` is the id of the run that all comes from."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.key = folder, SigningKey.load_or_create(folder / "key")
         self.store = Store.open(folder / ".trainwarden", create=True)
         run = self.store.create_run()
