@@ -12,6 +12,7 @@ Trust: the run's key. What was read before is not read again: an entry that is a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -41,13 +42,13 @@ class Follower:
         self._told: tuple[object, tuple[str, ...]] = (None, ())
 
     @property
-    def watched(self) -> tuple[Path, ...]:
-        """The files that change when there may be something new."""
-        return self._store.path / "runs" / self._seen.run / "log" / HEAD, self._store.frozen
+    def head(self) -> Path:
+        """The head of the run's log; with `frozen_marks` it changes when there may be something new."""
+        return head_of(self._store, self._seen.run)
 
     def look(self) -> tuple[str, ...]:
         """What is against the checkpoint now; () for nothing."""
-        looks = tuple(identity(path) for path in self.watched)
+        looks = look_at(self.head), frozen_marks(self._store)
         if self._told[0] == looks:
             return self._told[1]
         try:
@@ -91,7 +92,7 @@ class Follower:
             yield f"run {run}, entry {index}, {finding.severity} finding {finding.detector}: {finding.seen}"
 
     def _look_for_freezes(self) -> None:
-        marks = identity(self._store.frozen)
+        marks = frozen_marks(self._store)
         if not self._related and marks == self._marks:
             return
         self._frozen = tuple(
@@ -101,10 +102,26 @@ class Follower:
         self._related, self._marks = False, marks
 
 
-def identity(path: Path) -> tuple[int, ...]:
-    """What tells that something else is at `path` now, or that it was written; () where there is nothing."""
+def head_of(store: Store, run: str) -> Path:
+    """Where the head of a run's log lies."""
+    return store.path / "runs" / run / "log" / HEAD
+
+
+def frozen_marks(store: Store) -> object:
+    """The runs that are marked as frozen, each with its log's head: the mark comes before the entry that freezes."""
     try:
-        s = path.stat()
+        names = sorted(os.listdir(store.frozen))
     except OSError:
         return ()
-    return s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+    return tuple((name, look_at(head_of(store, name))) for name in names)
+
+
+def look_at(head: Path) -> bytes | None:
+    """The head that lies there, None for none.
+
+    Not its times: two that are written within one tick of the clock have the same, and may have the same inode.
+    """
+    try:
+        return head.read_bytes()
+    except OSError:
+        return None
