@@ -77,6 +77,7 @@ class _Asked(msgspec.Struct, frozen=True):
     digest: str
     registry: Registry | None
     said: tuple[Statement, ...]
+    tracing: Tracer
     ancestry: Ancestry
     cases: dict[str, CaseFile]
 
@@ -135,12 +136,13 @@ def tracer(store: Store, policy: GateConfig, keeper: str, *, remake: bool) -> Tr
         ActorsTampered: the log of actors does not verify.
     """
     registry = read_registry(store) if has_registry(store) else None
-    actors = [a.key for a in registry.actors.values() if a.key not in registry.revoked] if registry else []
+    actors = registry.actors if registry else {}
+    writers = [a.key for n in policy.writers if (a := actors.get(n)) and registry and a.key not in registry.revoked]
 
     def remade(said: Derived) -> Doubt | None:
         return _remade(store, policy, said) if remake else None
 
-    return Tracer(store, registry, frozenset((keeper, *actors)), remade, lambda file: holds_tensors(store, file))
+    return Tracer(store, registry, frozenset((keeper, *writers)), remade, lambda file: holds_tensors(store, file))
 
 
 def _asked(store: Store, request: Request, manifest: CheckpointManifest, digest: str, key: SigningKey) -> _Asked:
@@ -148,14 +150,14 @@ def _asked(store: Store, request: Request, manifest: CheckpointManifest, digest:
     ancestry = tracing.trace(manifest)
     cases = {run: case for run in ancestry.until if isinstance(case := tracing.case(run), CaseFile)}
     registry = read_registry(store) if has_registry(store) else None
-    return _Asked(store, request, manifest, digest, registry, statements.read_all(store), ancestry, cases)
+    return _Asked(store, request, manifest, digest, registry, statements.read_all(store), tracing, ancestry, cases)
 
 
 def _remade(store: Store, policy: GateConfig, said: Derived) -> Doubt | None:
     if said.how in TOLD:
-        if said.how in policy.told:
+        if said.how in policy.told and said.actor in policy.approvers:
             return None
-        return Doubt(Standing.UNDECIDED, f"that it is a {said.how} of these is {said.actor}'s word alone")
+        return Doubt(Standing.UNDECIDED, f"that it is a {said.how} of these is the word of {said.actor} alone")
     try:
         different = difference(store, said)
     except (CannotDecide, CheckpointRefused, KeyUnusable, StoreError, UsageError) as e:
@@ -187,6 +189,8 @@ def _lineage(asked: _Asked) -> Checked:
         for doubt in node.doubts:
             words = f"{node.label}: {doubt.reason}"
             found += refuse(words) if doubt.standing is Standing.TAINTED else lacks(words, _settles(asked, node))
+    for run in asked.ancestry.until.keys() - asked.cases.keys():
+        found += lacks(f"run {run}, on which it stands, cannot be read", f"trainwarden verify {run}")
     root = asked.ancestry.root
     if not found.reasons and not found.missing and (root.standing is not Standing.CLEARED or not asked.ancestry.until):
         found += lacks(root.reason or "it stands on no run", _settles(asked, root))
@@ -197,11 +201,13 @@ def _settles(asked: _Asked, node: Node) -> str:
     """The command that would settle a doubt about a node."""
     if node.kind == "run":
         case = asked.cases.get(node.run)
-        if case is not None and "neither the keeper's key" in "".join(d.reason for d in node.doubts):
+        if case is not None and not asked.tracing.believes(case):
             return f"trainwarden keys new NAME --public {case.key}"
         return f"trainwarden audit {node.run}"
     if node.derived is not None:
-        return f"trainwarden keys show {node.derived.actor}"
+        return (
+            "trainwarden run -- COMMAND" if node.derived.how in TOLD else f"trainwarden keys show {node.derived.actor}"
+        )
     return f"trainwarden derive {asked.request.path} --from CHECKPOINT --how HOW --as ACTOR"
 
 
