@@ -2,7 +2,8 @@
 
 Rules
 -----
-* The same judgement as `troubles.against`, for whoever has to answer many times a second beside a run that goes on.
+* One look judges all of a log; further ones judge what came since, for whoever answers many times a second beside a run
+  that goes on.
 * Reading goes on where it ended: a batch counts once its entries are under a head that the run's key signed. A log that
   got shorter, whose head went back, or that is not there is a trouble.
 * A freeze is looked for anew when something that could be one came, or the store's list of frozen runs changed.
@@ -70,15 +71,16 @@ class Follower:
             self._take(batch)
             self._at = batch.after
         self._head = head.size
-        if self._at.frontier.size < max(head.size, self._seen.size):
-            raise LogTampered(
-                f"it has {self._at.frontier.size} entries, {max(head.size, self._seen.size)} were there before"
-            )
+        size, known = self._at.frontier.size, self._seen.size
+        if size < known:
+            raise LogTampered(f"it has {size} entries, {known} were there when it was cleared")
+        if size < head.size:
+            raise LogTampered(f"it has {size} entries, its head says {head.size}")
 
     def _take(self, batch: Batch) -> None:
         before, after, known = self._at.frontier.size, batch.after.frontier, self._seen.size
         if before < known <= after.size and (after.size != known or after.root().hex() != self._seen.root):
-            raise LogTampered("it is another log than when the checkpoint was cleared")
+            raise LogTampered("it is another one than when it was cleared")
         for frame in batch.entries:
             if frame.index >= known:
                 self._found.update(dict.fromkeys(self._judge(frame.index, frame.data)))
