@@ -15,6 +15,7 @@ import pytest
 from gated import NAME, Gated, finding, weight
 
 from trainwarden import descent, serving
+from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, LogStale, NotCleared, StoreError, UsageError
 from trainwarden.keys import SigningKey
 from trainwarden.model import Contained, Recovered, Severity, Undone
@@ -148,6 +149,22 @@ def test_a_freeze_of_the_run_that_all_comes_from_counts_though_its_mark_is_older
         gated.log(Contained(what="freeze", reason="held", by="security"), run=parent)
         with pytest.raises(NotCleared, match=f"run {parent} is frozen"):
             chat.current()
+
+
+def test_an_open_incident_on_a_run_serves_nothing_until_it_is_closed(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINWARDEN_KEY", str(gated.folder / "key"))
+    digest = gated.promote(gated.checkpoint(1))
+    with opened(gated) as chat:
+        by = custody.signer(gated.store)
+        incident = custody.open_incident(gated.store, by, "case 7").id
+        assert chat.current().digest == digest
+        custody.add_to(gated.store, by, incident, runs=[gated.run])
+        with pytest.raises(NotCleared, match=f"incident {incident} is open on run {gated.run}"):
+            chat.current()
+        custody.close_incident(gated.store, by, incident, "a failed disk")
+        assert chat.current().digest == digest
 
 
 @pytest.mark.parametrize("how", ["cut", "gone"])

@@ -33,6 +33,7 @@ from trainwarden.gate.decision import Checked, Cleared, Decision, Refused, Undec
 from trainwarden.gate.derive import TOLD, difference
 from trainwarden.gate.evaluate import evaluate, read_claims, unequal
 from trainwarden.gate.findings import finding_digest, open_findings
+from trainwarden.gate.incidents import open_on
 from trainwarden.gate.ledger import append, read_gate
 from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
 from trainwarden.gate.registry import fold
@@ -99,7 +100,7 @@ def clear(store: Store, request: Request, key: SigningKey, says: Says = lambda _
     says("following it back to the seal")
     asked = _asked(store, request, manifest, digest, key)
     safe, figures = _safe(asked), None
-    checked = safe + _lineage(asked) + _not_frozen(asked) + _findings(asked) + _approved(asked)
+    checked = safe + _lineage(asked) + _not_frozen(asked) + _no_incident(asked) + _findings(asked) + _approved(asked)
     if not checked.reasons and not safe.missing:  # what is not known to be safe is not loaded, here neither
         says("evaluating it anew")
         evaluated, figures = _evaluated(asked)
@@ -220,6 +221,13 @@ def _not_frozen(asked: _Asked) -> Checked:
         ),
         Checked(),
     )
+
+
+def _no_incident(asked: _Asked) -> Checked:
+    found = Checked()
+    for told in dict.fromkeys(t for run in asked.cases for t in open_on(asked.store, run)):
+        found += lacks(told, "trainwarden incident show last")
+    return found
 
 
 def _findings(asked: _Asked) -> Checked:

@@ -6,6 +6,7 @@ Rules
   that goes on.
 * Reading goes on where it ended: a batch counts once its entries are under a head that the run's key signed. A log that
   got shorter, whose head went back, or that is not there is a trouble.
+* Open incidents are looked for when any of these logs, or that of custody, changed.
 * A freeze is looked for anew when something that could be one came, or the store's list of frozen runs changed.
 
 Trust: the run's key. What was read before is not read again: an entry that is altered later was counted already.
@@ -21,8 +22,10 @@ from pathlib import Path
 import msgspec
 
 from trainwarden import descent
+from trainwarden.custody.ledger import folder as custody_folder
 from trainwarden.errors import LogError, LogTampered, SignatureInvalid, StoreError, UsageError
 from trainwarden.gate.findings import divergences, open_findings
+from trainwarden.gate.incidents import open_on
 from trainwarden.log.journal import log_errors, require_head
 from trainwarden.log.scan import Batch, Position, read_batches
 from trainwarden.log.storage import HEAD, FolderStorage
@@ -44,24 +47,27 @@ class Follower:
 
     @property
     def head(self) -> Path:
-        """The head of the run's log; with `frozen_marks` it changes when there may be something new."""
+        """The head of the run's log; with `store_marks` it changes when there may be something new."""
         return head_of(self._store, self._seen.run)
 
     def look(self) -> tuple[str, ...]:
         """What is against the checkpoint now; () for nothing."""
-        looks = look_at(self.head), frozen_marks(self._store)
+        looks = look_at(self.head), store_marks(self._store)
         if self._told[0] == looks:
             return self._told[1]
+        incidents: tuple[str, ...] = ()
         try:
+            incidents = open_on(self._store, self._seen.run)
             folder = self._store.run(self._seen.run).log
             with log_errors(f"read the log {folder}"), closing(FolderStorage.for_reading(folder)) as storage:
                 self._read(storage)
             self._look_for_freezes()
         except (LogError, StoreError, UsageError, SignatureInvalid, msgspec.DecodeError) as e:
             self._told = None, ()  # it may pass: to be looked at again
-            return (f"run {self._seen.run} cannot be looked at: {e}", *self._frozen, *self._found)
-        self._told = looks, (*self._frozen, *self._found)
-        return self._told[1]
+            return (*incidents, f"run {self._seen.run} cannot be looked at: {e}", *self._frozen, *self._found)
+        told = (*incidents, *self._frozen, *self._found)
+        self._told = None if incidents else looks, told  # so may an incident that cannot be told of
+        return told
 
     def _read(self, storage: FolderStorage) -> None:
         head, size = require_head(storage, self._seen.key), storage.size()
@@ -116,6 +122,11 @@ def frozen_marks(store: Store) -> object:
     except OSError:
         return ()
     return tuple((name, look_at(head_of(store, name))) for name in names)
+
+
+def store_marks(store: Store) -> object:
+    """What changes when anything of the whole store may be against a checkpoint: freezes, and the log of custody."""
+    return frozen_marks(store), look_at(custody_folder(store) / HEAD)
 
 
 def look_at(head: Path) -> bytes | None:

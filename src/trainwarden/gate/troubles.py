@@ -3,9 +3,10 @@
 Rules
 -----
 * A clearance holds for the logs of its runs as they were. Each is looked at again: a log that is gone, was put back, or
-  is signed by another key is a trouble, and so is a freeze, a divergence or a finding that came after.
+  is signed by another key is a trouble, and so is a freeze, a divergence or a finding that came after. So is an open
+  incident that one of the runs is part of.
 * What could not be looked at is a trouble: nothing is served because nobody knew.
-* A trouble is over when it is taken back (`contain --undo`), or when the checkpoint is cleared anew.
+* A trouble is over when it is taken back (`contain --undo`, `incident close`), or when the checkpoint is cleared anew.
 
 Trust: the logs of the runs by the keys that the clearance names.
 """

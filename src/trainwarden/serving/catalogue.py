@@ -35,7 +35,7 @@ from trainwarden.errors import (
     TrainWardenError,
     UsageError,
 )
-from trainwarden.gate.following import Follower, frozen_marks, look_at
+from trainwarden.gate.following import Follower, look_at, store_marks
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.manifest import read_manifest
 from trainwarden.gate.registry import Promotion, served
@@ -76,7 +76,7 @@ class GateCatalogue:
 
     def _stamps_of_runs(self) -> Iterator[object]:
         yield from map(look_at, self._heads)
-        yield frozen_marks(self._store)
+        yield store_marks(self._store)
 
     def look(self) -> Offer:
         """Read what is new.
