@@ -39,7 +39,7 @@ from trainwarden.store import Store
 
 WIDE, NARROW = 960, 342
 _MOST_CHECKPOINTS = 40
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _TONES: Mapping[Answer, str] = {
     Answer.BROKEN: "bad",
     Answer.DIVERGED: "bad",
@@ -78,7 +78,7 @@ def write_html(case: CaseFile, path: Path, store: Store | None = None, frozen: S
 def environment() -> jinja2.Environment:
     """Templates whose values are cleaned and escaped, with the words of this package as filters."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_clean,
@@ -93,7 +93,7 @@ def environment() -> jinja2.Environment:
 
 def stylesheet() -> str:
     """The style of all pages."""
-    return (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
 def _clean(value: object) -> object:
