@@ -141,7 +141,8 @@ def _touched(tables: Tables, artefacts: Sequence[Artefact]) -> tuple[CustodyEven
         return ()
     changed = tables.events(f"act = 'attributes' AND who <> '' AND path IN ({_marks(paths)})", paths, limit=_MOST)
     ran = tables.events(
-        "act = 'execute' AND (ends_with(program, '/touch') OR ends_with(program, '/chown') OR program IN ('touch', 'chown'))",
+        "act = 'execute' AND (ends_with(program, '/touch') OR ends_with(program, '/chown') "
+        "OR program IN ('touch', 'chown'))",
         limit=_MOST,
     )
     naming = [e for e in ran if any(word.rsplit("/", 1)[-1] in names for p in e.processes for word in p.argv)]
