@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainwarden.attribute import timeline
 from trainwarden.attribute.attributing import attribution_of
 from trainwarden.attribute.clocks import UNMEASURED_NS, estimate
 from trainwarden.attribute.nouns import Access, Kind, Presence
 from trainwarden.attribute.tables import Tables
-from trainwarden.attribute.timeline import write_timeline
 from trainwarden.attribute.tracing import trace
 from trainwarden.custody.table import read_events, write_events
 from trainwarden.model import Act, Artefact, Binding, CustodyEvent, Evidence, Process, SourceKind
@@ -89,7 +89,12 @@ def test_logins_laid_over_each_other_measure_a_clock_and_chance_meetings_do_not(
     tables.close()
 
 
-def test_the_timeline_is_in_the_order_of_corrected_times(opened: Opened, tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [500_000, 7])
+def test_the_timeline_is_in_the_order_of_corrected_times(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    monkeypatch.setattr(timeline, "_PART", part)
+
     def acts(shift: float, offset: int) -> list[CustodyEvent]:
         return [
             event(10 * n + shift, Act.EXECUTE, host="h", path="/x", processes=(Process(pid=n),)) for n in range(20)
@@ -99,7 +104,7 @@ def test_the_timeline_is_in_the_order_of_corrected_times(opened: Opened, tmp_pat
     opened.add(SourceKind.TELEPORT, acts(1000, 2))
     tables = opened.tables()
     tables.set_clocks(estimate(tables))
-    assert write_timeline(tables, tmp_path / "t") == 80
+    assert timeline.write_timeline(tables, tmp_path / "t") == 80
     rows = duckdb.sql(f"SELECT path FROM read_parquet('{tmp_path / 't'}') WHERE act = 'read'").fetchall()
     assert [r[0] for r in rows[:4]] == ["/1/0", "/2/0", "/1/1", "/2/1"]
     tables.close()
