@@ -28,7 +28,9 @@ def write_timeline(tables: Tables, path: Path) -> int:
     written, out = 0, None
     try:
         for first, end in pairwise(edges):
-            where = f"time_ns >= {first} AND time_ns < {end} ORDER BY time_ns, source, line"
+            # Parts of files whose own times are elsewhere are not read at all: records lie in the order of their times.
+            near = f"stamped_ns BETWEEN {first - tables.furthest_ns} AND {end + tables.furthest_ns}"
+            where = f"{near} AND time_ns >= {first} AND time_ns < {end} ORDER BY time_ns, source, line"
             found: Any = tables.db.sql(select + where).to_arrow_table()
             if out is None:
                 out = pq.ParquetWriter(path, found.schema, compression="zstd", compression_level=1)
