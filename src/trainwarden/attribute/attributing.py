@@ -19,6 +19,7 @@ from trainwarden.errors import StoreError
 from trainwarden.model import Artefact, CustodyEvent, Diverged, Entry, Explanation, Incident, ProcessStarted
 from trainwarden.store import Store
 
+_MOST = 20_000  # such events at most
 _FAULTS = "act = 'other' AND path = 'hardware'"
 
 
@@ -122,12 +123,11 @@ def _aliases(store: Store, artefacts: Sequence[Artefact]) -> dict[str, tuple[str
 def _logins(tables: Tables, whos: Sequence[str]) -> tuple[Login, ...]:
     if not whos:
         return ()
-    marks = ", ".join("?" * len(whos))
     return tuple(
         Login(*row)
         for row in tables.rows(
             "SELECT who, origin, count(*), min(time_ns), max(time_ns) FROM events "
-            f"WHERE act = 'login' AND origin <> '' AND who IN ({marks}) GROUP BY who, origin ORDER BY ALL",
+            f"WHERE act = 'login' AND origin <> '' AND who IN ({_marks(whos)}) GROUP BY who, origin ORDER BY ALL",
             whos,
         )
     )
@@ -135,22 +135,27 @@ def _logins(tables: Tables, whos: Sequence[str]) -> tuple[Login, ...]:
 
 def _touched(tables: Tables, artefacts: Sequence[Artefact]) -> tuple[CustodyEvent, ...]:
     """Who set times or owners of the artefacts, or ran a command that does, naming them."""
-    found: list[CustodyEvent] = []
-    for path in dict.fromkeys(a.path for a in artefacts if a.path):
-        name = path.rsplit("/", 1)[-1]
-        found += tables.events("act = 'attributes' AND path = ? AND who <> ''", [path], limit=1000)
-        found += tables.events(
-            "act = 'execute' AND (ends_with(program, 'touch') OR ends_with(program, 'chown')) AND contains(tree, ?)",
-            [name],
-            limit=1000,
-        )
-    return tuple(found)
+    paths = sorted({a.path for a in artefacts if a.path})
+    names = {path.rsplit("/", 1)[-1] for path in paths}
+    if not paths:
+        return ()
+    changed = tables.events(f"act = 'attributes' AND who <> '' AND path IN ({_marks(paths)})", paths, limit=_MOST)
+    ran = tables.events(
+        "act = 'execute' AND (ends_with(program, '/touch') OR ends_with(program, '/chown') "
+        "OR program IN ('touch', 'chown'))",
+        limit=_MOST,
+    )
+    naming = [e for e in ran if any(word.rsplit("/", 1)[-1] in names for p in e.processes for word in p.argv)]
+    return (*changed, *naming)
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def _instructions(tables: Tables, whos: Sequence[str]) -> tuple[CustodyEvent, ...]:
     """What others had these accounts do: jobs submitted and commands given to them by name."""
     if not whos:
         return ()
-    marks = ", ".join("?" * len(whos))
-    where = f"act IN ('submit', 'execute', 'other') AND path IN ({marks}) AND who <> path"
+    where = f"act IN ('submit', 'execute', 'other') AND path IN ({_marks(whos)}) AND who <> path"
     return tuple(tables.events(where, whos, limit=1000))
