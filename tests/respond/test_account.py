@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -198,6 +199,11 @@ def test_recorded_sleep_counts_only_where_the_step_was_longer_for_it() -> None:
     assert "delay of every step alike" in "".join(found.unknown)
 
 
+def test_what_one_rank_sleeps_its_peers_wait_for_in_the_next_step() -> None:
+    found = account([job([(0, 0, [1.0] * 20 + [1.0, 1.5] * 5, 0)], slept={20 + 2 * i: 0.5 for i in range(5)})], CONFIG)
+    assert hours(found, Line.SLOWDOWN).low == pytest.approx(4 * 5 * 0.5 / HOUR)
+
+
 def test_honest_jitter_is_no_slowdown_without_anything_to_compare_with() -> None:
     found = account([job([(0, 0, [1.0, 1.3, 0.9, 1.1] * 10, 0)])], CONFIG)
     assert found.lost.mid == 0
@@ -241,6 +247,20 @@ def test_read_from_records_of_every_rank_the_account_is_that_of_the_columns() ->
         assert hours(a, line).mid == pytest.approx(hours(b, line).mid, abs=1e-9)
         assert hours(a, line).high == pytest.approx(hours(b, line).high, abs=1e-9)
     assert (a.held, a.natural.mid) == (pytest.approx(b.held), pytest.approx(b.natural.mid))
+
+
+def test_a_pause_that_a_sealed_script_makes_is_its_own_until_it_is_found_suspicious() -> None:
+    made = job([(1000, 0, [1.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.0, 1.0], 0)], slept={2: 0.5, 5: 0.5})
+    log = [msgspec.structs.replace(e, unsealed=()) if isinstance(e, m.Idled) else e for e in entries(made)]
+    at = next(i for i, e in enumerate(log) if isinstance(e, m.Idled))
+    sure = {"severity": m.Severity.MEDIUM, "confidence": m.Confidence.MEDIUM}
+    told = m.Finding(detector="sleep", seen="", expected="", evidence=(at,), **sure)
+
+    def slowdown(log: list[m.Entry]) -> float:
+        return hours(account([job_of(["r"], [log])], CONFIG), Line.SLOWDOWN).mid
+
+    assert slowdown(log) == 0
+    assert slowdown([*log, told]) == pytest.approx(4 * 1.0 / HOUR)
 
 
 def test_a_launcher_that_ends_its_own_ranks_and_root_are_not_a_named_sender() -> None:

@@ -142,12 +142,17 @@ def loss_at(steps: Parcels, seconds: float) -> float:
 
 
 def recorded(steps: Parcels) -> Range:
-    """Rank-seconds of sleep and idling inside of steps: at least where the step was longer than undisturbed ones."""
-    slept = np.minimum(steps.slept, steps.seconds)
-    quiet = steps.seconds[slept <= 0]
-    beyond = np.maximum(0.0, steps.seconds - float(np.median(quiet))) if len(quiet) else np.zeros(len(slept))
-    low = float((np.minimum(slept, beyond) * steps.ranks).sum())
-    mid = float((slept * steps.ranks).sum())
+    """Rank-seconds of sleep and idling inside of steps: at least where steps were longer than undisturbed ones.
+
+    What one rank sleeps after its part of the reduction its peers wait for in their next step.
+    """
+    quiet = steps.seconds[steps.slept <= 0]
+    beyond = np.maximum(0.0, steps.seconds - np.median(quiet)) if len(quiet) else np.zeros(len(steps.slept))
+    here = np.minimum(steps.slept, beyond)
+    same = (steps.lane[1:] == steps.lane[:-1]) & (steps.attempt[1:] == steps.attempt[:-1])
+    after = np.where(same, np.minimum((steps.slept - here)[:-1], (beyond - here)[1:]), 0.0)
+    low = float((here * steps.ranks).sum() + (after * steps.ranks[1:]).sum())
+    mid = min(float((steps.slept * steps.ranks).sum()), float((steps.seconds * steps.ranks).sum()))
     return Range(low, mid, max(mid, float((beyond * steps.ranks).sum())))
 
 
