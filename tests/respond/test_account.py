@@ -249,6 +249,31 @@ def test_read_from_records_of_every_rank_the_account_is_that_of_the_columns() ->
     assert (a.held, a.natural.mid) == (pytest.approx(b.held), pytest.approx(b.natural.mid))
 
 
+def recovered(*, differs: bool) -> Account:
+    """A run of eight steps whose step 5 was altered, taken back to step 4 and gone on with as another run."""
+    old, new = job([(1000, 0, [2.0] * 8, 3)]), job([(1100, 4, [2.0] * 6, 0)], name="new")
+    segment = m.Segment(attempt=0, first=4, last=7)
+    at = m.Location(step=5, rank=0, stage=m.Stage.WEIGHTS)
+    verdict = m.Diverged(segment=segment, at=at, coverage=m.Coverage(records=4, digests=1), seconds=9.0)
+    log = [*entries(old), *([verdict] if differs else []), m.Recovered(from_step=4, new_run="new", checkpoint="c")]
+    return account([job_of(["r", "new"], [log, entries(new)])], CONFIG)
+
+
+def test_a_run_and_the_one_that_recovers_it_are_one_job() -> None:
+    found = recovered(differs=True)
+    assert found.jobs[0].runs == ("r", "new")
+    assert hours(found, Line.DISCARDED).low == pytest.approx(4 * 8 / HOUR)  # steps 4 to 7, the altered one among them
+    assert hours(found, Line.INTERRUPTION).low == pytest.approx(4 * (1101 - 1017) / HOUR)
+    assert hours(found, Line.INVALIDATED).high == 0  # made again
+    assert hours(found, Line.REPLAY).mid == pytest.approx(4 * 9 / HOUR)
+
+
+def test_a_recovery_without_a_verdict_is_not_put_down_to_interference() -> None:
+    found = recovered(differs=False)
+    assert hours(found, Line.INTERRUPTION).high == 0
+    assert hours(found, Line.DISCARDED).high == 0
+
+
 def test_a_pause_that_a_sealed_script_makes_is_its_own_until_it_is_found_suspicious() -> None:
     made = job([(1000, 0, [1.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.0, 1.0], 0)], slept={2: 0.5, 5: 0.5})
     log = [msgspec.structs.replace(e, unsealed=()) if isinstance(e, m.Idled) else e for e in entries(made)]
