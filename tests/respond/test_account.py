@@ -30,6 +30,7 @@ from trainwarden.respond.account.plane import NO_BREAK, Kind, cut
 from trainwarden.respond.account.reading import job_of, spread
 from trainwarden.respond.account.slowdown import level_for
 from trainwarden.respond.account.tally import Place, divide, tally
+from trainwarden.respond.account.wandering import reach, student_t
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expanded import entries
@@ -190,6 +191,24 @@ def test_an_honest_run_of_the_same_command_is_a_counterfactual() -> None:
     found = account([slow], CONFIG, honest=[fast])
     assert hours(found, Line.SLOWDOWN).mid == pytest.approx(4 * 79 * 0.4 / HOUR, rel=0.02)
     assert found.honest == ("honest",)
+
+
+def test_one_slow_day_that_honest_time_never_had_does_not_stand_out() -> None:
+    rare = [1.0, 1.02, 0.98, 1.01] * 9 + [1.6] * 4
+    found = account([honest_then(rare)], CONFIG, since=100.0)
+    assert hours(found, Line.SLOWDOWN).mid == 0  # a slow node, as they come: it lies in one place
+    assert hours(found, Line.SLOWDOWN).high >= 4 * 4 * 0.6 / HOUR
+
+
+def test_quantiles_of_student_and_what_few_blocks_tell() -> None:
+    assert student_t(0.975, 4) == pytest.approx(2.776, abs=0.02)
+    assert student_t(0.995, 10) == pytest.approx(3.169, abs=0.01)
+    steady, wandering = (
+        np.asarray([1.0, 1.01, 0.99, 1.0] * 8),
+        np.asarray([1.01] * 8 + [0.99] * 8 + [1.01] * 8 + [0.99] * 8),
+    )
+    assert reach(wandering, wandering, 1) > 3 * reach(steady, steady, 1)
+    assert reach(steady, steady, 8) > reach(steady, steady, 1)
 
 
 def test_recorded_sleep_counts_only_where_the_step_was_longer_for_it() -> None:
