@@ -9,6 +9,8 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `verbs`: the verbs of the command line (README.md);
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
+* `limits`: what does not replay bit for bit in every way, and why (docs/frameworks.md);
+* `serving`: what a server under attack answers, and what the gate costs (docs/serving.md);
 * `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
 * `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
 * `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
@@ -29,10 +31,11 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report, ranking
+from benchmarks import defence_report, gate_serving, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
+from trainwarden.audit.limits import LIMITS
 from trainwarden.cli import VERBS, build_parser
 from trainwarden.redteam import catalogue, outcome
 from trainwarden.redteam.interface import Technique
@@ -80,7 +83,7 @@ FIGURES = (
     Figure("defence", "found_audit", "found by replay alone", "", "the rest"),
     Figure("defence", "median_steps_to_detect", "steps from the first tampered one to the finding, median", "", "≤ 1"),
     Figure("defence", "median_seconds_to_detect", "the same in seconds", " s", "none set"),
-    Figure("defence", "ettr_pct", "effective training time under an attack every 200 steps, chat", " %", "≥ 97 %"),
+    Figure("defence", "ettr_pct", "effective training time under one attack in 200 steps of 6 s", " %", "≥ 97 %"),
     Figure("defence", "final_state_equals_honest_run", "final weights after recovery are the honest run's", "", "True"),
     Figure("defence", "false_alarms_per_10k_steps", "findings in 10,000 honest steps, benign twins included", "", "0"),
     Figure("defence", "chat_overhead_pct", "everything on, chat, 2 × 128 tokens a rank", " %", "≤ 3 %"),
@@ -142,6 +145,15 @@ def results_block(results: Mapping[str, Mapping[str, Any]]) -> str:
         rows = [f"| `{key}` | {_number(value)} |" for key, value in result["summary"].items()]
         parts.append("\n".join(["| figure | value |", "|---|---|", *rows]))
     return "\n\n".join(parts)
+
+
+def limits_block() -> str:
+    """What the doctor knows of features, and what it goes by."""
+    head = ["| feature | what does not hold | why | what shows its use |", "|---|---|---|---|"]
+    words = {f.feature: ", ".join(f"`{word}`" for word in f.words) for f in LIMITS}
+    without = {f.feature: ", ".join(f"`{word}`" for word in f.unless) for f in LIMITS if f.unless}
+    shown = {name: said + (f"; none of {without[name]}" if name in without else "") for name, said in words.items()}
+    return "\n".join([*head, *(f"| {f.feature} | {f.holds} | {f.why} | {shown[f.feature]} |" for f in LIMITS)])
 
 
 def readme_block(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -256,7 +268,9 @@ def generated(root: Path) -> dict[Path, str]:
         "workloads/video/README.md": {"video": lambda: video_block(results.get("video"))},
         "docs/sabotage-format.md": {"rows": rows_block, "traces": traces_block, "schemas": schemas_block},
         "docs/guide.md": {"options": options_block},
+        "docs/frameworks.md": {"limits": limits_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "docs/serving.md": {"serving": lambda: gate_serving.block(results.get("gate"))},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}

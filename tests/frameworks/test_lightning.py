@@ -56,3 +56,17 @@ def test_a_turned_gradient_is_located_under_lightning(guarded: Callable[[str], J
     (job.folder / EVIL).write_text("9 0 body.3.weight")  # the second pass of the fifth step
     at = located(job, job.run())
     assert (at.step, at.rank, at.stage, at.tensor) == (4, 0, Stage.REDUCED_GRADIENTS, "body.3.weight")
+
+
+def test_lightning_with_two_ranks_resumes_and_a_gradient_turned_on_one_of_them_is_located(
+    guarded: Callable[[str], Job],
+) -> None:
+    two = SCRIPT.replace("devices=1", 'devices=2, strategy="ddp"')
+    job = guarded(two)
+    (job.folder / EVIL).write_text("8 1 body.3.weight")  # the first pass of the fifth step
+    recorded = job.run(world=2, activations_every=2)
+    assert_quiet(recorded)
+    assert {r.micro_batches for r in recorded.updates(0)[4, 0].values()} == {2}
+    at = located(job, recorded)
+    assert (at.step, at.rank, at.stage, at.tensor) == (4, 1, Stage.LOCAL_GRADIENTS, "body.3.weight")
+    replayed(job, recorded, 6, 11, Start.RESTORE)  # the steps after it, from what Lightning saved

@@ -7,6 +7,7 @@ Rules
 -----
 * What is said of a way is what was tried: bitwise, differs, or not possible and why. Nothing is inferred from settings.
 * The remedies are the usual causes of a difference in that stage, most likely first; they are advice, no evidence.
+* Beside it stands what is known of features that the job's code uses (`limits.py`), as knowledge and not as a result.
 * A job can be tampered with while it is examined, and would then be said to differ: this is no audit.
 """
 
@@ -19,6 +20,7 @@ from enum import StrEnum
 import msgspec
 
 from trainwarden.audit.compare import differing
+from trainwarden.audit.limits import Looked, look
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import replay, rerun
 from trainwarden.audit.starts import WAYS, Start
@@ -67,6 +69,7 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     sentence: str
     missing: tuple[Missing, ...]
     gaps: tuple[str, ...] = ()  # what the recorder could not see; an audit clears nothing across a gap
+    known: Looked = Looked()  # what of the code is known not to replay bit for bit in every way
 
 
 def examine(
@@ -184,6 +187,7 @@ def _diagnosis(recorded: Recorded, number: int, steps: int, tries: Sequence[Try]
         sentence=sentence,
         missing=tuple(dict.fromkeys(missing)),
         gaps=tuple(dict.fromkeys(e.reason for e in recorded.entries if isinstance(e, Gap)))[:_SHOWN_GAPS],
+        known=look(recorded.store, recorded.seal.seal),
     )
 
 

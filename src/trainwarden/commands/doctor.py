@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trainwarden.audit.doctor import Diagnosis, Try
+    from trainwarden.audit.limits import Looked
     from trainwarden.audit.recorded import Recorded
     from trainwarden.keys import SigningKey
     from trainwarden.seal.room import Room
@@ -167,4 +168,16 @@ def _show(console: Console, run_id: str, found: Diagnosis) -> None:
         console.print(f"  missing: [bold]{escape(missing.setting)}[/]: {escape(missing.remedy)}")
     for gap in found.gaps:
         console.print(f"  not recorded: {escape(gap)}", style="yellow")
+    _show_known(console, found.known)
     console.print(f"tried on the first {found.steps} steps, kept as run {run_id}", style="dim")
+
+
+def _show_known(console: Console, known: Looked) -> None:
+    from rich.markup import escape
+
+    for met in known.met:
+        told = f"{met.limit.feature} ({met.place}): {met.limit.holds}: {met.limit.why}"
+        console.print(f"  known limit: {escape(told)}", style="yellow")
+    for path in known.unread:
+        console.print(f"  not looked at: {escape(path)}: no Python source that can be read", style="yellow")
+    console.print(f"known limits were looked for in {known.files} files of sealed code, not in libraries", style="dim")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from trainwarden.durable import hint_for, write_atomically
 from trainwarden.errors import UsageError
-from trainwarden.report.html import NARROW, TEMPLATES, WIDE, environment
+from trainwarden.report.html import NARROW, WIDE, environment, stylesheet
 from trainwarden.report.waterfall import amount, held_bar, spread, waterfall
 from trainwarden.report.words import clean, count, when
 from trainwarden.respond.account.claims import Held, Stand
@@ -107,7 +107,7 @@ def _context(account: Account, claims: Sequence[Held]) -> dict[str, object]:
         ("lost", "interference", ours),
     )
     return {
-        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "style": Markup(stylesheet()),
         "scope": _scope(account),
         "tone": "bad" if account.lost.mid > 0 else "open" if account.is_open else "good",
         "headline": headline(account),

@@ -76,6 +76,7 @@ def write_html(case: CaseFile, path: Path, store: Store | None = None, frozen: S
 
 
 def environment() -> jinja2.Environment:
+    """Templates whose values are cleaned and escaped, with the words of this package as filters."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -88,6 +89,11 @@ def environment() -> jinja2.Environment:
         short=words.short, tail=words.tail, when=words.when, clock=words.clock, stage=words.stage_name
     )
     return environment
+
+
+def stylesheet() -> str:
+    """The style of all pages."""
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
 def _clean(value: object) -> object:
@@ -104,7 +110,7 @@ def _context(case: CaseFile, store: Store | None, frozen: Sequence[Frozen]) -> d
     shown_findings, more_findings = tables.findings(case)
     shown_alerts, more_alerts = tables.alerts(case)
     return {
-        "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "style": Markup(stylesheet()),
         "case": case,
         "tone": _TONES[case.answer],
         "broken": isinstance(case.state, Broken),
