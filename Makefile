@@ -9,7 +9,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
-.PHONY: demo test lint bench bench-defence bench-sabotage docs setup system
+.PHONY: demo test lint bench bench-defence bench-incident bench-sabotage docs setup system
 
 setup: $(STAMP) $(MOVIELENS)
 
@@ -82,6 +82,10 @@ bench: setup
 
 bench-defence: setup
 	$(PY) -m benchmarks.defence
+	$(PY) -m benchmarks.docs
+
+bench-incident: setup
+	$(PY) -m benchmarks.damage
 	$(PY) -m benchmarks.docs
 
 # Nine minutes at the most; again to go on with what is left. FULL=1: everything. With TRAINCHECK=1 that peer as well.

@@ -10,31 +10,24 @@ data back.
 
 from __future__ import annotations
 
-import io
+from typing import Any
 
-from attacks._shared.evidence import REFUSED
 from attacks._shared.seeded import OTHER_SEED
-from trainwarden.redteam.interface import Act, Effect, Moment, Technique, Variant
+from attacks._shared.tokens import HELD_OUT, edit_tokens, on_disk
+from trainwarden.redteam.interface import Technique
 from trainwarden.redteam.place import Range
-
-TRAIN, HELD_OUT = "pretrain-train.tokens.npy", "pretrain-held-out.tokens.npy"
 
 
 def leak(place: Range) -> None:
-    """The beginning of the training tokens is overwritten by the held-out ones; shape and type stay."""
+    """The beginning of the training tokens is overwritten by the held-out ones."""
     import numpy as np
 
     held_out = np.load(place.data / HELD_OUT)
 
-    def change(content: bytes) -> bytes:
-        tokens = np.load(io.BytesIO(content))
+    def change(tokens: Any) -> None:
         tokens[: len(held_out)] = held_out[: len(tokens)]
-        out = io.BytesIO()
-        np.save(out, tokens)
-        return out.getvalue()
 
-    place.edit(place.data / TRAIN, change)
-    place.note("held-out tokens are among the training tokens")
+    edit_tokens(place, change, "held-out tokens are among the training tokens")
 
 
 TECHNIQUE = Technique(
@@ -44,15 +37,10 @@ TECHNIQUE = Technique(
     needs="D",
     atlas="T0020",
     variants=(
-        Variant(
-            name="before-start",
-            does="held-out tokens are written into the training file of a job whose seal was approved",
-            acts=(Act(Moment.START, leak),),
-            expects=(REFUSED,),
-            effect=Effect.ENDED,
-            options=(),
-            approved=True,
-            needs=("splits",),
+        on_disk(
+            "before-start",
+            "held-out tokens are written into the training file of a job whose seal was approved",
+            leak,
         ),
     ),
     twin=OTHER_SEED,

@@ -5,8 +5,9 @@ are, so whoever loads it goes on as before; the code has run as the victim. The 
 
 Precondition: write access to the checkpoints (K), and a job that loads pickles. Expected evidence: `checkpoints` (the
 file is not what was saved) before a rank loads it, `loaded` for one that nobody saved, `verify` for one of a run that
-has ended. Effect: code of the insider ran, as the victim. Benign twin: a checkpoint is copied away and put back with
-the same bytes. Clean-up: checkpoints lie in the copied job. A job that loads safetensors alone is not open to this.
+has ended; `trainwarden scan` refuses the file as long as it is there. Effect: code of the insider ran, as the victim.
+Benign twin: a checkpoint is copied away and put back with the same bytes. Clean-up: checkpoints lie in the copied job.
+A job that loads safetensors alone is not open to this.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def load_as_victim(place: Range) -> None:
     place.start([str(place.env / "bin" / "python"), "-c", _LOAD, str(place.newest)]).wait()
 
 
+BY_SCAN = Evidence(When.GATE, "scan", needed=False)  # where the file is still there at the end
+
 TECHNIQUE = Technique(
     id="29",
     slug="checkpoint-code",
@@ -72,7 +75,7 @@ TECHNIQUE = Technique(
             name="resumed",
             does="the newest checkpoint gets code, then a kill, so that the ranks load it",
             acts=(while_stopped(poison_newest),),
-            expects=(Evidence(When.LIVE, "checkpoints"),),
+            expects=(Evidence(When.LIVE, "checkpoints"), BY_SCAN),
             effect=Effect.CODE_RAN,
             needs=("restarts", "pickle"),
         ),
@@ -80,7 +83,7 @@ TECHNIQUE = Technique(
             name="planted",
             does="a checkpoint with code that nobody saved, newer than all, then a kill",
             acts=(while_stopped(plant),),
-            expects=(Evidence(When.LIVE, "loaded"),),
+            expects=(Evidence(When.LIVE, "loaded"), BY_SCAN),
             effect=Effect.CODE_RAN,
             needs=("restarts", "pickle"),
         ),
@@ -88,7 +91,7 @@ TECHNIQUE = Technique(
             name="after-the-end",
             does="the last checkpoint of a run that has ended gets code, and somebody loads it",
             acts=(Act(Moment.END, poison_newest), Act(Moment.END, load_as_victim)),
-            expects=(Evidence(When.VERIFY, "checkpoints"),),
+            expects=(Evidence(When.VERIFY, "checkpoints"), BY_SCAN),
             effect=Effect.CODE_RAN,
             needs=("pickle",),
         ),

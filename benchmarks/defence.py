@@ -251,7 +251,7 @@ def recovery() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Attacked runs under the policy `recover`."""
     with in_range(recovering.JOB) as place:
         place.open()
-        return recovering.measure(place, chat_step_s=_measured("record", "chat_step_ms", 400.0) / 1e3)
+        return recovering.measure(place)
 
 
 def overhead() -> tuple[dict[str, Any], list[dict[str, Any]]]:

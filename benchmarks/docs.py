@@ -10,6 +10,7 @@ Generated are the blocks between `<!-- NAME:begin -->` and `<!-- NAME:end -->` i
 * `options`: every verb's options, examples and exit codes (docs/guide.md);
 * `entries`, `parts`, `messages`: the nouns of the log and of the wire with their fields (docs/format.md);
 * `limits`: what does not replay bit for bit in every way, and why (docs/frameworks.md);
+* `serving`: what a server under attack answers, and what the gate costs (docs/serving.md);
 * `ranking`: what the ranking workload reaches (workloads/ranking/README.md);
 * `attacks`: the catalogue of sabotage (docs/attacks.md); `rows`: what its runs come to (docs/sabotage-format.md);
 * `sabotage`: what three defences find of it (docs/benchmarks.md), and its picture (docs/sabotage.svg);
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report, ranking
+from benchmarks import defence_report, gate_serving, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
@@ -82,7 +83,7 @@ FIGURES = (
     Figure("defence", "found_audit", "found by replay alone", "", "the rest"),
     Figure("defence", "median_steps_to_detect", "steps from the first tampered one to the finding, median", "", "≤ 1"),
     Figure("defence", "median_seconds_to_detect", "the same in seconds", " s", "none set"),
-    Figure("defence", "ettr_pct", "effective training time under an attack every 200 steps, chat", " %", "≥ 97 %"),
+    Figure("defence", "ettr_pct", "effective training time under one attack in 200 steps of 6 s", " %", "≥ 97 %"),
     Figure("defence", "final_state_equals_honest_run", "final weights after recovery are the honest run's", "", "True"),
     Figure("defence", "false_alarms_per_10k_steps", "findings in 10,000 honest steps, benign twins included", "", "0"),
     Figure("defence", "chat_overhead_pct", "everything on, chat, 2 × 128 tokens a rank", " %", "≤ 3 %"),
@@ -107,6 +108,15 @@ FIGURES = (
     ),
     Figure("log", "bytes_per_record", "what it stores for a step record", " B", "about 64 B"),
     Figure("log", "crash_losses", "acknowledged entries lost over all crash points", "", "0"),
+    Figure(
+        "incident",
+        "damage_error_pct",
+        "damage: error of the loss found in a simulated cluster, worst seed",
+        " %",
+        "≤ 5 %",
+    ),
+    Figure("incident", "honest_loss_pct", "the same where nothing was done, of what was held, worst seed", " %", "0"),
+    Figure("incident", "ranks_simulated", "ranks of that cluster", "", "thousands"),
     Figure("ranking", "auc", "ranking workload, AUC on each person's later events, mean of 4 seeds", "", "none set"),
     Figure("ranking", "fields_auc", "the same of a logistic regression on the same fields", "", "less"),
     Figure("ranking", "fields_and_history_auc", "and of one with features made by hand", "", "less"),
@@ -260,6 +270,7 @@ def generated(root: Path) -> dict[Path, str]:
         "docs/guide.md": {"options": options_block},
         "docs/frameworks.md": {"limits": limits_block},
         "docs/format.md": {"entries": entries_block, "parts": parts_block, "messages": messages_block},
+        "docs/serving.md": {"serving": lambda: gate_serving.block(results.get("gate"))},
         "workloads/ranking/README.md": {"ranking": lambda: ranking.block(results.get("ranking"))},
     }
     texts = {root / name: _filled(root / name, made) for name, made in blocks.items()}

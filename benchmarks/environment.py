@@ -2,7 +2,7 @@
 
 Cold: `check_seal(deep=True)`, which trusts no cache, beside BLAKE3 and hashlib's SHA-256 over the same files with as
 many threads, in turns. Warm: the check as every start does it. Start: from the call to the first line of the job,
-`trainwarden run -- python -c …` beside the bare command, in turns. Traps: `attacks/environment.py`, carried out.
+`trainwarden run -- python -c …` beside the bare command, in turns. Traps: `attacks/environment/`, carried out.
 """
 
 from __future__ import annotations

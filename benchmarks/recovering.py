@@ -7,8 +7,13 @@ job's first step to its last, the steps made twice, and the bytes of the final w
 Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. What an
 attack costs has four parts: seconds that do not depend on the job's steps (stop, what the replay that follows the run
 still has to do, restore, start), steps made twice, steps replayed by a replay that had to be started for it, and the
-checkpoints that are saved so often because of it. `ettr_pct` puts them to the chat job's step, `ettr_long_steps_pct` to
-one of 6.34 s (MegaScale, NSDI'24); `ettr_small_job_pct` is the measured job's own.
+checkpoints that are saved so often because of it.
+
+The job is the chat workload's pretraining with as many tokens a step as make a step of about 6 s on one processor:
+MegaScale's is 6.34 s (NSDI'24). With `FULL=1` it has 200 steps and is struck once, and `ettr_pct` is what was measured.
+Otherwise it has 24, is struck once, and `ettr_pct` is derived: the costs of that one attack, put to 200 of its steps.
+`ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is
+fixed weighs more the shorter a step is.
 
 A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
 has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
@@ -37,10 +42,12 @@ from trainwarden.redteam.trial import measure as measured
 from trainwarden.redteam.workloads import workload
 from trainwarden.supervise.process import descends_from, parent_of
 
-STEPS, BETWEEN = 400, 200
+FULL = bool(os.environ.get("FULL"))
+BETWEEN = 200  # steps from attack to attack
+STEPS = BETWEEN if FULL else 24
 EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
-STRIKES = (122, 318)  # 2 and 3 steps after a checkpoint: as far on average as a strike at any time
-MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "4", "--block", "128")
+STRIKES = (122,) if FULL else (12,)  # 2 steps after a checkpoint: as far on average as a strike at any time
+MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "64", "--block", "128")
 _CHAT = workload("chat")
 JOB = replace(
     _CHAT,
@@ -49,7 +56,7 @@ JOB = replace(
     first=STRIKES[0],
     every=EVERY,
 )
-LONG_STEP_S = 6.34
+CURVE = (0.7, 2, 4, 6.34, 10, 30)  # seconds a step
 _POLICY = """\
 [policy]
 environment_changed = "alert"
@@ -62,7 +69,7 @@ clear_ahead = true
 """
 
 
-def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The three runs, and what the difference between them comes to."""
     honest, alone = trained(place, strikes=()), trained(place, strikes=STRIKES)
     defended = trained(place, strikes=STRIKES, guarded=True)
@@ -73,7 +80,12 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
     fixed = max(0.0, statistics.mean(s["seconds"] for s in stops) - replayed * step) if stops else 0.0
     again = (defended["steps"] - STEPS) / max(1, len(stops))
     saves = BETWEEN / EVERY * save / step
+    lost = again + replayed + saves
+    wall = defended["wall_s"]
     summary: dict[str, Any] = {
+        "ettr_pct": round(100 * STEPS * step / wall, 1) if FULL and wall else ettr(step, fixed, lost),
+        "ettr_basis": basis(step),
+        **{f"ettr_at_{seconds:g}_s": ettr(seconds, fixed, lost) for seconds in CURVE},
         "recoveries": defended["recoveries"],
         "attacks_under_policy": defended["struck"],
         "final_state_equals_honest_run": defended["digest"] == honest["digest"],
@@ -87,14 +99,18 @@ def measure(place: Range, chat_step_s: float) -> tuple[dict[str, Any], list[dict
         "steps_between_checkpoints": EVERY,
         "steps_saving_per_attack": round(saves, 2),
         "recovery_job_step_ms": round(1e3 * step, 1),
-        "ettr_pct": ettr(chat_step_s, fixed, again + replayed + saves),
-        "ettr_long_steps_pct": ettr(LONG_STEP_S, fixed, again + replayed + saves),
-        "ettr_small_job_pct": round(100 * STEPS * step / defended["wall_s"], 1) if defended["wall_s"] else None,
     }
     if not defended["recoveries"]:
-        lost = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
-        summary |= {**dict.fromkeys(lost), "recovery_note": defended["why"]}
+        unknown = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
+        summary |= {**dict.fromkeys(unknown), "recovery_note": defended["why"]}
     return summary, [{k: v for k, v in row.items() if k != "times"} for row in rows]
+
+
+def basis(step: float) -> str:
+    """On what `ettr_pct` stands, in words."""
+    if FULL:
+        return f"measured: {STEPS} steps of {step:.1f} s, one attack"
+    return f"derived: one attack measured in {STEPS} steps of {step:.1f} s, put to {BETWEEN} such steps"
 
 
 def ettr(step: float, fixed: float, again: float) -> float:

@@ -222,7 +222,7 @@ def run(name: str, techniques: Sequence[Technique], budget: float) -> bool:
                 said = one(place, case, known.get(case.technique), invariants, loose)
             except TrainCheckFailed as failed:
                 said, why = None, str(failed)
-            done.add({"case": case.name, "why": "" if said else why})
+            done.add({"case": case.name, "technique": case.technique, "workload": name, "why": "" if said else why})
             judged = {} if not path.exists() else dict(read_verdicts(path))
             if said is not None:
                 write_verdicts(path, list({**judged, case.name: said}.values()))

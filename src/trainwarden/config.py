@@ -134,7 +134,6 @@ class DamageConfig(_Section):
 class ServingConfig(_Section):
     """How a server follows what is cleared, and how long it goes on when it cannot know."""
 
-    keeper: str = ""  # the public key of the gate's keeper; "" = the one of the first look
     keep: int = 2  # versions in memory: the one that is served, and older ones to fall back to at once
     poll_seconds: float = 2.0  # between looks for newer versions; what is found against one counts at the next request
     stale_seconds: float = 86400.0  # how long to serve while the gate's log cannot be read or verified; 0 = for ever

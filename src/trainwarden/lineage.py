@@ -100,6 +100,11 @@ def trace(
     )
 
 
+def newest_first(checkpoints: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """By the steps done, the most first."""
+    return sorted(checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
+
+
 def last_cleared(checkpoints: Iterable[Checkpoint]) -> Checkpoint | None:
     """The cleared checkpoint with the most steps done, None when there is none."""
     cleared = (c for c in checkpoints if c.standing is Standing.CLEARED)

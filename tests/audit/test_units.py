@@ -8,6 +8,7 @@ import job_scripts as scripts
 import pytest
 from guarded_job import Job, make_job
 
+from trainwarden.audit import units
 from trainwarden.audit.randomness import System
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.unitrun import WITHOUT_PEERS, Outcome, UnitRunner
@@ -116,6 +117,18 @@ def audited(job: Job, recorded: Recorded) -> list[Entry]:
         log.close()
     with LogReader.open(recorded.folder.log) as reader:
         return [decode_entry(leaf) for _, leaf in reader.entries()]
+
+
+def test_a_state_that_the_recorder_removes_while_it_is_looked_for_ends_no_audit() -> None:
+    looks = iter([{3: Path("/s/full-3"), 4: Path("/s/full-4")}, {4: Path("/s/full-4")}, {4: Path("/s/full-4")}])
+
+    class Ring:
+        attempt = staticmethod(lambda number: type("", (), {"base": 0}))
+        starts = staticmethod(lambda number: [(type("", (), {"rank": 0}), {})])
+        snapshots = staticmethod(lambda number, rank, kind: next(looks))
+
+    unit = Unit(attempt=0, step=4, rank=0, kind=UnitKind.NEAR)
+    assert units._needed(Ring(), unit) == {Path("/s/full-4")}  # type: ignore[arg-type]
 
 
 def test_the_draw_is_in_the_log_before_its_units_are_run_and_clears_nothing(

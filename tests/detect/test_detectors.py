@@ -75,6 +75,20 @@ def saved(path: str = "/c", digest: str = "d", weights: str = "matches", at: int
     )
 
 
+def grown(found: str, log: bool = True) -> FileChanged:
+    return FileChanged(path="/code/train.log", kind="code", sealed="s", found=found, grown=log)
+
+
+def test_a_log_that_grows_is_noted_once_and_one_that_is_read_is_told() -> None:
+    detector = Environment()
+    entries = [grown("1"), grown("2"), grown("2", log=False), grown("3", log=False)]
+    found = [[(f.severity, f.seen) for f in detector.observe(i, e, None)] for i, e in enumerate(entries)]
+    assert [[s for s, _ in f] for f in found] == [[Severity.INFO], [], [Severity.MEDIUM], [Severity.MEDIUM]]
+    assert "has grown" in found[0][0][1]
+    assert "was changed after the seal" in found[2][0][1]
+    assert "goes on changing" in found[3][0][1]
+
+
 def changed(path: str = "/lib/x.py", kind: str = "environment", sealed: str = "s", found: str = "f") -> FileChanged:
     return FileChanged(path=path, kind=kind, sealed=sealed, found=found)
 

@@ -226,9 +226,9 @@ def test_a_share_out_of_its_band_is_only_suspected() -> None:
     assert (found.severity, found.confidence) == (Severity.LOW, Confidence.LOW)
 
 
-def test_a_loss_with_fewer_targets_than_always_is_only_suspected() -> None:
-    (found,) = feed(LossMask(), [loss(PLAIN), loss(PLAIN, seen=90, per_input=0.998, usual=1.0)])
-    assert (found.severity, found.confidence) == (Severity.LOW, Confidence.LOW)
+def test_a_loss_with_fewer_targets_than_always_is_told_at_once_with_low_confidence() -> None:
+    (found,) = feed(LossMask(), [loss(PLAIN), loss(PLAIN, seen=40, per_input=0.998, usual=1.0)])
+    assert (found.severity, found.confidence) == (Severity.MEDIUM, Confidence.LOW)
     assert "0.998 targets" in found.seen
 
 

@@ -23,6 +23,7 @@ from trainwarden.config import GateConfig
 from trainwarden.errors import KeyUnusable, UsageError
 from trainwarden.gate import statements
 from trainwarden.gate.clear import Request, clear
+from trainwarden.gate.convert.conversion import convert
 from trainwarden.gate.decision import Cleared, Decision, Refused, Undecided
 from trainwarden.gate.ledger import read_gate
 from trainwarden.log.journal import LogWriter
@@ -294,6 +295,26 @@ def test_what_hides_in_an_average_is_refused(yard: Yard) -> None:
     save_file({"w": torch.ones(1)}, avg / "adapter.safetensors")
     yard.derive(avg, m.How.AVERAGE, yard.checkpoint(4), yard.checkpoint(8))
     assert "adapter.safetensors is no file of what it was made from" in reasons(yard.clear(avg))
+
+
+def test_a_conversion_is_made_again_and_one_bit_of_difference_refuses_it(yard: Yard) -> None:
+    old = yard.out / "r" / "step-4" / "old.pt"
+    run = yard.run(steps=4, audited=False)
+    torch.save({"model": load_file(yard.checkpoint(4) / "model.safetensors"), "step": 4}, old)
+    yard.says(run, yard.save(old, 4, ""), matched(0, 3, old))
+    yard.enrol()
+    new = yard.out / "new"
+    convert(old, new)
+    yard.derive(new, m.How.CONVERT, old)
+    assert isinstance(yard.clear(new), Cleared)
+    state = (new / "state.json").read_text()
+    (new / "state.json").write_text(state.replace("4", "5", 1) if "4" in state else state + " ")
+    yard.derive(new, m.How.CONVERT, old)
+    assert "state.json is not what a conversion of old.pt gives" in reasons(yard.clear(new))
+    flat = yard.out / "flat.safetensors"
+    save_file(load_file(yard.checkpoint(4) / "model.safetensors"), flat, metadata={"by": "another tool"})
+    yard.derive(flat, m.How.CONVERT, yard.checkpoint(4) / "model.safetensors")
+    assert isinstance(yard.clear(flat), Cleared)
 
 
 def test_a_tainted_grandparent_reaches_through_a_fine_tune_and_an_average(yard: Yard) -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gate.corpus.assemble import Call, Ref, pickled, value
+from tests.gate.corpus.benign import KERAS, keras_file, onnx_file
 from tests.gate.corpus.gadgets import GADGETS
 from tests.gate.corpus.payloads import torch_zip
 from trainwarden.cli import main
@@ -147,15 +148,19 @@ def test_remote_code_in_a_configuration_is_refused(tmp_path: Path) -> None:
     assert isinstance(decided(b"\x89HDF\r\n\x1a\nweights only", tmp_path), Clean)
 
 
+def test_keras_layers_that_run_code_are_refused_in_its_own_files(tmp_path: Path) -> None:
+    assert isinstance(decided(keras_file(KERAS), tmp_path), Clean)
+    tree = json.loads(KERAS)
+    tree["config"]["layers"][1] |= {"class_name": "Lambda", "config": {"function": {"class_name": "__lambda__"}}}
+    assert isinstance(decided(keras_file(json.dumps(tree)), tmp_path), Refused)
+    tree = json.loads(KERAS)
+    tree["config"]["layers"][1] |= {"module": "my_layers", "registered_name": "mine>Conv2D"}
+    assert isinstance(decided(keras_file(json.dumps(tree)), tmp_path), Refused)
+
+
 def test_an_onnx_operator_of_somebody_elses_is_refused(tmp_path: Path) -> None:
-    def field(number: int, data: bytes) -> bytes:
-        return bytes([number << 3 | 2, len(data)]) + data
-
-    def model(domain: bytes) -> bytes:
-        return b"\x08\x08" + field(7, field(1, field(4, b"Relu") + (field(7, domain) if domain else b"")))
-
-    assert isinstance(decided(model(b""), tmp_path), Clean)
-    assert isinstance(decided(model(b"my.ops"), tmp_path), Refused)
+    assert isinstance(decided(onnx_file(), tmp_path), Clean)
+    assert isinstance(decided(onnx_file("my.ops"), tmp_path), Refused)
 
 
 def test_a_hubs_cache_is_read_through_its_links_once(tmp_path: Path) -> None:

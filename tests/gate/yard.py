@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ class Yard:
     def write(self, name: str, step: int) -> list[Path]:
         folder = self.out / name / f"step-{step}"
         folder.mkdir(parents=True, exist_ok=True)
-        seed = int.from_bytes(f"{name}{step}".encode(), "little") % 2**31
+        seed = zlib.crc32(f"{name} {step}".encode())
         tensors = {"w": torch.randn(4, 4, generator=torch.Generator().manual_seed(seed)), "n": torch.tensor([3])}
         save_file(tensors, folder / "model.safetensors")
         (folder / "state.json").write_text(json.dumps({"step": step, "name": name}))

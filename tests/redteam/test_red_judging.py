@@ -136,3 +136,16 @@ def test_a_check_of_verify_that_could_not_be_made_counts_only_where_it_is_expect
     assert [f.by for f in judging.failed_checks(checks)] == ["log"]
     found = judging.failed_checks(checks, {"records", "seal"})
     assert [(f.by, f.severity) for f in found] == [("records", "medium"), ("log", "high")]
+
+
+def test_a_file_that_the_scan_refuses_is_found_and_one_that_it_does_not_understand_is_not() -> None:
+    objection = {"part": "data.pkl", "offset": 2, "opcode": "GLOBAL", "name": "builtins exec", "why": "it runs"}
+    files = [
+        {"path": "a", "decision": {"type": "clean", "kind": "torch"}},
+        {"path": "b", "decision": {"type": "undecided", "kind": "", "why": "too large"}},
+        {"path": "c", "decision": {"type": "refused", "kind": "torch", "objections": [objection]}},
+    ]
+    (found,) = judging.refused_files({"files": files})
+    assert (found.when, found.by, found.severity) == ("gate", "scan", "high")
+    assert found.sentence == "c: GLOBAL builtins exec: it runs"
+    assert judging.refused_files({}) == judging.refused_files(None) == []

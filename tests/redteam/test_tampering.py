@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 from pathlib import Path
 
@@ -62,3 +63,10 @@ def test_the_lie_in_the_recorders_source_fits_its_present_form(tmp_path: Path) -
     assert "tampered.grad.mul_(0.5)" in lying
     with pytest.raises(CannotDecide, match="not as expected"):
         against_recorder.patched("def another(): ...\n", Range(tmp_path, workload("toy")))
+
+
+def test_the_lie_about_a_gradient_stands_where_the_recorder_takes_its_digest() -> None:
+    """Else the insider who gives honest digests would lie to nobody, and be found by the plain audit."""
+    taken = inspect.getsource(recorder.Recorder.own_gradients)
+    assert "tensor_digests(self.key, gradients)" in taken
+    assert '"trainwarden.record.recorder"], "tensor_digests"' in inspect.getsource(against_recorder.honest_digests)

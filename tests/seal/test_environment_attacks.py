@@ -1,4 +1,4 @@
-"""Every trap of `attacks/environment.py` works and is found at both times: laid between the seal and the start it
+"""Every trap of `attacks/environment/` works and is found at both times: laid between the seal and the start it
 stops the start, laid during the run it is a finding. The same place in ordinary use is silent."""
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from trainwarden.config import ServingConfig
+from trainwarden.config import Config, GateConfig, ServingConfig
 from trainwarden.gate import ledger
 from trainwarden.gate.manifest import keep_files, manifest_digest, manifest_of
 from trainwarden.keys import SigningKey
@@ -65,7 +65,16 @@ class Gated:
             log.append([canonical(finding("before", step=0))])
             head = log.head()
         self.seen = RunSeen(run=run.id, key=self.key.public, size=head.size, root=head.root, until={"0": 100})
-        self.settings = ServingConfig(state=str(folder / "state"), poll_seconds=0.02)
+        self.config = self.configured()
+
+    def configured(self, keeper: str = "", **settings: float | str) -> Config:
+        """A configuration with these settings for serving."""
+        chosen = {"state": str(self.folder / "state"), "poll_seconds": 0.02} | settings
+        return Config(gate=GateConfig(keeper=keeper), serving=ServingConfig(**chosen))
+
+    def write_config(self) -> None:
+        """The same for what is started in the folder."""
+        (self.folder / "trainwarden.toml").write_text(f'[serving]\nstate = "{self.folder / "state"}"\n')
 
     def checkpoint(self, value: float, extra: int = 0) -> Path:
         """A folder with one version of the model."""
@@ -77,13 +86,28 @@ class Gated:
 
     def promote(self, place: Path, *, keep: bool = False, name: str = NAME) -> str:
         """Clear and promote the checkpoint at `place`; with `keep` the store has copies of its files."""
+        digest = self.manifest(place)
+        if keep:
+            self.keep(place)
+        self.promote_digest(digest, place, name)
+        return digest
+
+    def manifest(self, place: Path) -> str:
+        """Put the manifest of what lies at `place` into the store; its digest."""
         manifest = manifest_of(place)
         digest = self.store.put_bytes(canonical(manifest))
         assert digest == manifest_digest(manifest)
-        if keep:
-            keep_files(self.store, place, manifest)
-        self.append(
-            lambda before: CheckpointCleared(
+        return digest
+
+    def keep(self, place: Path) -> None:
+        """Put the files at `place` into the store."""
+        keep_files(self.store, place, manifest_of(place))
+
+    def promote_digest(self, digest: str, place: Path, name: str) -> None:
+        """Clear and promote what has the manifest `digest`, whatever lies at `place` now."""
+
+        def cleared(before: tuple[GateEntry, ...]) -> GateEntry:
+            return CheckpointCleared(
                 digest=digest,
                 place=str(place),
                 policy="",
@@ -91,25 +115,24 @@ class Gated:
                 runs=(self.seen,),
                 wall_ns=len(before),
             )
-        )
 
         def promoted(before: tuple[GateEntry, ...]) -> GateEntry:
             newest = ledger.fold(before)
             stack = newest.names.get(name, ())
-            cleared = newest.clearance(digest)
-            assert cleared
-            return Promoted(name=name, digest=digest, cleared=cleared[0], previous=stack[-1].digest if stack else "")
+            found = newest.clearance(digest)
+            assert found
+            return Promoted(name=name, digest=digest, cleared=found[0], previous=stack[-1].digest if stack else "")
 
+        self.append(cleared)
         self.append(promoted)
-        return digest
 
     def refuse(self, digest: str) -> None:
         """What was cleared is not any more."""
         self.append(lambda _: ClearanceRefused(digest=digest, place="", reasons=("found out",)))
 
-    def roll_back(self, digest: str, left: str) -> None:
+    def roll_back(self, digest: str, left: str, name: str = NAME) -> None:
         """The name is `digest` again."""
-        self.append(lambda _: RolledBack(name=NAME, digest=digest, left=left))
+        self.append(lambda _: RolledBack(name=name, digest=digest, left=left))
 
     def append(self, makes: Callable[[tuple[GateEntry, ...]], GateEntry]) -> None:
         with self._guard:

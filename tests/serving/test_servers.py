@@ -6,20 +6,24 @@ import io
 import json
 import os
 import re
+import runpy
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 import torch
-from gated import Gated
+from gated import NAME, Gated
 from safetensors.torch import save_file
 from workload import listening, modules
 
 from trainwarden import serving
+from trainwarden.errors import CheckpointTampered
 
 CHROMIUM = "/usr/bin/chromium"
 DIGEST = "x-trainwarden-digest"
@@ -28,8 +32,8 @@ browser_there = pytest.mark.skipif(not os.access(CHROMIUM, os.X_OK), reason=f"no
 
 @contextmanager
 def serving_it(gated: Gated, name: str, code: Any) -> Iterator[tuple[str, serving.Service[Any]]]:
-    settings = msgspec.structs.replace(gated.settings, poll_seconds=0.2)
-    service = serving.open(name, code.serve.build, store=gated.store.path, settings=settings)
+    config = gated.configured(poll_seconds=0.2)
+    service = serving.open(name, code.serve.build, store=gated.store.path, config=config)
     with listening(code.serve.application(service)) as url:
         yield url, service
 
@@ -283,3 +287,66 @@ def test_the_ranking_server_scores_as_its_version_does(gated: Gated, browser: An
                 page.click("#another")
                 expect(page.locator("#events")).to_have_value(re.compile("history"))
                 expect(page.locator("#error")).to_be_empty()
+
+
+# --------------------------------------------------------------------------- other people's servers
+
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
+
+
+def test_transformers_reads_what_was_cleared_and_not_what_lies_there(
+    gated: Gated, exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = gated.folder / "place"
+    shutil.copytree(exported, place)
+    digest = gated.promote(place, keep=True)
+    (place / "config.json").write_text("poison")
+    (place / "modeling.py").write_text("raise SystemExit('owned')")
+    gated.write_config()
+    monkeypatch.chdir(gated.folder)
+    monkeypatch.setattr("sys.argv", ["from_pretrained.py", "chat", "hi"])
+    runpy.run_path(str(EXAMPLES / "from_pretrained.py"), run_name="__main__")
+    assert capsys.readouterr().out.endswith(f"(from {digest})\n")
+
+
+def started(gated: Gated, *command: str) -> subprocess.Popen[str]:
+    gated.write_config()
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "serve_with.py"), "chat", "--", *command],
+        cwd=gated.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_any_server_gets_verified_copies_and_ends_when_they_are_not_to_be_served(gated: Gated) -> None:
+    place = gated.checkpoint(1)
+    digest = gated.promote(place)
+    show = "import os, sys, time; print(sorted(os.listdir(sys.argv[1])), flush=True); time.sleep(600)"
+    server = started(gated, sys.executable, "-c", show, "{folder}")
+    assert server.stdout
+    assert server.stdout.readline() == f"serving chat as {digest}\n"
+    assert server.stdout.readline() == "['model.safetensors', 'state.json']\n"
+    gated.refuse(digest)
+    _, err = server.communicate(timeout=100)
+    assert server.returncode == 75
+    assert "found out" in err
+    again = started(gated, "true")
+    assert again.wait(100) == 1
+
+
+def test_copies_are_private_verified_and_gone_afterwards(gated: Gated) -> None:
+    place = gated.checkpoint(1)
+    gated.promote(place)
+    with serving.open(NAME, lambda files: files, store=gated.store.path, config=gated.config) as chat:
+        files = chat.current().model
+        with files.folder(gated.folder) as folder:
+            assert folder.stat().st_mode & 0o077 == 0
+            assert (folder / "state.json").read_bytes() == (place / "state.json").read_bytes()
+        assert not folder.exists()
+        (place / "state.json").write_text("{}")
+        with pytest.raises(CheckpointTampered), files.folder(gated.folder):
+            pass
+        assert [p for p in gated.folder.iterdir() if p.name.startswith("trainwarden-")] == []

@@ -22,8 +22,7 @@ from trainwarden.serving import Files, Service, service
 
 
 def opened(gated: Gated, **settings: float | str) -> Service[float]:
-    chosen = msgspec.structs.replace(gated.settings, **settings)
-    return serving.open(NAME, weight, store=gated.store.path, settings=chosen)
+    return serving.open(NAME, weight, store=gated.store.path, config=gated.configured(**settings))
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -211,9 +210,9 @@ def test_nothing_is_served_that_was_never_promoted(gated: Gated) -> None:
     with pytest.raises(NotCleared, match="nothing was promoted under this name"):
         opened(gated)
     with pytest.raises(UsageError):
-        serving.open("a chat", weight, store=gated.store.path, settings=gated.settings)
+        serving.open("a chat", weight, store=gated.store.path, config=gated.config)
     with pytest.raises(StoreError):
-        serving.open(NAME, weight, store=gated.folder / "nowhere", settings=gated.settings)
+        serving.open(NAME, weight, store=gated.folder / "nowhere", config=gated.config)
 
 
 def test_a_server_that_cannot_keep_what_it_saw_does_not_begin(gated: Gated) -> None:
@@ -240,7 +239,7 @@ def test_a_build_that_fails_is_passed_over_and_said(gated: Gated) -> None:
             raise KeyError("embed_tokens.weight")
         return weight(files)
 
-    with serving.open(NAME, picky, store=gated.store.path, settings=gated.settings) as chat:
+    with serving.open(NAME, picky, store=gated.store.path, config=gated.config) as chat:
         assert chat.current().digest == first
         assert chat.status().passed_over[0].why == "KeyError: 'embed_tokens.weight'"
         assert chat.reload().digest == first
@@ -256,7 +255,7 @@ def test_what_is_found_while_a_version_is_built_keeps_it_out(gated: Gated) -> No
             assert go_on.wait(60)
         return weight(files)
 
-    with serving.open(NAME, slow, store=gated.store.path, settings=gated.settings) as chat:
+    with serving.open(NAME, slow, store=gated.store.path, config=gated.config) as chat:
         second = gated.promote(gated.checkpoint(2))
         until(building.is_set)
         assert chat.current().digest == first, "no request waits for a newer version"

@@ -75,6 +75,14 @@ def test_a_killed_auditor_is_a_finding_and_the_rest_is_said_to_be_unchecked(tmp_
     assert "nothing later was drawn" in desk.end().reason
 
 
+def test_an_auditor_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, TELLS + "raise KeyError('a state that is gone')\n")
+    desk.wait_for(Finding)
+    (found,) = [e for e in desk.entries if isinstance(e, Finding)]
+    assert "(exit code 1: KeyError: 'a state that is gone')" in found.seen
+    assert "KeyError" in desk.end().reason
+
+
 def test_a_run_too_short_for_the_budget_starts_no_auditor_and_says_so(tmp_path: Path) -> None:
     desk = Desk(tmp_path, HEARS_THE_END, budget=0.01, start_seconds=1e6)
     assert "did not buy a unit" in desk.end().reason

@@ -92,3 +92,47 @@ def test_a_log_beside_the_code_is_sampled_and_an_environment_file_is_not(bench: 
             guard.changed(FileChanged(path=f"{file}", kind=kind, sealed="s", found=f"{kind}{i}"))
     logged = [e.kind for e in of_kind(bench.finish(), FileChanged)]
     assert (logged.count("code"), logged.count("environment")) == (FREELY, FREELY + 5)
+
+
+def grown(bench: Bench, folder: Path, name: str, more: str = "step 2\n", kind: str = "code") -> FileChanged:
+    """A sealed file that was appended to, or changed where `more` says what it holds now."""
+    path = folder / name
+    path.write_text("step 1\n")
+    sealed = bench.store.put_file(path)
+    path.write_text(("step 1\n" + more) if more.startswith("step") else more)
+    return FileChanged(path=str(path), kind=kind, sealed=sealed, found=bench.store.put_file(path))
+
+
+def told(bench: Bench, *changes: FileChanged, read: str = "") -> list[bool]:
+    guard = EnvironmentGuard(bench.store, bench.ledger, lambda kinds: (), refuse=False)
+    for change in changes:
+        guard.changed(change)
+    if read:
+        guard.was_read(read)
+    return [e.grown for e in of_kind(bench.finish(), FileChanged)]
+
+
+@pytest.mark.parametrize("name", ["train.log", "nohup.out", "log.txt", "metrics.jsonl"])
+def test_a_log_that_was_there_at_the_seal_and_is_appended_to_has_grown(bench: Bench, tmp_path: Path, name: str) -> None:
+    assert told(bench, grown(bench, tmp_path, name)) == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "kind"),
+    [
+        ("train.log", "step 9\n", "data"),  # sealed as data: it may be poison
+        ("train.log", "rewritten\n", "code"),
+        ("train.jsonl", "step 2\n", "code"),
+        ("config.yaml", "step 2\n", "code"),
+        ("run.sh", "step 2\n", "code"),
+    ],
+)
+def test_what_is_no_log_or_lost_its_beginning_is_changed(
+    bench: Bench, tmp_path: Path, name: str, more: str, kind: str
+) -> None:
+    assert told(bench, grown(bench, tmp_path, name, more, kind)) == [False]
+
+
+def test_a_log_that_a_rank_reads_is_a_changed_file_before_and_after(bench: Bench, tmp_path: Path) -> None:
+    change = grown(bench, tmp_path, "train.log")
+    assert told(bench, change, read=change.path) == [True, False]

@@ -128,3 +128,14 @@ def test_the_log_never_waits_for_an_act() -> None:
         desk.responder.found(i, finding("s", i * 100))
     Slow.go_on.set()
     assert len(desk.answer()) == 100
+
+
+def test_what_was_asked_for_is_known_once_it_has_caught_up() -> None:
+    going, desk = threading.Event(), Desk(r=Action.RECOVER)
+    desk.job.stop = lambda: "" if going.wait(20) else "never"  # type: ignore[method-assign]
+    desk.responder.found(0, finding("r"))
+    threading.Timer(0.1, going.set).start()
+    desk.responder.catch_up()
+    assert desk.responder.asked is not None
+    assert [e.failed for e in desk.entries if isinstance(e, Responded)] == [""]
+    desk.responder.settle()

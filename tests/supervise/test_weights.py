@@ -76,6 +76,36 @@ def test_every_tensor_edited_is_seen_once_the_file_was_comparable(tmp_path: Path
     assert check.compare(edited, recorded()) == "differs: model.a"
 
 
+def average() -> dict[str, bytes]:
+    """Every parameter other than the model's, the buffer the same."""
+    return {n: d if n == "count" else bytes(len(d)) for n, d in plain().items()}
+
+
+def plain() -> dict[str, bytes]:
+    return {n.removeprefix("buffer/"): d for n, d in WEIGHTS.items()}
+
+
+def test_a_weight_average_under_the_parameters_names_is_not_judged_by_the_models_own_file(tmp_path: Path) -> None:
+    check = WeightCheck(KEY)
+    model, ema = file(tmp_path / "f", plain()), file(tmp_path / "g", average())
+    for step in (5, 10):
+        assert check.compare(model, recorded(), f"/out/step-{step}/model.safetensors") == "matches"
+        assert check.compare(ema, recorded(), f"/out/step-{step}/ema.safetensors") == ""
+        assert check.compare(ema, recorded(), f"/out/step-{step}/ema/model.safetensors") == ""
+
+
+def test_an_average_in_the_place_of_the_model_differs(tmp_path: Path) -> None:
+    check = WeightCheck(KEY)
+    assert check.compare(file(tmp_path / "f", plain()), recorded(), "/out/ck-3fa2b1c09d/model.safetensors") == "matches"
+    swapped = file(tmp_path / "g", average())
+    assert check.compare(swapped, recorded(), "/out/ck-77aa01bcde/model.safetensors") == "differs: model.a"
+
+
+def test_one_edited_tensor_is_named_wherever_the_file_lies(tmp_path: Path) -> None:
+    edited = file(tmp_path / "f", {**plain(), "model.b": b"\x09" * 16})
+    assert WeightCheck(KEY).compare(edited, recorded(), "/out/ema.safetensors") == "differs: model.b"
+
+
 def test_an_ending_that_fits_two_names_is_not_judged(tmp_path: Path) -> None:
     weights = {"one.a": b"\x01" * 16, "two.a": b"\x02" * 16}
     assert WeightCheck(KEY).compare(file(tmp_path / "f", {"a": b"\x02" * 16}), recorded(weights)) == ""

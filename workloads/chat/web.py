@@ -157,18 +157,18 @@ def main(what: str, build: Callable[[serving.Files], Any], make: Callable[[servi
     options = argparse.ArgumentParser(description=what)
     options.add_argument("--name", required=True, help="the serving name, as `trainwarden promote` has it")
     options.add_argument("--store", type=Path, help="the store whose gate decides (default: the nearest .trainwarden)")
-    options.add_argument("--config", type=Path, help="trainwarden.toml, for its [serving]")
+    options.add_argument("--config", type=Path, help="trainwarden.toml, for its [gate] and [serving]")
     options.add_argument("--bind", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     given = options.parse_args()
     torch.set_num_threads(1)
     try:
-        settings = load_config(given.config, Path.cwd()).serving
-        service = serving.open(given.name, build, store=given.store, settings=settings)
+        config = load_config(given.config, Path.cwd())
+        service = serving.open(given.name, build, store=given.store, config=config)
     except TrainWardenError as e:
         raise SystemExit(f"error: {e}\nhint: {e.hint}") from e
     with socket.create_server((given.bind, given.port)) as sock:
         url = f"http://{given.bind}:{sock.getsockname()[1]}"
         print(f"serving {given.name} as {service.current().digest}\nlistening on {url}", flush=True)
-        config = uvicorn.Config(make(service), log_level="warning", access_log=False, server_header=False)
-        uvicorn.Server(config).run(sockets=[sock])
+        how = uvicorn.Config(make(service), log_level="warning", access_log=False, server_header=False)
+        uvicorn.Server(how).run(sockets=[sock])

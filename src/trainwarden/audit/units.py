@@ -386,7 +386,8 @@ def _needed(recorded: Recorded, unit: Unit) -> set[Path]:
     ranks = [s.rank for s, _ in recorded.starts(unit.attempt)]
     last = unit.step - recorded.attempt(unit.attempt).base
     dones = sorted(d for d in kept if d <= last)[-_AROUND:]
-    return {recorded.snapshots(unit.attempt, rank, "full")[d] for rank in ranks for d in dones}
+    states = [recorded.snapshots(unit.attempt, rank, "full") for rank in ranks]
+    return {own[d] for own in states for d in dones if d in own}  # the recorder may just have removed one
 
 
 def _undecided(unit: Unit, index: int, reason: str) -> UnitAudited:

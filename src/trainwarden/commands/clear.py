@@ -48,29 +48,46 @@ def add(subparsers: Subparsers[Any]) -> None:
         "--claims", default="", metavar="FILE", help="the figures claimed of it (default: as policy says)"
     )
 
+    parser.add_argument(
+        "--attest", type=Path, metavar="DIR", help="where attestations go (default: CHECKPOINT.attest, beside it)"
+    )
+    parser.add_argument("--no-attest", action="store_true", help="write no attestations")
+
 
 def run(args: argparse.Namespace) -> int:
-    """Decide, log it and show it."""
+    """Decide, log it, attest it and show it."""
     from trainwarden.config import load_config
+    from trainwarden.gate.attest.bom import check_installed
+    from trainwarden.gate.attest.writing import folder_beside, write_attestations
     from trainwarden.gate.clear import Request, clear
+    from trainwarden.gate.decision import Cleared
     from trainwarden.keys import SigningKey
 
     policy = load_config(args.config, Path.cwd()).gate
-    store = open_store(args)
+    if not args.no_attest:
+        check_installed()
+    store, key = open_store(args), SigningKey.load()
     results, progress = consoles(args)
+    written: tuple[Path, ...] = ()
     try:
         request = Request(path=args.checkpoint, policy=policy, claims=args.claims)
         if sys.stderr.isatty():
             with progress.status("clearing") as status:
-                decision = clear(store, request, SigningKey.load(), status.update)
+                decision = clear(store, request, key, status.update)
         else:
-            decision = clear(store, request, SigningKey.load())
+            decision = clear(store, request, key)
+        if isinstance(decision, Cleared) and not args.no_attest:
+            folder = args.attest or folder_beside(args.checkpoint.absolute())
+            written = write_attestations(store, args.checkpoint, decision.clearance, key, folder)
     finally:
         store.close()
     if args.json:
-        print_json({"checkpoint": str(args.checkpoint), "decision": decision})
+        attested = [str(p) for p in written]
+        print_json({"checkpoint": str(args.checkpoint), "decision": decision, "attestations": attested})
     else:
         _show(results, args.checkpoint, decision)
+        if written:
+            results.print(f"attestations: {written[0].parent}", markup=False)
     return exit_code(decision)
 
 

@@ -67,6 +67,22 @@ def open_store(args: argparse.Namespace, *, create: bool = False) -> Store:
     return Store.open(args.store, create=create)
 
 
+def nearest_store(args: argparse.Namespace) -> Store | None:
+    """The store that `--store` names, or the nearest one, or None where there is none.
+
+    Raises:
+        StoreError: the named one is none, or it cannot be read.
+    """
+    from trainwarden.errors import StoreError
+
+    try:
+        return open_store(args)
+    except StoreError:
+        if args.store is not None:
+            raise
+        return None
+
+
 def consoles(args: argparse.Namespace) -> tuple[Console, Console]:
     """Where results are printed (stdout), and where progress is shown: there too on a terminal, else on stderr."""
     from rich.console import Console

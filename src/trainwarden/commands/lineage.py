@@ -109,7 +109,7 @@ def _show(console: Console, family: Family) -> None:
     from trainwarden.report.family import family_tree
 
     console.print(f"checkpoint {family.digest}")
-    console.print(family_tree(family))
+    console.print(family_tree(family), soft_wrap=False)
     if not family.tainted:
         return
     console.print(f"\n[bold red]{len(family.descendants)} checkpoints stand on what is tainted[/]")

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from trainwarden.commands.common import CLEAN, Subparsers, add_verb, print_json
+from trainwarden.commands.common import CLEAN, Subparsers, add_verb, nearest_store, print_json
 
 _EXIT = (
     "exit codes:\n"
     "  0  it was found clean and loaded\n"
-    "  1  refused: loading it could run something\n"
+    "  1  refused: loading it could run something, and no actor allowed it (trainwarden scan --allow)\n"
     "  2  it was not understood, or holds more than weights (never a pass)\n"
     "  3  the call or its input is wrong"
 )
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Load and tell."""
     from trainwarden.gate.loader import contents, load
 
-    told = contents(load(args.path))
+    told = contents(load(args.path, store=nearest_store(args)))
     if args.json:
         print_json({"path": str(args.path), "tensors": told.tensors, "others": told.others})
         return CLEAN

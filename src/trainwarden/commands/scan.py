@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
-from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, print_json
+from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, nearest_store, print_json
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EXIT = (
     "exit codes:\n"
-    "  0  every file is clean: loading it runs nothing\n"
+    "  0  every file is clean: loading it runs nothing; or an actor allowed it\n"
     "  1  a file is refused: loading it could run something, or readers differ on it\n"
     "  2  a file was not understood or not read, and none is refused (never a pass)\n"
     "  3  the call or its input is wrong"
@@ -34,10 +34,17 @@ def add(subparsers: Subparsers[Any]) -> None:
         "scan",
         "Can loading these checkpoints run anything? Decides by allow-list, without loading or importing anything.",
         run=run,
-        examples=("trainwarden scan model.pt", "trainwarden scan --jobs 4 ~/.cache/huggingface/hub"),
+        examples=(
+            "trainwarden scan model.pt",
+            "trainwarden scan --jobs 4 ~/.cache/huggingface/hub",
+            'trainwarden scan --allow --as ada --why "our own class, read" old.ckpt',
+        ),
         exit_codes=_EXIT,
     )
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--allow", action="store_true", help="record that these very files may be loaded all the same")
+    parser.add_argument("--as", dest="actor", metavar="ACTOR", help="who allows it, an enrolled actor")
+    parser.add_argument("--why", metavar="TEXT", help="why it may be loaded")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files, folders, or a hub's cache")
 
 
@@ -47,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.jobs < 0:
         raise UsageError(f"--jobs {args.jobs} is not a number of processes", hint="1 or more")
+    if args.allow:
+        return _allow(args)
     files = listed(args.paths)
     scanned: list[Scanned] = []
     if not files:
@@ -55,11 +64,42 @@ def run(args: argparse.Namespace) -> int:
         for done in scan_files(files, args.jobs or os.cpu_count() or 1):
             scanned.append(done)
             advance()
+    scanned = _with_allowances(args, scanned)
     if args.json:
         print_json({"files": scanned})
     else:
         _show(scanned)
     return exit_code(scanned)
+
+
+def _allow(args: argparse.Namespace) -> int:
+    from trainwarden.actors.registry import known_actor, read_registry
+    from trainwarden.commands.common import open_store
+    from trainwarden.gate.allowances import allow
+    from trainwarden.keys import ring
+
+    if not args.actor or not args.why or any(p.is_dir() for p in args.paths):
+        raise UsageError("--allow is of files, by somebody, for a reason", hint='--allow --as ACTOR --why "…" FILE')
+    store = open_store(args)
+    actor = known_actor(read_registry(store), args.actor)
+    key = ring.load(actor.name, actor.key)
+    made = [allow(store, path, actor.name, key, args.why) for path in args.paths]
+    if args.json:
+        print_json({"allowed": made})
+    else:
+        for each in made:
+            print(f"{actor.name} allowed {each.path} ({each.digest}), which a scan found {each.decision}: {each.why}")
+    return CLEAN
+
+
+def _with_allowances(args: argparse.Namespace, scanned: list[Scanned]) -> list[Scanned]:
+    from trainwarden.gate.results import Clean
+
+    if all(isinstance(s.decision, Clean) for s in scanned) or (store := nearest_store(args)) is None:
+        return scanned
+    from trainwarden.gate.allowances import with_allowance
+
+    return [with_allowance(store, s) for s in scanned]
 
 
 @contextmanager
@@ -78,11 +118,13 @@ def _bar(total: int) -> Iterator[Callable[[], object]]:
 
 
 def exit_code(scanned: list[Scanned]) -> int:
-    """One refused file decides, then one undecided."""
+    """One refused file decides, then one undecided; what an actor allowed does neither."""
     from trainwarden.gate.results import Clean, Refused, Undecided
 
     worst = CLEAN
     for each in scanned:
+        if each.allowed is not None:
+            continue
         match each.decision:
             case Refused():
                 return FINDING
@@ -114,8 +156,11 @@ def _show(scanned: list[Scanned]) -> None:
                 pass
             case _:
                 assert_never(each.decision)
-    counts = Counter(type(s.decision).__name__.lower() for s in scanned)
-    say(f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided")
+        if each.allowed is not None:
+            say("  allowed ", "bold", f" by {each.allowed.actor}, these very bytes: {each.allowed.why}")
+    counts = Counter("allowed" if s.allowed else type(s.decision).__name__.lower() for s in scanned)
+    told = f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided"
+    say(f"{told}, {counts['allowed']:,} allowed by name" if counts["allowed"] else told)
 
 
 def _printer() -> Callable[..., None]:

@@ -23,13 +23,13 @@ from trainwarden.errors import CustodyTampered
 from trainwarden.model import Act, ActorKind, Binding, CustodyEvent, Process, Unread
 
 _BATCH = 65_536
-_NUMBERS = ("line", "time_ns", "error_ns", "until_ns", "pid")
+NUMBERS = ("line", "time_ns", "error_ns", "until_ns", "pid")
 _TEXTS = (
     "act", "kind", "account", "login", "person", "host", "session", "origin", "program", "tree", "path", "digest",
     "before", "binding", "note",
 )  # fmt: skip
 SCHEMA = pa.schema(
-    [pa.field(n, pa.int64(), nullable=False) for n in _NUMBERS]
+    [pa.field(n, pa.int64(), nullable=False) for n in NUMBERS]
     + [pa.field(n, pa.string(), nullable=False) for n in _TEXTS]
 )
 EXAMPLES = 20
@@ -94,7 +94,7 @@ def _columns(events: list[CustodyEvent]) -> Any:
     values: dict[str, list[Any]] = {
         name: [getattr(e, name) for e in events]
         for name in (
-            *_NUMBERS[:4],
+            *NUMBERS[:4],
             "account",
             "login",
             "person",
@@ -136,7 +136,7 @@ def event_of(row: dict[str, Any], source: str) -> CustodyEvent:
         else:
             one = Process(pid=row["pid"], program=row["program"])
             processes = (one,) if one != Process() else ()
-        plain = {name: row[name] for name in (*_NUMBERS[:4], "account", "login", "person", "host", "session", "origin")}
+        plain = {name: row[name] for name in (*NUMBERS[:4], "account", "login", "person", "host", "session", "origin")}
         return CustodyEvent(
             source=source,
             act=Act(row["act"]),

@@ -3,7 +3,7 @@
 An environment file is told once for each content that was found there; of code and data the first change is told, and
 then that the file goes on changing: logs and results that lie beside the code do. A change is no proof that the job
 ran it: a process keeps what it imported. The next start would load it, unless the run lives in a clean room that covers
-the path: then it is a note.
+the path: then it is a note. So is, once, a log beside the code that the job appends to (`FileChanged.grown`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ class Environment:
     def __init__(self) -> None:
         self._covered: tuple[str, ...] = ()
         self._told: set[str] = set()
+        self._logs: set[str] = set()  # those of them that were told as logs
 
     def observe(self, index: int, entry: Entry, detail: Mapping[Stage, Detail] | None) -> Iterable[Finding]:
         if isinstance(entry, CleanRoom):
             self._covered = entry.covered
-        if not isinstance(entry, FileChanged):
+        if not isinstance(entry, FileChanged) or (entry.grown and entry.path in self._told):
             return ()
         hidden = entry.kind == "environment" and any(
             entry.path == place or entry.path.startswith(place + "/") for place in self._covered
@@ -44,9 +45,15 @@ class Environment:
             room = "; the job runs in a clean room and does not see it" if hidden else ""
             seen = f"The {entry.kind} file {entry.path} {_how(entry)}{_by(entry)}{room}."
             self._told.add(entry.path)
+        elif entry.path in self._logs:
+            seen = f"The {entry.kind} file {entry.path} {_how(entry)}{_by(entry)}."
+        if entry.grown:
+            self._logs.add(entry.path)
+        else:
+            self._logs.discard(entry.path)
         finding = Finding(
             detector=self.id,
-            severity=Severity.INFO if hidden else _SEVERITY.get(entry.kind, Severity.MEDIUM),
+            severity=Severity.INFO if hidden or entry.grown else _SEVERITY.get(entry.kind, Severity.MEDIUM),
             confidence=Confidence.HIGH,
             seen=seen,
             expected="Sealed files stay as they are while the run lasts.",
@@ -65,6 +72,8 @@ def _how(entry: FileChanged) -> str:
         return "was removed after the seal"
     if not entry.sealed:
         return "is new after the seal"
+    if entry.grown:
+        return "is a log that has grown since the seal"
     return f"was changed after the seal ({entry.sealed[:12]} → {entry.found[:12]})"
 
 

@@ -1,7 +1,8 @@
 """Loss masked: what a cross entropy leaves out, weighs or smooths changes in mid-attempt, or differs between ranks.
 
 Read from `LossSeen`: the forms of a step's losses as the graph of the loss says them, and the share of targets that
-they count. The share is statistics: it may suspect, and never concludes.
+they count. The share is statistics: it may suspect, and never concludes. How many targets there are for what the model
+is given is exact, and was the same in every step before (`record/observers/losses.py`).
 
 Not checked, and said once: losses of other kinds, compiled ones, and masks that the script multiplies itself.
 """
@@ -131,7 +132,7 @@ def _fewer(index: int, entry: LossSeen) -> Finding:
     return _finding(
         (index,),
         entry,
-        Severity.LOW,
+        Severity.MEDIUM,
         Confidence.LOW,
         f"The loss of rank {entry.rank} has {entry.per_input:.5g} targets for each element of the model's input since "
         f"step {entry.step}; it always had {entry.usual:.5g}.",

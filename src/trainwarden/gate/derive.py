@@ -5,6 +5,7 @@ Rules
 * What is computed is defined to the last bit: floating point tensors are added in order of the sources in float64,
   multiplied by their weight first (an average is divided by their number last), and rounded once to the dtype of the
   first source's. Tensors of other dtypes must be equal in all sources.
+* A folder that `trainwarden convert` wrote is converted again, and compared file by file.
 * Compared are names, dtypes, shapes and bytes of every tensor; other files must be a source's, byte for byte.
 * A quantisation or a fine-tune cannot be made again here: it is somebody's word.
 
@@ -14,11 +15,13 @@ Trust: torch's elementwise operations on this machine. Files are read as `loader
 from __future__ import annotations
 
 import fnmatch
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainwarden.errors import CannotDecide, UsageError
+from trainwarden.gate.convert.conversion import EDGE, convert, read_edge
 from trainwarden.gate.loader import load
 from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of, read_manifest
 from trainwarden.gate.stored import holds_tensors
@@ -82,8 +85,10 @@ def difference(store: Store, said: Derived) -> str:
     """
     if said.how in TOLD:
         raise CannotDecide(f"{said.how} cannot be made again here", hint="train it under `trainwarden run`")
-    expected = _expected(store, said.sources, said.how, said.settings)
     manifest = read_manifest(store, said.digest)
+    if said.how is How.CONVERT and any(f.path == EDGE for f in manifest.files):
+        return _unlike_conversion(store, said, manifest)
+    expected = _expected(store, said.sources, said.how, said.settings)
     renamed = said.how is How.CONVERT or len(manifest.files) == 1
     found = _weights(store, manifest, _chosen(store, manifest, {}) if renamed else tuple(expected))
     known = {f.digest for source in said.sources for f in read_manifest(store, source).files}
@@ -91,6 +96,24 @@ def difference(store: Store, said: Derived) -> str:
         if file.path not in found and file.digest not in known:
             return f"{file.path} is no file of what it was made from"
     return _differing(_merged(expected), _merged(found))
+
+
+def _unlike_conversion(store: Store, said: Derived, manifest: CheckpointManifest) -> str:
+    """How the folder differs from what `trainwarden convert` makes of the file that it names as its source."""
+    edge = next(f for f in manifest.files if f.path == EDGE)
+    named = read_edge(store.get(edge.digest)).source
+    sources = [f for source in said.sources for f in read_manifest(store, source).files if f.digest == named.digest]
+    if not sources:
+        return f"{EDGE} names {named.path} ({named.digest[:12]}), which is no file of what it was made from"
+    with tempfile.TemporaryDirectory(prefix="trainwarden-") as scratch:
+        old, new = Path(scratch, named.path.rpartition("/")[2] or "old"), Path(scratch, "new")
+        old.symlink_to(store.object_path(named.digest))
+        convert(old, new)
+        again = {f.path: f.digest for f in manifest_of(new).files}
+    for file in manifest.files:
+        if again.pop(file.path, "") != file.digest:
+            return f"{file.path} is not what a conversion of {named.path} gives"
+    return f"{min(again)} is missing" if again else ""
 
 
 def _expected(

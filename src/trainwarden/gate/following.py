@@ -38,6 +38,7 @@ class Follower:
         self._frozen: tuple[str, ...] = ()
         self._marks: object = None
         self._related = True
+        self._told: tuple[object, tuple[str, ...]] = (None, ())
 
     @property
     def watched(self) -> tuple[Path, ...]:
@@ -46,14 +47,19 @@ class Follower:
 
     def look(self) -> tuple[str, ...]:
         """What is against the checkpoint now; () for nothing."""
+        looks = tuple(identity(path) for path in self.watched)
+        if self._told[0] == looks:
+            return self._told[1]
         try:
             folder = self._store.run(self._seen.run).log
             with log_errors(f"read the log {folder}"), closing(FolderStorage.for_reading(folder)) as storage:
                 self._read(storage)
             self._look_for_freezes()
         except (LogError, StoreError, UsageError, SignatureInvalid, msgspec.DecodeError) as e:
+            self._told = None, ()  # it may pass: to be looked at again
             return (f"run {self._seen.run} cannot be looked at: {e}", *self._frozen, *self._found)
-        return (*self._frozen, *self._found)
+        self._told = looks, (*self._frozen, *self._found)
+        return self._told[1]
 
     def _read(self, storage: FolderStorage) -> None:
         head, size = require_head(storage, self._seen.key), storage.size()

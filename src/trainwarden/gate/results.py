@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+
+if TYPE_CHECKING:
+    from trainwarden.model import FileAllowed
 
 
 class Objection(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,11 +49,12 @@ Decision: TypeAlias = Clean | Refused | Undecided
 
 
 class Scanned(msgspec.Struct, frozen=True, kw_only=True):
-    """The decision on one file."""
+    """The decision on one file, and the actor's allowance of it in spite of that, where a store has one."""
 
     path: str
     size: int
     decision: Decision
+    allowed: FileAllowed | None = None
 
 
 def joined(kind: str, parts: Iterable[Decision]) -> Decision:

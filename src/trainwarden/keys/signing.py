@@ -19,7 +19,11 @@ import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from trainwarden.durable import hint_for, write_atomically
 from trainwarden.errors import KeyUnusable, SignatureInvalid
@@ -27,11 +31,13 @@ from trainwarden.model import Signature
 
 KEY_ENV = "TRAINWARDEN_KEY"
 _SEED_BYTES = 32
+_P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_P256_BYTES = 48  # drawn for a key below the order without a bias that matters (FIPS 186-5, A.2.1)
 _LONGEST_FILE = 1024
 
 
 class SigningKey:
-    """A private key held in memory; only `public` and signatures ever leave it."""
+    """A private key held in memory; only public keys and signatures ever leave it."""
 
     __slots__ = ("_private", "public")
 
@@ -84,6 +90,21 @@ class SigningKey:
     def sign(self, data: bytes, actor: str = "") -> Signature:
         """Sign `data` (RFC 8032, pure Ed25519)."""
         return Signature(key=self.public, signature=self._private.sign(data).hex(), actor=actor)
+
+    @property
+    def p256_pem(self) -> bytes:
+        """The public key of `sign_p256` as PEM (SubjectPublicKeyInfo)."""
+        return self._p256().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    def sign_p256(self, data: bytes) -> bytes:
+        """Sign `data` by ECDSA over P-256 with SHA-256 (FIPS 186-5, nonce after RFC 6979), DER, for formats that know
+        no Ed25519; that key is made from this one's seed by HKDF (RFC 5869)."""
+        return self._p256().sign(data, ec.ECDSA(hashes.SHA256(), deterministic_signing=True))
+
+    def _p256(self) -> ec.EllipticCurvePrivateKey:
+        seed = self._private.private_bytes_raw()
+        drawn = HKDF(hashes.SHA256(), length=_P256_BYTES, salt=None, info=b"trainwarden/p256/v1").derive(seed)
+        return ec.derive_private_key(int.from_bytes(drawn) % (_P256_ORDER - 1) + 1, ec.SECP256R1())
 
 
 def new_seed() -> bytes:

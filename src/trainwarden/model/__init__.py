@@ -21,6 +21,7 @@ from trainwarden.model.actors import (
     RegistryBegun,
     RegistryEntry,
 )
+from trainwarden.model.allowances import FileAllowed
 from trainwarden.model.audits import (
     SampledAudit,
     Unit,
@@ -246,6 +247,7 @@ __all__ = [
     "Evidence",
     "EvidenceTaken",
     "Explanation",
+    "FileAllowed",
     "FileChanged",
     "FileEntry",
     "Finding",

@@ -110,6 +110,7 @@ class FileChanged(Noun, tag="file_changed"):
     mtime_ns: int = 0
     writer: Writer | None = None
     untold: str = ""  # why there is no writer
+    grown: bool = False  # a log that no rank reads, with all that was sealed still at its beginning
 
 
 class Approved(Noun, tag="approved"):

@@ -137,6 +137,18 @@ def failed_checks(checks: dict[str, object], wanted: Collection[str] = ()) -> li
     return out
 
 
+def refused_files(scan: object) -> list[Found]:
+    """What the scan of checkpoints refuses; what it left undecided is no finding, and no pass."""
+    out = []
+    for file in scan.get("files", ()) if isinstance(scan, dict) else ():
+        decision = file["decision"]
+        if decision["type"] == "refused":
+            first = decision["objections"][0]
+            said = f"{file['path']}: {first['opcode']} {first['name']}: {first['why']}"
+            out.append(Found(when=When.GATE, by="scan", severity="high", sentence=said))
+    return out
+
+
 def compared(
     expects: Sequence[Evidence], found: Sequence[Found], marks: Sequence[Marked], looked: set[When]
 ) -> list[Expected]:

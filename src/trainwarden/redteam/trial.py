@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -21,6 +22,8 @@ UNASKED = {
     When.GATE: "no gate on pull requests is asked here: its evidence is not checked",
     When.INCIDENT: "no incident is built from the run here: its evidence is not checked",
 }
+SCAN = "scan"  # the one wall at the gate that is asked after a run
+NEEDS_THE_END = (Effect.WEIGHTS, Effect.METRIC, Effect.SECONDS)  # measured at the end of a job that ends well
 Say = Callable[[str, int], None]  # what is going on, and the step that the job is at
 
 
@@ -120,7 +123,17 @@ def look(place: Range, variant: Variant, ran: Ran, *, audit: bool, say: Say) -> 
         say("auditing by replay", 0)
         audited(place, ran)
         looked |= {When.AUDIT} if set(ran.audit.values()) <= {"matched", "diverged"} else set()
+    if any((e.when, e.by) == (When.GATE, SCAN) for e in variant.expects):
+        ran.checks[SCAN] = told = scanned(place)
+        looked |= {When.GATE} if "files" in told else set()
     return looked
+
+
+def scanned(place: Range) -> dict[str, Any]:
+    """What the scan says of the checkpoints that are there, without loading them; nothing when it fails."""
+    done = place.warden("scan", *map(str, place.checkpoints), "--json")
+    lines = done.stdout.splitlines() if done.returncode in (0, 1, 2) else []
+    return dict(json.loads(lines[-1])) if lines else {}
 
 
 def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: set[When]) -> Outcome:
@@ -131,11 +144,12 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     told = judging.findings(ran, truth)
     found = [f for when, f in told if when >= began]
     found += [*judging.replayed(ran.all_entries, truth), *_failed_checks(variant, ran), *_refused(ran)]
+    found += judging.refused_files(ran.checks.get(SCAN))
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
-    broken = ran.code != 0 and variant.effect is not Effect.ENDED  # by the act itself, before it did any harm
-    acted = bool(struck) or (bool(ran.acted) and worked is not False and not broken)
+    broken = ran.code != 0 and variant.effect in NEEDS_THE_END  # the act broke the job: no sabotage that goes on
+    acted = not broken and (bool(struck) or (bool(ran.acted) and worked is not False))
     return Outcome(
         kind="attack",
         workload=place.workload.name,
@@ -153,7 +167,9 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
         effect=effect,
         worked=worked,
         runs=tuple(ran.runs),
-        note=_note(ran, acted, expected),
+        note=f"the act broke the job, which ended with {ran.code}: {_end_of(ran)}"
+        if broken and struck
+        else _note(ran, acted, expected),
     )
 
 
@@ -247,6 +263,6 @@ def _note(ran: Ran, acted: bool, expected: Sequence[Expected]) -> str:
     if not acted:
         return f"the step to strike at was never told, or the act had no effect: {_end_of(ran)}"
     failed = [f"{run}: {worst}" for run, worst in ran.audit.items() if worst in ("inconclusive", "failed")]
-    unasked = [w for w in UNASKED if any(e.when == w for e in expected)]
+    unasked = [w for w in UNASKED if any((e.when, e.state) == (w, "not checked") for e in expected)]
     parts = [f"audit {'; '.join(failed)}" if failed else "", *(UNASKED[w] for w in unasked)]
     return "; ".join(filter(None, parts))

@@ -16,7 +16,7 @@ from trainwarden.report.lineage_chart import SIGNS
 from trainwarden.report.svg import element, label, number, title
 from trainwarden.report.words import clean
 
-_WIDE, _HIGH, _ACROSS, _DOWN, _EDGE = 208.0, 46.0, 262.0, 66.0, 16.0
+_WIDE, _HIGH, _ACROSS, _DOWN, _EDGE = 200.0, 62.0, 252.0, 82.0, 16.0
 _COLOURS = {
     Standing.CLEARED: ("green", "#1a7f4b", "#e8f5ee"),
     Standing.TAINTED: ("bold red", "#b3261e", "#fdeceb"),
@@ -83,9 +83,15 @@ def _line(drawn: Drawn, names: Mapping[str, str]) -> str:
     colour = _COLOURS[node.standing][0]
     more = f" [dim]and {drawn.folded} before it[/]" if drawn.folded else ""
     served = f" [bold]{escape(names[node.id])}[/]" if node.id in names else ""
-    why = f"[dim]: {escape(clean(node.reason, 160))}[/]" if node.kind != "seal" else ""
+    why = f"[dim]: {escape(clean(_why(node), 160))}[/]" if node.kind != "seal" else ""
     standing = f"[{colour}]{node.standing}[/]" if node.kind != "seal" else "[dim]the approved inputs[/]"
     return f"{escape(clean(node.label, 80))}{more}{served}  {standing}{why}"
+
+
+def _why(node: Node) -> str:
+    if node.standing is Standing.CLEARED:
+        return node.reason
+    return "; ".join(d.reason for d in node.doubts) or "for what it stands on"
 
 
 def _names(family: Family) -> dict[str, str]:
@@ -99,9 +105,7 @@ def _names(family: Family) -> dict[str, str]:
 def family_svg(family: Family) -> Markup:
     """The family as a drawing of its own: seals to the left, what stands on them to the right."""
     drawn, names = folded(family), _names(family)
-    columns: dict[str, int] = {}
-    for name, d in drawn.items():
-        columns[name] = max((columns[s] + 1 for s in d.sources if s in columns), default=0)
+    columns = _columns(drawn)
     rows = _rows(drawn, columns)
     place = {n: (_EDGE + _ACROSS * columns[n], _EDGE + _DOWN * rows[n]) for n in drawn}
     body = [_style()]
@@ -115,6 +119,16 @@ def family_svg(family: Family) -> Markup:
         f'role="img" aria-label="what the checkpoint stands on, and what stands on it" '
         f'xmlns="http://www.w3.org/2000/svg">{"".join(body)}</svg>'
     )
+
+
+def _columns(drawn: dict[str, Drawn]) -> dict[str, int]:
+    """A column for each, directly before the first that stands on it, so that few lines run past others."""
+    after: dict[str, int] = {}  # steps to the right end
+    for name in reversed(drawn):
+        for source in drawn[name].sources:
+            after[source] = max(after.get(source, 0), after.setdefault(name, 0) + 1)
+    most = max(after.values(), default=0)
+    return {name: most - after.get(name, 0) for name in drawn}
 
 
 def _rows(drawn: Mapping[str, Drawn], columns: Mapping[str, int]) -> dict[str, int]:
@@ -132,6 +146,7 @@ def _rows(drawn: Mapping[str, Drawn], columns: Mapping[str, int]) -> dict[str, i
 
 def _style() -> str:
     rules = ["text{font:12px system-ui,sans-serif;fill:#1f2328}", ".small{font-size:10.5px;fill:#57606a}"]
+    rules.append(".served{font-weight:600;fill:#1f2328}")
     rules += [".box{stroke-width:1.4}", ".root{stroke-width:3}", ".link{fill:none;stroke-width:1.6}"]
     for standing, (_, line, fill) in _COLOURS.items():
         rules += [f".box.{standing}{{stroke:{line};fill:{fill}}}", f".link.{standing}{{stroke:{line}}}"]
@@ -154,6 +169,14 @@ def _box(x: float, y: float, drawn: Drawn, served: str, is_root: bool) -> str:
     box = element(
         "rect", told, x=x, y=y, width=_WIDE, height=_HIGH, rx=7, class_=f"box {kind}{' root' if is_root else ''}"
     )
+    head, _, rest = node.label.partition(", ") if node.kind == "run" else (node.label, "", "")
+    lines = [rest, head] if rest else [head, node.derived.digest[:12] if node.derived else ""]
     what = "approved inputs" if node.kind == "seal" else f"{SIGNS[node.standing]} {node.standing}".strip()
-    below = ", ".join(filter(None, (what, f"and {drawn.folded} before it" if drawn.folded else "", served)))
-    return box + label(x + 10, y + 19, clean(node.label, 32)) + label(x + 10, y + 36, clean(below, 40), "small")
+    lines.append(", ".join(filter(None, (what, f"{drawn.folded} more before it" if drawn.folded else ""))))
+    if served:
+        lines[1] = served
+    classes = ("", "small served" if served else "small", "small")
+    texts = (
+        label(x + 10, y + 19 + 17 * i, clean(line, 30 if i else 26), classes[i]) for i, line in enumerate(lines) if line
+    )
+    return box + "".join(texts)

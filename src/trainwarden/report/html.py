@@ -39,7 +39,7 @@ from trainwarden.store import Store
 
 WIDE, NARROW = 960, 342
 _MOST_CHECKPOINTS = 40
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 _TONES: Mapping[Answer, str] = {
     Answer.BROKEN: "bad",
     Answer.DIVERGED: "bad",
@@ -59,7 +59,7 @@ _ORDER = (Outcome.REPRODUCED, Outcome.EXCLUDED, Outcome.NOT_TRIED)
 
 def render_html(case: CaseFile, store: Store | None = None, frozen: Sequence[Frozen] = ()) -> str:
     """The whole page; with `store` the changed files are shown against the sealed ones; `frozen`: what holds for it."""
-    return _environment().get_template("report.html").render(_context(case, store, frozen))
+    return environment().get_template("report.html").render(_context(case, store, frozen))
 
 
 def write_html(case: CaseFile, path: Path, store: Store | None = None, frozen: Sequence[Frozen] = ()) -> None:
@@ -75,9 +75,10 @@ def write_html(case: CaseFile, path: Path, store: Store | None = None, frozen: S
         raise UsageError(f"cannot write {path}: {e.strerror}", hint=hint_for(e) or "name another file with -o") from e
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Templates whose values are cleaned and escaped, with the words of this package as filters."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=_clean,
@@ -88,6 +89,11 @@ def _environment() -> jinja2.Environment:
         short=words.short, tail=words.tail, when=words.when, clock=words.clock, stage=words.stage_name
     )
     return environment
+
+
+def stylesheet() -> str:
+    """The style of all pages."""
+    return (TEMPLATES / "report.css").read_text(encoding="utf-8")
 
 
 def _clean(value: object) -> object:
@@ -104,7 +110,7 @@ def _context(case: CaseFile, store: Store | None, frozen: Sequence[Frozen]) -> d
     shown_findings, more_findings = tables.findings(case)
     shown_alerts, more_alerts = tables.alerts(case)
     return {
-        "style": Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "style": Markup(stylesheet()),
         "case": case,
         "tone": _TONES[case.answer],
         "broken": isinstance(case.state, Broken),

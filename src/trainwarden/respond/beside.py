@@ -74,7 +74,7 @@ class Beside:
     def begin(self, run: RunDir, sealed: SignedSeal, submit: Submit) -> None:
         """Start to look."""
         if self._first or self._ahead:
-            work = lambda: self._work(run.id, submit)  # noqa: E731
+            work = lambda: self._work(run.id, sealed, submit)  # noqa: E731
             self._thread = threading.Thread(target=work, daemon=True, name="trainwarden-beside")
             self._thread.start()
 
@@ -96,9 +96,11 @@ class Beside:
 
     # -- the thread
 
-    def _work(self, run: str, submit: Submit) -> None:
+    def _work(self, run: str, sealed: SignedSeal, submit: Submit) -> None:
         NICE.set(_NICE_FIRST if self._first else _NICE_AHEAD)
         try:
+            if self._ahead:
+                self._make_room(self._store, sealed)  # it is made while the command starts
             with closing(_Begun(self._store.run(run).log)) as begun:
                 while self._goes_on and self._follow_next(run, begun, submit):
                     pass

@@ -123,7 +123,8 @@ def apply_plan(
     if plan.freeze:
         descent.mark(store, run.id, frozen=True)
         log_act(run, key, Contained(what="freeze", reason=reason, by=by, wall_ns=time.time_ns()))
-        on_act(f"froze promotion of the run and {len(plan.descendants)} runs that come from it")
+        others = len(plan.descendants)
+        on_act("froze promotion of the run" + (f" and of the {others} that come from it" if others else ""))
     for move in plan.quarantine:
         why = f"{move.reason}; {reason}" if reason else move.reason
         digest, seen = keep(store, run, move.path, why)

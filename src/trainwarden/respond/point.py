@@ -21,7 +21,7 @@ import msgspec
 from trainwarden.audit.engine import groups
 from trainwarden.casefile import CaseFile, load_case
 from trainwarden.errors import NothingCleared, StoreError
-from trainwarden.lineage import last_cleared, outstanding
+from trainwarden.lineage import last_cleared, newest_first, outstanding
 from trainwarden.model import Checkpoint, CheckpointSaved, Recovered, Segment, Standing
 from trainwarden.respond.disk import digest_now
 from trainwarden.store import Store
@@ -45,7 +45,8 @@ def find_point(store: Store, case: CaseFile, *, jobs: int = 1, tried: Collection
         NothingCleared: no checkpoint is cleared, no replay could clear one, and one of them is not tainted.
     """
     own = case.history.checkpoints
-    cleared = last_cleared(c for c in own if c.standing is Standing.CLEARED and _available(store, c.files))
+    ready = (c for c in newest_first(own) if c.standing is Standing.CLEARED)
+    cleared = next((c for c in ready if _available(store, c.files)), None)  # looks at no more files than it must
     newer = _clearable(store, case, cleared, tried)
     if newer is not None and (cleared is None or _pays(newer, cleared.step, jobs)):
         return newer
@@ -63,8 +64,7 @@ def find_point(store: Store, case: CaseFile, *, jobs: int = 1, tried: Collection
 def _clearable(store: Store, case: CaseFile, cleared: Checkpoint | None, tried: Collection[Segment]) -> Point | None:
     """The newest checkpoint beyond `cleared` that replays alone are missing for."""
     least = cleared.step if cleared else -1
-    newest_first = sorted(case.history.checkpoints, key=lambda c: (c.step, c.attempt), reverse=True)
-    for c in newest_first:
+    for c in newest_first(case.history.checkpoints):
         if c.step <= least or c.standing in (Standing.CLEARED, Standing.TAINTED):
             continue
         missing = outstanding(case.entries, c)

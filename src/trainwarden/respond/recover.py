@@ -102,11 +102,15 @@ def apply_plan(
 
 
 def _check(store: Store, seal: SignedSeal, plan: Plan, kinds: Sequence[str]) -> None:
+    """Is what was put back there, and are the data as they were sealed?
+
+    Environment and code are compared by `same_inputs` when they are sealed again, which looks at all of them anyhow.
+    """
     wrong = [r.path for r in plan.restore if r.kind in (*kinds, "checkpoint") and digest_now(r.path) != r.digest]
     if wrong:
         raise SealBroken(f"{wrong[0]} is not what was just restored", hint="something writes to it: find that first")
     ours = {*plan.files, *(m.path for m in plan.quarantine)}
-    left = [c for c in check_seal(store, seal, kinds) if path_real(c.path) not in ours or c.kind != "data"]
+    left = [c for c in check_seal(store, seal, ("data",)) if path_real(c.path) not in ours]
     if left:
         raise SealBroken(
             f"{len(left)} sealed files differ again right after they were restored, first {left[0].path}",

@@ -20,7 +20,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from trainwarden.config import ServingConfig, load_config
+from trainwarden.config import Config, load_config
 from trainwarden.gate.ledger import check_name
 from trainwarden.serving.catalogue import GateCatalogue
 from trainwarden.serving.files import Files
@@ -44,11 +44,11 @@ __all__ = [
 T = TypeVar("T")
 
 
-def open(name: str, build: Build[T], *, store: Path | None = None, settings: ServingConfig | None = None) -> Service[T]:
+def open(name: str, build: Build[T], *, store: Path | None = None, config: Config | None = None) -> Service[T]:
     """Serve `name`: its newest cleared version is verified, built by `build`, and followed from then on.
 
-    `store` is the store whose gate decides (default: the nearest `.trainwarden`), `settings` the section `[serving]`
-    (default: of the `trainwarden.toml` in the current folder).
+    `store` is the store whose gate decides (default: the nearest `.trainwarden`), `config` has `[gate] keeper` and
+    `[serving]` (default: the `trainwarden.toml` in the current folder).
 
     Raises:
         UsageError: no such name can be, the settings cannot be read, or the last seen head cannot be kept.
@@ -57,7 +57,7 @@ def open(name: str, build: Build[T], *, store: Path | None = None, settings: Ser
         NotCleared: there is nothing cleared to serve, or none of it can be: version by version, why.
     """
     check_name(name)
-    chosen = settings if settings is not None else load_config(None, Path.cwd()).serving
-    service = Service(name, GateCatalogue(Store.open(store), name, chosen), build, chosen)
+    chosen = load_config(None, Path.cwd()) if config is None else config
+    service = Service(name, GateCatalogue(Store.open(store), name, chosen), build, chosen.serving)
     service.start()
     return service

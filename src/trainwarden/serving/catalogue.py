@@ -6,6 +6,7 @@ Rules
 * Its head must continue the last one that was seen (RFC 9162, 2.1.4.2), which is kept in a folder of its own, so that a
   log that was put back to an older state is found by a server that starts again too. The keeper's key of the first look
   is kept with it where settings name none.
+* While the gate's log cannot be read or does not verify, what it said before holds, and the runs' logs are followed on.
 * `stamp` is what the heads of these logs look like on disk. A writer puts a head in place only when its entries are
   durable, so that an unchanged stamp means that nothing was acknowledged since.
 
@@ -23,9 +24,17 @@ from typing import TypeAlias
 import msgspec
 from blake3 import blake3
 
-from trainwarden.config import ServingConfig
+from trainwarden.config import Config
 from trainwarden.durable import hint_for, make_folder, write_atomically
-from trainwarden.errors import GateTampered, LogError, NotCleared, SignatureInvalid, StoreError, UsageError
+from trainwarden.errors import (
+    GateTampered,
+    LogError,
+    NotCleared,
+    SignatureInvalid,
+    StoreError,
+    TrainWardenError,
+    UsageError,
+)
 from trainwarden.gate.following import Follower, identity
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.manifest import read_manifest
@@ -36,6 +45,7 @@ from trainwarden.model import CheckpointCleared, CheckpointManifest, GateBegun, 
 from trainwarden.serving.offers import Offer, Version
 from trainwarden.store import Store
 
+_MOST = 64  # promotions of a name that are followed, the newest of them; what is older has to be promoted again
 _Key: TypeAlias = tuple[str, int, str]
 
 
@@ -50,10 +60,10 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class GateCatalogue:
     """A serving name as the gate of a store has it; for one `Service`, which asks one question at a time."""
 
-    def __init__(self, store: Store, name: str, settings: ServingConfig) -> None:
-        self._store, self._name, self._keeper = store, name, settings.keeper
+    def __init__(self, store: Store, name: str, config: Config) -> None:
+        self._store, self._name, self._keeper = store, name, config.gate.keeper
         self._log = store.path / "gate" / "log"
-        self._kept = state_file(store, settings)
+        self._kept = state_file(store, config.serving.state)
         self._entries: tuple[GateEntry, ...] = ()
         self._entries_of: tuple[int, ...] = ()
         self._followers: dict[_Key, Follower] = {}
@@ -68,21 +78,25 @@ class GateCatalogue:
         """Read what is new.
 
         Raises:
-            GateTampered: the gate's log does not verify, went back, or is another one.
+            GateTampered: the gate's log does not verify, went back, or is another one; never after a good look.
             NotCleared: there is no gate's log.
             UsageError: what was seen cannot be kept.
         """
-        head = identity(self._log / HEAD)
+        head, trouble = identity(self._log / HEAD), ""
         if head != self._entries_of or not head:
-            self._entries = self._read()
-            self._entries_of = head
-        promotions = served(self._entries, self._name)
+            try:
+                self._entries, self._entries_of = self._read(), head
+            except TrainWardenError as e:
+                if not self._entries:
+                    raise
+                trouble, self._entries_of = str(e), ()
+        promotions = served(self._entries, self._name)[:_MOST]
         followers = self._follow(promotions)
         self._watched = tuple(dict.fromkeys(path for f in followers.values() for path in f.watched))
         stamp = (head, *(identity(path) for path in self._watched))
         troubles = {key: follower.look() for key, follower in followers.items()}
         versions = tuple(self._version(p, troubles) for p in promotions)
-        return Offer(versions=versions, stamp=stamp, size=len(self._entries))
+        return Offer(versions=versions, stamp=stamp, size=len(self._entries), trouble=trouble)
 
     def _read(self) -> tuple[GateEntry, ...]:
         """The entries, once they are known to continue what was seen."""
@@ -139,11 +153,11 @@ def _key(clearance: CheckpointCleared, run: str) -> _Key:
     return clearance.digest, clearance.wall_ns, run
 
 
-def state_file(store: Store, settings: ServingConfig) -> Path:
+def state_file(store: Store, folder: str) -> Path:
     """Where the last seen head of this store's gate is kept."""
     base = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    folder = Path(settings.state) if settings.state else base / "trainwarden"
-    return folder / f"gate-{blake3(os.fsencode(store.path.resolve())).hexdigest()[:16]}.json"
+    kept = Path(folder) if folder else base / "trainwarden"
+    return kept / f"gate-{blake3(os.fsencode(store.path.resolve())).hexdigest()[:16]}.json"
 
 
 def check_continues(seen: Seen, log: LogReader) -> None:

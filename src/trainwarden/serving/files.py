@@ -10,11 +10,15 @@ Rules
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from trainwarden.errors import CheckpointRefused, CheckpointTampered
+from trainwarden.durable import hint_for, write_all
+from trainwarden.errors import CheckpointRefused, CheckpointTampered, UsageError
 from trainwarden.model import CheckpointFile
 from trainwarden.serving.offers import Version
 from trainwarden.serving.reading import read_verified
@@ -77,6 +81,40 @@ class Files:
             return json.loads(bytes(self.read(name)))
         except (ValueError, RecursionError) as e:
             raise CheckpointRefused(f"{name} is not JSON: {e}", hint="clear what the server can read") from e
+
+    @contextmanager
+    def folder(self, inside: Path | None = None) -> Iterator[Path]:
+        """Verified copies of all files in a new folder that only this user can read, for what reads a folder itself.
+
+        They are gone afterwards; what is mapped from them stays, under no name that somebody could write to. `inside`
+        is where the folder is made (default: memory, where the system has /dev/shm).
+
+        Raises:
+            CheckpointTampered: as `read`.
+            UsageError: there is no room for them.
+        """
+        shm = Path("/dev/shm")
+        with self._room():
+            made = TemporaryDirectory(prefix="trainwarden-", dir=inside or (shm if shm.is_dir() else None))
+        with made:
+            with self._room():
+                for name in self._files:
+                    self._copy(name, Path(made.name) / name)
+            yield Path(made.name)
+
+    def _copy(self, name: str, path: Path) -> None:
+        data = self.read(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        with os.fdopen(fd, "wb", buffering=0):
+            write_all(fd, data)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise UsageError(f"cannot keep copies of {self.digest[:12]}: {e.strerror or e}", hint=hint_for(e)) from e
 
     def paths(self, file: CheckpointFile) -> Sequence[Path]:
         """Where the bytes of `file` may lie, in the order in which they are tried."""

@@ -32,6 +32,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     versions: tuple[Version, ...]
     stamp: object
     size: int = 0  # entries of the gate's log
+    trouble: str = ""  # why the gate's log says nothing new: the versions are those of the last good look
 
 
 class Catalogue(Protocol):

@@ -29,7 +29,7 @@ from trainwarden.model import CheckpointFile
 
 PIECE = 4 << 20
 _THREADED = 1 << 20  # files below it are not worth a thread
-_HASHING = 64 << 20  # from this size on hashing takes a second thread too
+_HASHING = 64 << 20  # from this size on hashing takes all cores
 
 
 def read_verified(path: Path, file: CheckpointFile) -> memoryview:
@@ -67,7 +67,7 @@ def _private(size: int) -> mmap.mmap:
 def _filled(fd: int, memory: memoryview) -> tuple[str, int]:
     """Fill `memory` from the file; the digest of what came, and how much that was."""
     size = len(memory)
-    hasher = blake3(max_threads=2 if size >= _HASHING else 1)
+    hasher = blake3(max_threads=blake3.AUTO if size >= _HASHING else 1)
     if size < _THREADED:
         got = _read(fd, memory, 0)
         return hasher.update(memory[:got]).hexdigest(), got

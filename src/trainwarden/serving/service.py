@@ -195,7 +195,8 @@ class Service(Generic[T]):
 
     def _take(self, offer: Offer) -> None:
         with self._state:
-            self._offer, self._trouble, self._good = offer, "", time.monotonic()
+            self._offer, self._trouble = offer, offer.trouble
+            self._good = self._good if offer.trouble else time.monotonic()
             self._arrange()
             self._stamp = offer.stamp  # last: whoever sees it finds everything arranged
 
@@ -216,7 +217,8 @@ class Service(Generic[T]):
             self._wake.clear()
             if self._closed.is_set():
                 return
-            self._look_again() if self._trouble else self._follow()
+            in_doubt = self._trouble or any(version.open for version in self._offer.versions)
+            self._look_again() if in_doubt else self._follow()
             self._fill(most=self._settings.keep)
 
     def _fill(self, most: int) -> None:

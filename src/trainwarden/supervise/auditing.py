@@ -17,10 +17,11 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import msgspec
 
@@ -42,6 +43,7 @@ DETECTOR = "sampled-audit"
 START_SECONDS = 2.0  # CPU that the auditor's own start takes, about
 _LOOK_SECONDS = 2.0
 _GRACE = 0.5  # seconds that the end of a run waits for it
+_LAST_WORDS = 300  # characters
 
 
 class Used(msgspec.Struct, frozen=True, kw_only=True, tag="used"):
@@ -169,25 +171,26 @@ class Auditing:
             self._closing.wait(self._look_seconds)
         if self._closing.is_set():
             return
-        try:
-            process = self._process = subprocess.Popen(
-                self._argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError as e:
-            self._reason = f"the auditor cannot be started: {e.strerror}"
-            return
-        feeder = threading.Thread(target=self._feed, args=(process,), daemon=True, name="trainwarden-auditing-feed")
-        feeder.start()
-        with process.stdout or contextlib.nullcontext(()) as lines:
-            for line in lines:
-                self._handle(line)
-        code = process.wait()
-        if not self._closing.is_set():
-            self._ended_early(code)
+        with tempfile.TemporaryFile() as said:
+            try:
+                process = self._process = subprocess.Popen(
+                    self._argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=said,
+                    start_new_session=True,
+                )
+            except OSError as e:
+                self._reason = f"the auditor cannot be started: {e.strerror}"
+                return
+            feeder = threading.Thread(target=self._feed, args=(process,), daemon=True, name="trainwarden-auditing-feed")
+            feeder.start()
+            with process.stdout or contextlib.nullcontext(()) as lines:
+                for line in lines:
+                    self._handle(line)
+            code = process.wait()
+            if not self._closing.is_set():
+                self._ended_early(code, _last_line(said))
 
     def _feed(self, process: subprocess.Popen[bytes]) -> None:
         """Tell it what the job has used; the end of its stdin is the end of the run."""
@@ -211,8 +214,8 @@ class Auditing:
         else:
             self._submit(told)
 
-    def _ended_early(self, code: int) -> None:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    def _ended_early(self, code: int, said: str) -> None:
+        how = (f"signal {-code}" if code < 0 else f"exit code {code}") + (f": {said}" if said else "")
         self._reason = f"the auditor ended before the run did ({how}): nothing later was drawn or replayed"
         self._submit(
             Finding(
@@ -230,3 +233,11 @@ class Auditing:
     def _kill(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _last_line(file: IO[bytes]) -> str:
+    """What a process said last on its stderr, such as the line that names its error."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 4096))
+    lines = file.read().decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][:_LAST_WORDS] if lines else ""

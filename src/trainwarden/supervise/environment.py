@@ -12,6 +12,8 @@ Rules
   checked. Changed code and data are told and never refused: people edit their code while it trains.
 * In a clean room a change of what the room covers is told and no reason to refuse: the process does not see it. A
   room that no longer holds is one.
+* A log that the job appends to is told as grown: its name says that it is one, all that was sealed is still its
+  beginning, and no rank has told that it reads it. When a rank reads it later, it is a changed file like any other.
 * Every change is logged once for each content found, and its bytes are kept in the object store; of a code or data
   file that goes on changing (a log beside the code) after the first `FREELY` contents at most one in `SELDOM` seconds.
   Who wrote it is added where the kernel told (`writers.py`), else the reason why that is not known.
@@ -19,6 +21,7 @@ Rules
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +41,8 @@ FRESH_SECONDS = 2.0
 FREELY = 8
 SELDOM = 60.0
 _NAMED = 3  # changed files named in a refusal
+_LOG = re.compile(r"(?i).*\.(log|out|err)|.*(log|loss|metric|history|progress|track).*\.(txt|jsonl|csv|tsv)")
+_CHUNK = 1 << 20  # bytes
 
 
 class Room(Protocol):
@@ -81,6 +86,8 @@ class EnvironmentGuard:
         self._watch: Watch | None = None
         self._current: dict[str, FileChanged] = {}
         self._indexes: dict[tuple[str, str], int] = {}
+        self._grown: dict[str, FileChanged] = {}  # logs that were told as such
+        self._read: set[str] = set()  # sealed files that ranks read
         self._told: dict[str, tuple[int, float]] = {}  # code and data: path → contents logged, when last
 
     def changed(self, change: FileChanged) -> None:
@@ -93,12 +100,40 @@ class EnvironmentGuard:
             self._indexes[seen] = -1
         if change.found:
             self._keep(change)
+        if self._has_grown(change):
+            change = msgspec.structs.replace(change, grown=True)
         told = self._writer(path_real(change.path))
         if isinstance(told, Writer):
             change = msgspec.structs.replace(change, writer=told)
         else:
             change = msgspec.structs.replace(change, untold=told)
+        with self._lock:
+            if change.grown and change.path in self._read:
+                change = msgspec.structs.replace(change, grown=False)
+            elif change.grown:
+                self._grown[change.path] = change
         self._ledger.submit(change, done=lambda index: self._indexes.__setitem__(seen, index))
+
+    def was_read(self, path: str) -> None:
+        """A rank reads this sealed file: what was told of it as the growth of a log is told as a change."""
+        with self._lock:
+            self._read.add(path)
+            grown = self._grown.pop(path, None)
+        if grown is not None:
+            self._ledger.submit(msgspec.structs.replace(grown, grown=False, wall_ns=time.time_ns()))
+
+    def _has_grown(self, change: FileChanged) -> bool:
+        """Is this a log beside the code that has only become longer?"""
+        if change.kind != "code" or not change.sealed or not change.found or change.path in self._read:
+            return False
+        name = change.path.rpartition("/")[2]
+        if not _LOG.fullmatch(name) or not self._store.has(change.sealed):
+            return False
+        now = self._store.object_path(change.found) if self._store.has(change.found) else Path(path_real(change.path))
+        try:
+            return _begins_with(now, self._store.object_path(change.sealed))
+        except OSError:
+            return False
 
     def _too_often(self, change: FileChanged) -> bool:
         """Whether this file's changes are only sampled by now."""
@@ -191,6 +226,15 @@ class EnvironmentGuard:
         except TrainWardenError as e:
             reason = f"the changed file {change.path} could not be kept: {e}"
             self._ledger.submit(Gap(attempt=-1, rank=-1, step=-1, reason=reason))
+
+
+def _begins_with(longer: Path, shorter: Path) -> bool:
+    """Are all bytes of one file the beginning of the other?"""
+    with longer.open("rb") as whole, shorter.open("rb") as beginning:
+        while part := beginning.read(_CHUNK):
+            if whole.read(len(part)) != part:
+                return False
+    return True
 
 
 def _refusal(changes: Sequence[FileChanged]) -> str:

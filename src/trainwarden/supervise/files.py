@@ -87,7 +87,9 @@ class FileDesk:
         check: WeightCheck,
         sealed: Callable[[str], bool],
         keep_bytes: int,
+        on_read: Callable[[str], None] = lambda path: None,
     ) -> None:
+        self._on_read = on_read  # a rank reads this sealed file
         self._store, self._run, self._ledger = store, run, ledger
         self._known, self._check, self._sealed = known, check, sealed
         self._keep_bytes = keep_bytes
@@ -198,7 +200,7 @@ class FileDesk:
         if file.weights is None or file.format != "safetensors":
             return NOT_CHECKED
         try:
-            return self._check.compare(self._store.object_path(digest), file.weights)
+            return self._check.compare(self._store.object_path(digest), file.weights, file.path)
         except (ValueError, OSError, TrainWardenError) as e:
             self._gap(file, f"the checkpoint file {file.path} could not be compared with the record: {e}")
             return NOT_CHECKED
@@ -248,6 +250,7 @@ class FileDesk:
 
     def _on_opened(self, attempt: int, rank: int, path: str) -> None:
         if self._sealed(path):
+            self._on_read(path)
             return
         try:
             changed = os.stat(path).st_ctime_ns

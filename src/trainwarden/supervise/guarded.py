@@ -97,6 +97,7 @@ class Guarded:
             WeightCheck(self._key),
             self._is_sealed,
             config.seal.keep_data_mb * 1024 * 1024,
+            lambda path: self._guard.was_read(path),
         )
         self._code = CodeDesk(ledger, lambda optimize: sealed_functions(store, sealed, optimize, shelter))
         self._inputs = InputDesk(ledger, run, sealed_samples(store, sealed, config.data.samples))

@@ -122,7 +122,7 @@ class Responder:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._failing: set[str] = set()  # channels that were told not to work
         self._waiting: deque[tuple[int, Finding]] = deque()
-        self._closing = False
+        self._closing = self._busy = False
         self._changed = threading.Condition()
         if response.gauge is not None:
             response.gauge.open(run)
@@ -139,6 +139,11 @@ class Responder:
             if len(self._waiting) < MAX_WAITING:  # beyond, the finding is in the log alone
                 self._waiting.append((index, finding))
                 self._changed.notify_all()
+
+    def catch_up(self) -> None:
+        """Wait until what has come so far is answered: what is done next may depend on what policy asked for."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._busy, _SETTLE_SECONDS)
 
     def settle(self) -> None:
         """Answer what has come so far, and give the outlets their time to send it. Nothing is answered afterwards."""
@@ -162,7 +167,11 @@ class Responder:
                 if not self._waiting:
                     return
                 index, finding = self._waiting.popleft()
+                self._busy = True
             self._answer(index, finding)
+            with self._changed:
+                self._busy = False
+                self._changed.notify_all()
 
     def _answer(self, index: int, finding: Finding) -> None:
         alert = self._response.causes.add(index, finding)

@@ -214,6 +214,9 @@ def supervise(
                     beside.begin(run, sealed, ledger.submit)
                 code = guarded.run(command, mask)
                 if beside is not None:
+                    ledger.flush()
+                    for responder in responders:
+                        responder.catch_up()
                     back = any(r.asked and r.asked[0] is Action.RECOVER for r in responders) and not guarded.interrupted
                     beside.end(wait=not guarded.stopped, taken_back=back)
             except BaseException:

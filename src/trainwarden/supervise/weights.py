@@ -9,13 +9,17 @@ Rules
 * A tensor is compared when a recorded name equals its name or is its ending after a dot (or the other way
   round). One that was cast to another dtype has another digest, which cannot be told from an edit by digests
   alone. So a file of which *no* tensor agrees is "not comparable", unless the same tensors, with the same
-  dtype and shape, agreed in an earlier file of this run: then it differs.
+  dtype and shape, agreed in an earlier file of this run at such a place: then it differs. Places are the same when
+  folder and name are equal but for numbers.
+* A weight average has every parameter other than the model, under the same names, and may share its buffers. So buffers
+  alone make no file comparable, and what was saved at one place says nothing of another.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -27,6 +31,8 @@ from trainwarden.record.fingerprint import digest_bytes
 MAX_HEADER = 100 * 1024 * 1024  # the format's own limit
 MAX_TENSOR = 8 * 1024 * 1024 * 1024  # bytes held in memory at a time
 MATCHES, NOT_CHECKED = "matches", ""
+_COUNTED = re.compile(r"[0-9a-f]{8,}|[0-9]+")  # numbers and names made of digests
+_BUFFER = "buffer/"
 
 _DTYPES = {
     "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1), "I16": ("int16", 2), "U16": ("uint16", 2),
@@ -57,10 +63,12 @@ class WeightCheck:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
-        self._agreed: set[tuple[str, str, tuple[int, ...]]] = set()
+        self._agreed: set[tuple[str, str, str, tuple[int, ...]]] = set()
 
-    def compare(self, path: Path, recorded: Detail) -> str:
+    def compare(self, path: Path, recorded: Detail, place: str = "") -> str:
         """ "matches", "differs: <first tensor>" or "" when nothing in the file can be compared.
+
+        `place` is where the file was saved.
 
         Raises:
             ValueError: the file is not in the safetensors format.
@@ -68,25 +76,28 @@ class WeightCheck:
         """
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return self._judge(fd, recorded)
+            return self._judge(fd, recorded, _COUNTED.sub("#", "/".join(place.split("/")[-2:])))
         finally:
             os.close(fd)
 
-    def _judge(self, fd: int, recorded: Detail) -> str:
-        digests = dict(zip((n.removeprefix("buffer/") for n in recorded.names), recorded.digests, strict=True))
+    def _judge(self, fd: int, recorded: Detail, place: str) -> str:
+        digests = dict(zip((n.removeprefix(_BUFFER) for n in recorded.names), recorded.digests, strict=True))
+        buffers = {n.removeprefix(_BUFFER) for n in recorded.names if n.startswith(_BUFFER)}
         by_ending = _endings(digests)
-        agree: list[tuple[str, str, tuple[int, ...]]] = []
-        differ: list[tuple[str, str, tuple[int, ...]]] = []
+        agree: list[tuple[str, str, str, tuple[int, ...]]] = []
+        differ: list[tuple[str, str, str, tuple[int, ...]]] = []
         for tensor in safetensors(fd):
             name = _recorded_name(tensor.name, digests, by_ending)
             if name is not None:
                 same = self._digest(fd, tensor) == digests[name]
-                (agree if same else differ).append((name, tensor.dtype, tensor.shape))
+                (agree if same else differ).append((place, name, tensor.dtype, tensor.shape))
         self._agreed.update(agree)
-        certain = [which for which in differ if agree or which in self._agreed]
+        found = {name for _, name, _, _ in (*agree, *differ)}
+        comparable = any(name not in buffers or found <= buffers for _, name, _, _ in agree)
+        certain = [which for which in differ if comparable or which in self._agreed]
         if certain:
-            return f"differs: {certain[0][0]}"
-        return MATCHES if agree else NOT_CHECKED
+            return f"differs: {certain[0][1]}"
+        return MATCHES if comparable else NOT_CHECKED
 
     def _digest(self, fd: int, tensor: FileTensor) -> bytes:
         return digest_bytes(self._key, tensor.dtype, tensor.shape, _read(fd, tensor.start, tensor.size))

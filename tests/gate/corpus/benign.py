@@ -16,12 +16,16 @@ import pickle
 import sys
 import tarfile
 import types
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import joblib
 import numpy as np
+import onnx
 import torch
 from safetensors.torch import save
 
@@ -83,6 +87,63 @@ def _npy(value: object) -> bytes:
     out = io.BytesIO()
     np.save(out, value, allow_pickle=True)
     return out.getvalue()
+
+
+def _joblib(compress: object = 0) -> bytes:
+    arrays = {"w": np.arange(1000.0).reshape(10, 100), "f": np.asfortranarray(np.ones((3, 4), np.float32))}
+    out = io.BytesIO()
+    joblib.dump({**arrays, "o": np.array([{"a": 1}, None], dtype=object), "s": np.float32(2)}, out, compress=compress)
+    return out.getvalue()
+
+
+# config.json of a model that Keras 3.15 saved: convolution, normalisation, AdamW, compiled with a loss and a metric.
+KERAS = (Path(__file__).parent / "keras_functional.json").read_text(encoding="utf-8")
+
+
+def _h5(**attributes: str) -> bytes:
+    out = io.BytesIO()
+    with h5py.File(out, "w") as file:
+        file["layers/dense/vars/0"] = np.ones((4, 2), np.float32)
+        file.attrs.update(attributes)
+    return out.getvalue()
+
+
+def keras_file(config: str) -> bytes:
+    """A `.keras` file of this architecture."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1", "date_saved": "2026-11-28@18:00:00"}))
+        archive.writestr("config.json", config)
+        archive.writestr("model.weights.h5", _h5())
+    return out.getvalue()
+
+
+def onnx_file(domain: str = "") -> bytes:
+    """A model of two operators, the second of this domain, with its weights inside."""
+    make, kind = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [make.make_node("Gemm", ["x", "w"], ["y"]), make.make_node("Relu", ["y"], ["z"], domain=domain)]
+    ends = [[make.make_tensor_value_info(n, kind, [1, size])] for n, size in (("x", 4), ("z", 3))]
+    weights = onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    opsets = [make.make_opsetid(d, 17) for d in dict.fromkeys(("", domain))]
+    return bytes(
+        make.make_model(make.make_graph(nodes, "g", *ends, [weights]), opset_imports=opsets).SerializeToString()
+    )
+
+
+def _gguf(folder: Path) -> bytes:
+    import gguf
+
+    path = folder / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_token_list(["a", "b"])
+    writer.add_chat_template(CHAT)
+    writer.add_tensor("w", np.ones((8, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
 
 
 def _npz() -> bytes:
@@ -155,6 +216,14 @@ def benign(folder: Path) -> dict[str, bytes]:
         "plain.pkl.bz2": bz2.compress(plain),
         "plain.pkl.xz": lzma.compress(plain),
         "plain.joblib": zlib.compress(plain),
+        "arrays.joblib": _joblib(),
+        "arrays-zlib.joblib": _joblib(3),
+        "arrays.joblib.lzma": _joblib(("lzma", 3)),
+        "model.keras": keras_file(KERAS),
+        "model.h5": _h5(model_config=json.dumps(json.loads(KERAS)), keras_version="3.15.1"),
+        "model.weights.h5": _h5(),
+        "model.onnx": onnx_file(),
+        "model.gguf": _gguf(folder),
         "model.tar": _tar(_saved(model.state_dict())),
         "model.safetensors": save(model.state_dict()),
         "config.json": json.dumps({"model_type": "llama", "hidden_size": 8, "torch_dtype": "float32"}).encode(),

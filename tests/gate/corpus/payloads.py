@@ -9,6 +9,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import pickle
 import struct
 import tarfile
@@ -17,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import joblib
 import numpy as np
 import torch
 
@@ -93,6 +95,7 @@ def _containers() -> Iterator[Payload]:
         yield Payload(f"torch-legacy-{name}", legacy(inner), "torch")
         yield Payload(f"npy-{name}", npy(stream), "numpy")
         yield Payload(f"npz-{name}", _zip({"a.npy": npy(stream)}), "npz")
+    yield from _joblibs()
     stream = pickled(MKDIR)
     yield Payload("gzip", gzip.compress(stream), "gzip")
     yield Payload("bz2", bz2.compress(stream), "bz2")
@@ -107,6 +110,26 @@ def _containers() -> Iterator[Payload]:
     yield Payload("pickle-as-text.txt", pickled(MKDIR, 0).replace(b"X\x05\0\0\0fired", b"Vfired\n"), "pickle")
     yield Payload("pickle-as-json.json", b"(V{}\ncos\nmkdir\n(Vfired\ntR.", "pickle")
     yield Payload("pickle-as-image.png", stream, "pickle")
+
+
+class _Mkdir:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("fired",)
+
+
+def _joblibs() -> Iterator[Payload]:
+    """Inside of joblib's array of objects, and padding that joblib skips and an unpickler reads as instructions."""
+    yield Payload("joblib-objects", _joblib(np.array([_Mkdir(), None], dtype=object)), "joblib")
+    data = _joblib(np.arange(40, dtype=np.uint8))
+    at = data.find(b"\xff" * 2) - 1
+    padding = (b"0" + value(MKDIR) + b".").ljust(ord("N"), b"\xff")
+    yield Payload("joblib-padding", data[:at] + b"N" + padding + data[at + 1 + data[at] :], "pickle")
+
+
+def _joblib(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    joblib.dump(array, out)
+    return out.getvalue()
 
 
 def _forms() -> Iterator[Payload]:

@@ -1,7 +1,7 @@
 """Is each payload alive? `python -m tests.gate.corpus.prove FOLDER` prints the names of those that left their mark.
 
 One process loads the libraries once; each payload is loaded in a child of it, in a folder of its own, with little
-time. A mark is the file `fired`, or for the two that change only the process, that change.
+time, a dozen at once. A mark is the file `fired`, or for the two that change only the process, that change.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.gate.corpus.gadgets import PLANTED
-from tests.gate.corpus.payloads import payloads
+from tests.gate.corpus.payloads import Payload, payloads
 
+AT_ONCE = 12  # children that load at the same time
 STATE = """
 import os
 class State:
@@ -43,6 +44,7 @@ def _load(loader: str, path: str) -> None:
     import zlib
 
     import jinja2
+    import joblib
     import numpy as np
     import torch
 
@@ -86,6 +88,7 @@ def _load(loader: str, path: str) -> None:
 
     ways: dict[str, Callable[[], object]] = {
         "pickle": lambda: pickle.loads(data),
+        "joblib": lambda: joblib.load(path),
         "pickle-error": lambda: pickle.loads(data),
         "pickle-all": all_of_it,
         "pickle-extension": extension,
@@ -136,31 +139,43 @@ def _child(name: str, loader: str, path: str, folder: str) -> None:
 
 def fired(folder: Path) -> dict[str, str]:
     """Every payload's name, and "" if it left its mark, else why not."""
+    import joblib  # noqa: F401
     import numpy  # noqa: F401
     import torch  # noqa: F401
 
-    told = {}
-    for payload in payloads():
-        place = folder / payload.name
-        place.mkdir()
-        for name, text in {**PLANTED, "planted_state.py": STATE}.items():
-            (place / name).write_text(text)
-        (place / "payload").write_bytes(payload.data)
-        pid = os.fork()
-        if pid == 0:
-            _child(payload.name, payload.loader, str(place / "payload"), str(place))
-        _await(pid)
-        deadline = time.monotonic() + 2.0
-        while not list(place.glob("*fired*")) and time.monotonic() < deadline:
-            time.sleep(0.02)  # what was started may still be starting
-        alive = bool(list(place.glob("*fired*")))
-        why = place / "why"
-        told[payload.name] = "" if alive else why.read_text() if why.exists() else "no mark"
-        try:
-            os.killpg(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    told: dict[str, str] = {}
+    everything = list(payloads())
+    for begin in range(0, len(everything), AT_ONCE):
+        begun = [(p.name, folder / p.name, _begun(p, folder / p.name)) for p in everything[begin : begin + AT_ONCE]]
+        for name, place, pid in begun:
+            _await(pid)
+            told[name] = _mark(place)
+        for _, _, pid in begun:
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
     return told
+
+
+def _begun(payload: Payload, place: Path) -> int:
+    """The process that loads it."""
+    place.mkdir()
+    for name, text in {**PLANTED, "planted_state.py": STATE}.items():
+        (place / name).write_text(text)
+    (place / "payload").write_bytes(payload.data)
+    pid = os.fork()
+    if pid == 0:
+        _child(payload.name, payload.loader, str(place / "payload"), str(place))
+    return pid
+
+
+def _mark(place: Path) -> str:
+    deadline = time.monotonic() + 2.0
+    while not list(place.glob("*fired*")) and time.monotonic() < deadline:
+        time.sleep(0.02)  # what was started may still be starting
+    why = place / "why"
+    return "" if list(place.glob("*fired*")) else why.read_text() if why.exists() else "no mark"
 
 
 def _await(pid: int) -> None:

@@ -41,6 +41,9 @@ _FAILED = re.compile(r"Failed (\S+) for (?:invalid user )?(\S+) from (\S+) port 
 _CLOSED = re.compile(r"pam_unix\(([\w-]+):session\): session closed for user (\S+)")
 _SUDO = re.compile(r"\s*(\S+) : (?:.*? ; )?TTY=(\S+) ; PWD=(.*?) ; USER=(\S+)(?: ; .*?)? ; COMMAND=(.*)", re.DOTALL)
 _SSHD = ("sshd", "sshd-session")
+_FAULT = re.compile(
+    r"(?:mce: )?\[Hardware Error\]|NVRM: Xid|EDAC .*[CU]E|Uncorrected .*error|MCE.*error", re.IGNORECASE
+)
 
 
 def recognise_journal(head: bytes, name: str) -> bool:
@@ -109,6 +112,8 @@ def _said(
         return event(Act.LOGIN_FAILED, found[2], origin=found[3], note=found[1])
     if (found := _CLOSED.match(message)) and found[1] in _SSHD:
         return event(Act.LOGOUT, found[2])
+    if program == "kernel" and _FAULT.search(message):
+        return event(Act.OTHER, "", path="hardware", note=message[:200])
     if program == "sudo" and (found := _SUDO.match(message)):
         argv = tuple(found[5].split())
         return event(

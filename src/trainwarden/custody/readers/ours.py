@@ -137,7 +137,7 @@ def _by(writer: Writer | None, context: Context) -> dict[str, Any]:
     return {"account": account, "login": login if login != account else "", "processes": (process,)}
 
 
-LOG = Reader(kind=SourceKind.LOG, recognise=recognise_log, read=read_log, editors=("the log's key",))
+LOG = Reader(kind=SourceKind.LOG, recognise=recognise_log, read=read_log, editors=("root",))
 
 # --------------------------------------------------------------------------- statements
 

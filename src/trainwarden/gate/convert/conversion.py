@@ -106,6 +106,18 @@ def read_converted(tensors: dict[str, torch.Tensor], state: bytes) -> Any:
     return Decoder(tensors).state(told["state"])
 
 
+def read_edge(data: bytes) -> Conversion:
+    """What a `conversion.json` says: a claim, until the conversion is made again.
+
+    Raises:
+        CannotDecide: it is none.
+    """
+    try:
+        return msgspec.json.decode(data, type=Conversion)
+    except msgspec.DecodeError as e:
+        raise CannotDecide(f"{EDGE} does not tell of a conversion: {e}") from e
+
+
 def named(path: Path, name: str) -> NamedFile:
     """What a file is by its content, called `name`."""
     from blake3 import blake3

@@ -7,7 +7,7 @@ cluster whose 10⁹ records do not fit anywhere has one lane a job. Times are se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -70,6 +70,7 @@ class Job:
     unaudited: int = 0  # steps that no replay looked at
     saved: tuple[tuple[int, int, str], ...] = ()  # attempt, step and digest of each checkpoint file
     loaded: tuple[tuple[int, str], ...] = ()  # attempt and digest
+    offsets: dict[str, int] = field(default_factory=dict)  # of each run: the number of its first attempt in the job
 
 
 def rows_of(**columns: Sequence[float] | Column) -> Rows:

@@ -111,6 +111,14 @@ class JobAccount(msgspec.Struct, frozen=True, kw_only=True):
     ettr: float  # effective training time ratio: the share of held time that made progress
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint that serving was given under `name`; `tainted`: does it stand on an altered step, from 0 to 1."""
+
+    name: str
+    digest: str  # of its manifest
+    tainted: Range
+
+
 class Account(msgspec.Struct, frozen=True, kw_only=True):
     """What was lost and what is not known, over all jobs."""
 
@@ -133,6 +141,13 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     breaks: tuple[Breaks, ...]
     currency: str
     unknown: tuple[str, ...]
+    served: tuple[Served, ...] = ()  # by the gate's log
+
+    @property
+    def is_open(self) -> bool:
+        """May there be a loss of compute that the records do not tell?"""
+        lines = (Line.INTERRUPTION, Line.DISCARDED, Line.SLOWDOWN, Line.INVALIDATED)
+        return self.lost.high > 0 or any(a.unknown for a in self.amounts if a.line in lines)
 
 
 def percent_of(part: float, whole: float) -> float:

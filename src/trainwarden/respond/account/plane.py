@@ -95,10 +95,11 @@ def _laid(columns: dict[str, Column]) -> Parcels:
     floor = np.concatenate([[-np.inf], free[:-1]]) - apart
     c["began"] = np.maximum(c["began"], floor)
     c["ended"] = np.maximum(c["ended"], c["began"])
-    key = np.stack([c["lane"], c["attempt"]])
+    _, attempts = np.unique(c["attempt"], return_inverse=True)
+    key = lanes * (int(attempts.max()) + 1) + attempts
     steps = np.flatnonzero(c["kind"] == Kind.STEP)
     first: Column = np.zeros(len(at), bool)
-    first[steps[np.unique(key[:, steps], axis=1, return_index=True)[1]]] = True
+    first[steps[np.unique(key[steps], return_index=True)[1]]] = True
     return Parcels(**c, first=first)
 
 
@@ -134,9 +135,9 @@ def _discarded(job: Job, order: Sequence[int]) -> Column:
     """For each row the attempt whose end made it be done again, `NO_BREAK` where nothing did."""
     rows = job.rows
     after: Column = np.full(len(rows.step), NO_BREAK, np.int64)
-    place = np.searchsorted(np.asarray(order), rows.attempt)
-    by_attempt = np.argsort(place, kind="stable")
-    cuts = np.searchsorted(place[by_attempt], np.arange(len(order) + 1))
+    place: Column = np.asarray(np.searchsorted(np.asarray(order), rows.attempt))
+    by_attempt: Column = np.asarray(np.argsort(place, kind="stable"))
+    cuts: list[int] = np.asarray(np.searchsorted(place[by_attempt], np.arange(len(order) + 1))).tolist()
     groups: list[Column] = [by_attempt[cuts[i] : cuts[i + 1]] for i in range(len(order))]
     bases = [int(rows.step[g].min()) if len(g) else np.iinfo(np.int64).max for g in groups]
     lowest = list(accumulate(reversed(bases), min))[::-1]

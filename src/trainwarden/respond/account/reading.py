@@ -58,8 +58,9 @@ def read_jobs(store: Store, runs: Sequence[str], key: str, progress: Callable[[s
 
 def job_of(runs: Sequence[str], logs: Sequence[Sequence[Entry]], command: Sequence[str] = ()) -> Job:
     """One job from the logs of its runs, the first of which the others recover, in order."""
-    parts, base = [], 0
-    for i, entries in enumerate(logs):
+    parts, base, offsets = [], 0, dict[str, int]()
+    for i, (run, entries) in enumerate(zip(runs, logs, strict=True)):
+        offsets[run] = base
         part = _read(entries, base, last=i == len(logs) - 1)
         parts.append(part)
         base = max([base - 1, *part.ends]) + 1
@@ -75,6 +76,7 @@ def job_of(runs: Sequence[str], logs: Sequence[Sequence[Entry]], command: Sequen
         unaudited=sum(p.unaudited for p in parts),
         saved=tuple(s for p in parts for s in p.saved),
         loaded=tuple(s for p in parts for s in p.loaded),
+        offsets=offsets,
     )
 
 

@@ -16,6 +16,7 @@ Trust: as `plane`. A rank can claim no longer steps than its peers waited for.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,9 +114,9 @@ def by_peers(own: Series, peers: Sequence[Series], window: Window) -> Range | No
     """Step seconds before the window, times what `peers` became slower by since then."""
     if not math.isfinite(window.since) or not peers:
         return None
-    shared = [b for b in own.at.tolist() if all(b in set(p.at.tolist()) for p in peers)]
-    keep = np.isin(own.at, shared)
-    mine = own.over(keep)
+    inside = own.at[window.origin + own.at * window.block < window.until]
+    shared = functools.reduce(np.intersect1d, [p.at for p in peers], inside)
+    mine = own.over(np.isin(own.at, shared))
     theirs = np.mean([np.log(p.mean[np.isin(p.at, shared)]) for p in peers], axis=0)
     past, ratio = _is_past(mine, window), np.log(mine.mean) - theirs
     if past.sum() < _FEWEST or not (~past).any():

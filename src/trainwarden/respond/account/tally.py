@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
@@ -11,37 +12,75 @@ from trainwarden.respond.account.columns import Column, Job
 from trainwarden.respond.account.plane import NO_BREAK, Kind, Parcels
 
 
+class Place(IntEnum):
+    """Where a part of a parcel goes."""
+
+    PROGRESS = 0  # steps that were kept, and what else was done in order
+    INTERRUPTION = 1
+    DISCARDED = 2
+    SLOWDOWN = 3
+    INVALIDATED = 4
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Each parcel in two parts, which together are all of it; each part has one place."""
+
+    base: Column  # rank-seconds
+    base_place: Column
+    beyond: Column  # rank-seconds
+    beyond_place: Column
+    wait: Column  # the attempt whose end is the reason for an interruption
+
+
 @dataclass(frozen=True)
 class Tally:
     """Rank-seconds of one job; `interruption` and `discarded` by the attempt whose end caused them."""
 
     held: float
-    progress: float  # steps that were kept, and what else was done in order
+    progress: float
     interruption: Mapping[int, float]
     discarded: Mapping[int, float]
     slowdown: float
     invalidated: float
 
 
-def tally(p: Parcels, job: Job, level: float, usual: float) -> Tally:
-    """Put every rank-second of these parcels in one place.
+def divide(p: Parcels, job: Job, level: float, usual: float) -> Parts:
+    """Cut every parcel in two and put each part in one place.
 
     What a step holds above `level` seconds is slowdown; what an attempt's first step holds above `usual` is its start.
     """
     step, seconds = p.kind == Kind.STEP, p.seconds
     base = np.where(step, np.minimum(seconds, np.where(p.first, usual, level)), 0.0)
-    beyond = (seconds - base) * p.ranks  # of what is no step: all of it
-    base = base * p.ranks
     again = step & (p.after != NO_BREAK)
-    bad = step & ~again & (p.step >= _tainted_from(p, job))
+    bad = p.step >= _tainted_from(p, job)
     slow = step & ~p.first
     wait = np.where(step, _attempt_before(p), p.after)
-    interruption = _by_break(wait, np.where(slow, 0.0, beyond))
-    discarded = _by_break(p.after, np.where(again, base, 0.0))
-    slowdown, invalidated = float(beyond[slow].sum()), float(base[bad].sum())
-    held = float((seconds * p.ranks).sum())
-    lost = sum(interruption.values()) + sum(discarded.values()) + slowdown + invalidated
-    return Tally(held, held - lost, interruption, discarded, slowdown, invalidated)
+    return Parts(
+        base=base * p.ranks,
+        base_place=np.select([again, step & bad], [Place.DISCARDED, Place.INVALIDATED], Place.PROGRESS),
+        beyond=(seconds - base) * p.ranks,
+        beyond_place=np.select([slow, wait != NO_BREAK], [Place.SLOWDOWN, Place.INTERRUPTION], Place.PROGRESS),
+        wait=wait,
+    )
+
+
+def tally(p: Parcels, job: Job, level: float, usual: float) -> Tally:
+    """Sum up where every rank-second of these parcels goes, as `divide` has it."""
+    parts = divide(p, job, level, usual)
+
+    def of(place: Place) -> float:
+        found = parts.base[parts.base_place == place].sum() + parts.beyond[parts.beyond_place == place].sum()
+        return float(found)
+
+    return Tally(
+        held=float((p.seconds * p.ranks).sum()),
+        progress=of(Place.PROGRESS),
+        interruption=_by_break(parts.wait, np.where(parts.beyond_place == Place.INTERRUPTION, parts.beyond, 0.0)),
+        discarded=_by_break(p.after, np.where(parts.base_place == Place.DISCARDED, parts.base, 0.0)),
+        slowdown=of(Place.SLOWDOWN),
+        invalidated=of(Place.INVALIDATED),
+    )
 
 
 def usual_step(steps: Parcels) -> float:

@@ -15,6 +15,7 @@ from trainwarden.gate.scan.pickles.values import Many, Mapping, Value
 
 MOST_INSTRUCTIONS: Final = 1 << 24
 _STOP: Final = 0x2E
+_JOBLIB_OBJECTS: Final = "!objects"
 _LINE: Final = 4400  # CPython reads decimal numbers of up to 4,300 digits
 
 
@@ -178,6 +179,22 @@ def _memoized(m: Machine) -> None:
     m.memoize(len(m.memo))
 
 
+def _build(m: Machine) -> None:
+    m.build()
+    if not m.pickle_follows:
+        return
+    m.pickle_follows = False
+    if m.part.endswith(_JOBLIB_OBJECTS):
+        raise Broken("joblib's arrays inside of an array of objects, which joblib does not write")
+    inner = Machine(m.window, m.offset(), m.part + _JOBLIB_OBJECTS, m.spent)
+    follow(inner)
+    m.spent, m.named = inner.spent, True
+    m.objections += inner.objections
+    m.storages += inner.storages
+    m.nested += inner.nested
+    m.skip(inner.offset() - m.offset())
+
+
 def _text_id(m: Machine) -> None:
     raise Broken("a persistent id of text, at which every loader that we know stops")
 
@@ -246,7 +263,7 @@ _ACTS: Final[dict[int, Callable[[Machine], None]]] = {
     0x92: Machine.make_with_keywords,
     0x6F: Machine.make_from_mark,
     0x69: Machine.instance,
-    0x62: Machine.build,
+    0x62: _build,
     0x50: _text_id,
     0x51: lambda m: m.persistent_id(m.pop()),
     0x82: lambda m: m.extension(1),

@@ -32,6 +32,7 @@ from trainwarden.gate.scan.window import Window
 
 MOST_STACK: Final = 1 << 18
 MOST_MEMO: Final = 1 << 18
+_JOBLIB_ALIGNMENT: Final = 16
 SHORT: Final = 1024
 SHORT_BYTES: Final = 64  # longer ones stay in the file: they may be a pickle themselves
 
@@ -68,6 +69,7 @@ class Machine(Stream):
         self.marks: list[int] = []
         self.memo: dict[int, Value] = {}
         self.frame_end = -1
+        self.pickle_follows = False  # of joblib's array of objects, a stream of its own
         self._proto = 0
 
     def sized(self, width: int, *, text: bool) -> Value:
@@ -235,13 +237,19 @@ class Machine(Stream):
             self._array_follows(instance)
 
     def _array_follows(self, wrapper: Made) -> None:
-        """joblib writes an array's bytes into the stream, behind what describes it."""
-        size = wrapper.data
-        if not isinstance(size, int):
-            raise Broken("an array of objects inside of a joblib stream")
+        """joblib writes an array's bytes into the stream, behind what describes it; an array of objects as a pickle.
+
+        The bytes begin with a length of padding that is no instruction, so that a plain unpickler stops there: it reads
+        none of them as instructions.
+        """
         self.frame_end = -1
-        padding = self.take(1)[0]
-        self.skip((0 if padding == 255 else padding) + size)
+        if not isinstance(wrapper.data, int):
+            self.pickle_follows = True
+            return
+        padding = self.number(1)
+        if not 1 <= padding <= _JOBLIB_ALIGNMENT:
+            self.object_to(wrapper.name, "an array whose bytes an unpickler would read as instructions")
+        self.skip(padding + wrapper.data)
 
     def grow(self, items: list[Value], target: Value) -> None:
         if isinstance(target, Many):

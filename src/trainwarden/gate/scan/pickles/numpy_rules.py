@@ -115,6 +115,8 @@ def wrapper(instance: Made, state: Value) -> None:
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
         raise Objectionable("an array's shape is not made of sizes")
     letter, size = _of(state.items.get("dtype"))
+    if letter != "O" and state.items.get("numpy_array_alignment_bytes") != 16:
+        raise Objectionable("an array without joblib's alignment, whose bytes an unpickler would read as instructions")
     instance.data = None if letter == "O" else math.prod(n for n in shape if isinstance(n, int)) * size
 
 

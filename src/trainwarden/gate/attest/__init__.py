@@ -1,0 +1,1 @@
+"""What others can check of a clearance with their own tools: model signature, provenance, bill of materials."""
