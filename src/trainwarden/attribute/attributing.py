@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from trainwarden.attribute.clocks import estimate
 from trainwarden.attribute.facts import Facts, Login, Replayed
 from trainwarden.attribute.nouns import Attribution
@@ -14,8 +16,8 @@ from trainwarden.attribute.tables import Tables, named, open_tables
 from trainwarden.attribute.timeline import write_timeline
 from trainwarden.attribute.tracing import trace
 from trainwarden.attribute.weighing import conclude, hypotheses_of, weigh
-from trainwarden.casefile import read_entries
-from trainwarden.errors import StoreError
+from trainwarden.casefile import Broken, CaseFile, load_case
+from trainwarden.errors import LogTampered, StoreError
 from trainwarden.model import Artefact, CustodyEvent, Diverged, Entry, Explanation, Incident, ProcessStarted
 from trainwarden.store import Store
 
@@ -30,7 +32,8 @@ def attribute(store: Store, incident: Incident, timeline: Path | None = None) ->
         StoreError, StoreTampered, CustodyTampered: evidence is missing, or is not what was taken in.
         UsageError: the timeline cannot be written.
     """
-    entries = [entry for run in incident.runs if run in store.runs() for entry in read_entries(store.run(run))[0]]
+    whole, broken = _whole(store, incident.runs)
+    entries = [entry for case in whole for entry in case.entries]
     tables = open_tables(store, incident.custody)
     try:
         return attribution_of(
@@ -39,7 +42,7 @@ def attribute(store: Store, incident: Incident, timeline: Path | None = None) ->
             incident.artefacts,
             aliases=_aliases(store, incident.artefacts),
             jobs=frozenset(e.pid for e in entries if isinstance(e, ProcessStarted)),
-            replayed=replayed_of(entries),
+            replayed=msgspec.structs.replace(replayed_of(entries), broken=broken),
             timeline=timeline,
         )
     finally:
@@ -93,6 +96,21 @@ def attribution_of(
         pieces=pieces,
         conclusion=conclude(facts, pieces, standings),
     )
+
+
+def _whole(store: Store, runs: Sequence[str]) -> tuple[list[CaseFile], tuple[str, ...]]:
+    """The runs whose logs verify, and the others."""
+    whole, broken, known = list[CaseFile](), list[str](), set(store.runs())
+    for run in runs:
+        try:
+            case = load_case(store, run, look_at_files=False) if run in known else None
+        except LogTampered:
+            case = None
+        if case is None or isinstance(case.state, Broken):
+            broken.append(run)
+        else:
+            whole.append(case)
+    return whole, tuple(broken)
 
 
 def replayed_of(entries: Iterable[Entry]) -> Replayed:

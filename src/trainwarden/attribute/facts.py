@@ -20,6 +20,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     explained: int = 0  # explanations with a cause, reproduced bit for bit
     unexplained: int = 0
     by_file: tuple[str, ...] = ()  # tampered files that reproduce a divergence
+    broken: tuple[str, ...] = ()  # runs whose log does not verify, or is not here: nothing is taken from it
 
 
 class Login(msgspec.Struct, frozen=True):

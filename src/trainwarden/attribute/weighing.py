@@ -217,6 +217,8 @@ def _unknown(facts: Facts) -> list[str]:
         unknown.append(
             f"where {dark} of {len(cells)} pairs of account and deed were: no record of sessions covers them"
         )
+    for run in facts.replayed.broken:
+        unknown.append(f"what the log of run {run} says: it does not verify, or is not here")
     unread = sum(e.unread for e in facts.evidence.values())
     if unread:
         unknown.append(f"what {unread} lines say that could not be read")
