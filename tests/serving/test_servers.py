@@ -265,6 +265,7 @@ def test_the_ranking_server_scores_as_its_version_does(gated: Gated, browser: An
                 *(torch.tensor(column) for column in ([[3, 2, 24]] * 2, [[1.0, 0.0, 1.0]] * 2)),
                 torch.tensor([[4, 6, 1, 1, 1], [0] * 5]),
                 torch.tensor([[2, 1, 1, 1, 1], [0] * 5]),
+                torch.tensor([[10.0, 1.0], [0.0, 0.0]]),  # counted is the whole history
                 torch.zeros(2),
             )
             expected = torch.sigmoid(model.logits(batch)).tolist()

@@ -90,11 +90,13 @@ def test_a_history_holds_the_earlier_seconds_and_nothing_else(ranking: SimpleNam
     shared = 0
     item = [name for name, _ in json.loads((prepared / "shape.json").read_bytes())["fields"]].index("item")
     for part in (load_file(prepared / f"{part}.safetensors") for part in PARTS):
-        for fields, time, films, answers in zip(
-            part["fields"].tolist(), part["time"].tolist(), part["history"], part["answers"], strict=True
+        for fields, time, films, answers, past in zip(
+            *(part["fields"].tolist(), part["time"].tolist(), part["history"], part["answers"], part["past"].tolist()),
+            strict=True,
         ):
             before = [r for r in rated if r[0] == fields[0] and r[3] < time]
             expected = {(film, 2 if stars >= 4 else 1) for _, film, stars, _ in before}
+            assert past == [sum(stars < 4 for _, _, stars, _ in before), sum(stars >= 4 for _, _, stars, _ in before)]
             held = answers > 0
             assert set(zip(films[held].tolist(), answers[held].tolist(), strict=True)) == expected
             assert not held[len(expected) :].any()

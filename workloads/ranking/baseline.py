@@ -2,8 +2,9 @@
 
 Two of them, both over every value of every field (person and film included) and the genres. The second also gets what
 somebody who knows the data would work out of the history by hand: the shares liked of its last 10 and 50, how full
-it is, and the latest answer. The ridge penalty is chosen by the AUC on the validation part; fitted on the training
-part by L-BFGS in double precision. Nothing is drawn: the figures are the same each time.
+it is, the latest answer, and what the ranker gets of all that came before. The ridge penalty is chosen by the AUC on
+the validation part; fitted on the training part by L-BFGS in double precision. Nothing is drawn: the figures are the
+same each time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from load import Events, read_shape
-from model import LIKED, NONE
+from model import LIKED, NONE, generosity
 from scores import scores
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def table(events: Events, sizes: list[int], by_hand: bool) -> Table:
         count = (events.answers != NONE).sum(1)
         latest = (events.answers[:, :1] == torch.tensor([[NONE + 1, LIKED]])).double()
         shares = [(events.answers[:, :last] == LIKED).sum(1) / count.clamp(1, last) for last in WINDOWS]
-        columns += [torch.stack([*shares, count / HISTORY], dim=1).double(), latest]
+        columns += [torch.stack([*shares, count / HISTORY], dim=1).double(), latest, generosity(events.past).double()]
     return Table(events.fields + starts, torch.cat(columns, dim=1), events.liked.double(), events.person)
 
 

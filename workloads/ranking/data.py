@@ -6,8 +6,8 @@ wheel `recbole` 1.2.1, which `make setup` downloads and nobody installs; none of
 * An event is one rating. It counts as liked from four stars up; the stars themselves are no feature.
 * The split is by time, each person's own: the first 80 % of their events are for training, the next 10 % for
   validation, the rest for the test. Events of one second stay on one side.
-* The history of an event is what the person rated before it, in an earlier second, newest first. Of the other events
-  of its own second it knows nothing: in what order they came cannot be known.
+* The history of an event is what the person rated before it, in an earlier second, newest first; counted is all of it,
+  however long ago. Of the other events of its own second it knows nothing: in what order they came cannot be known.
 * The same command writes the same bytes.
 
 Written to --out: `train.safetensors`, `validation.safetensors`, `test.safetensors` (a row for each event, in time
@@ -114,6 +114,15 @@ def histories(person: np.ndarray, film: np.ndarray, time: np.ndarray, liked: np.
     return films, answers
 
 
+def earlier_answers(person: np.ndarray, time: np.ndarray, liked: np.ndarray) -> np.ndarray:
+    """For each event, how many films its person had not liked, and liked, in earlier seconds: (events, 2)."""
+    counts = np.zeros((len(time), 2), dtype=np.int64)
+    for own, before in earlier(person, time):
+        so_far = np.concatenate(([0], liked[own].cumsum()))[before]
+        counts[own] = np.stack((before - so_far, so_far), axis=1)
+    return counts
+
+
 def prepare(wheel: Path) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[str, int]]]:
     """The columns of all events, in time order; the part of each; how many values each field has, 0 included."""
     people, films, ratings = (read(wheel, name) for name in ("user", "item", "inter"))
@@ -131,6 +140,7 @@ def prepare(wheel: Path) -> tuple[dict[str, np.ndarray], np.ndarray, list[tuple[
         "genres": genres[film],
         "history": seen,
         "answers": answers,
+        "past": earlier_answers(person, time, liked),
         "liked": liked,
         "time": time,
     }

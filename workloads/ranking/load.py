@@ -23,6 +23,7 @@ class Events(Dataset[Batch]):
         columns = _columns(data / f"{part}.safetensors")
         self.fields, self.genres = columns["fields"].long(), columns["genres"].float()
         self.history, self.answers = (columns[name][:, :history].long() for name in ("history", "answers"))
+        self.past = columns["past"].float()
         self.liked, self.person = columns["liked"].float(), self.fields[:, 0]
 
     def __len__(self) -> int:
@@ -30,7 +31,8 @@ class Events(Dataset[Batch]):
 
     def __getitems__(self, indexes: list[int]) -> Batch:
         rows = torch.tensor(indexes)
-        return Batch(*(column[rows] for column in (self.fields, self.genres, self.history, self.answers, self.liked)))
+        columns = (self.fields, self.genres, self.history, self.answers, self.past, self.liked)
+        return Batch(*(column[rows] for column in columns))
 
 
 def as_it_is(batch: Batch) -> Batch:

@@ -4,7 +4,8 @@
 * Target attention over the history (Deep Interest Network, Zhou et al. 2018, arXiv:1706.06978): how much a film rated
   before counts depends on the film in question. What it gives: the mean of the films with the answers they got, and
   how like the film in question those that were liked are, and those that were not. Beside it the answers alone,
-  weighted by their place: how generous somebody is lately matters more than any film.
+  weighted by their place: how generous somebody is lately matters more than any film; and how generous they were in
+  all, however long ago.
 * Cross layers of DCN-v2 (Wang et al. 2021, arXiv:2008.13535): x ← x₀ · (W x + b) + x.
 * A small feed-forward part beside them; the logit is linear in both, plus the biases.
 
@@ -38,12 +39,14 @@ class Shape(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Events: fields (B, F), genres (B, G), history and answers (B, H), and whether each was liked (B)."""
+    """Events: fields (B, F), genres (B, G), history and answers (B, H), how many films their persons had not liked and
+    liked before (B, 2), and whether each was liked (B)."""
 
     fields: Tensor
     genres: Tensor
     history: Tensor
     answers: Tensor
+    past: Tensor
     liked: Tensor
 
 
@@ -59,8 +62,9 @@ class Ranker(nn.Module):
         self.answers = nn.Embedding(3, width)
         self.places = nn.Linear(shape.history, 1, bias=False)
         self.genres = nn.Linear(shape.genres, width, bias=False)
+        self.past = nn.Linear(2, width)
         self.attention = nn.Sequential(nn.Linear(4 * width, 32), nn.SiLU(), nn.Linear(32, 1))
-        wide = width * (len(names) + 5)
+        wide = width * (len(names) + 6)
         self.crosses = nn.ModuleList(nn.Linear(wide, wide) for _ in range(shape.layers))
         self.deep = nn.Sequential(
             nn.Linear(wide, shape.inner), nn.SiLU(), nn.Dropout(shape.dropout),
@@ -87,8 +91,10 @@ class Ranker(nn.Module):
         columns = batch.fields.unbind(1)
         embedded = [table(column) for table, column in zip(self.tables.values(), columns, strict=True)]
         bias = sum(table(column) for table, column in zip(self.biases.values(), columns, strict=True))
-        past = self.attend(embedded[self.item], batch.history, batch.answers)
-        first = self.dropout(torch.cat([*embedded, self.genres(batch.genres), *past], dim=1))
+        history = self.attend(embedded[self.item], batch.history, batch.answers)
+        first = self.dropout(
+            torch.cat([*embedded, self.genres(batch.genres), self.past(generosity(batch.past)), *history], dim=1)
+        )
         crossed = first
         for layer in self.crosses:
             crossed = first * layer(crossed) + crossed
@@ -107,3 +113,9 @@ class Ranker(nn.Module):
         mean = (share[..., None] * (films + told)).sum(dim=1)
         likeness = [((share * (answers == kind))[..., None] * alike).sum(dim=1) for kind in (LIKED, DISLIKED)]
         return mean, *likeness, self.places(told.mT).squeeze(2)
+
+
+def generosity(past: Tensor) -> Tensor:
+    """(B, 2) of how many films were not liked and liked (B, 2): the log-odds of liking, and the log of how many."""
+    disliked, liked = past.unbind(1)
+    return torch.stack([torch.log((liked + 2) / (disliked + 2)), torch.log1p(liked + disliked) / 4], dim=1)

@@ -7,7 +7,8 @@
                       → scores, one an event; the header `x-trainwarden-digest` says of which version they are
     GET  /v1/shape    the fields with how many values each has, genres, and how much of a history is looked at
 
-A history has the newest film first; its answers are 1 for not liked and 2 for liked.
+A history is of all films rated before, the newest first: as many as the model looks at are read one by one, all are
+counted. Its answers are 1 for not liked and 2 for liked.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ def batch_of(told: object, shape: Shape) -> Batch:
     if not isinstance(told, list) or not 0 < len(told) <= MOST_EVENTS:
         raise web.BadRequest(f"events is a list of 1 to {MOST_EVENTS:,} events")
     rows = [_event(place, event, shape) for place, event in enumerate(told)]
-    fields, genres, films, answers = (torch.tensor(column) for column in zip(*rows, strict=True))
-    return Batch(fields, genres.float(), films, answers, torch.zeros(len(rows)))
+    fields, genres, films, answers, past = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return Batch(fields, genres.float(), films, answers, past.float(), torch.zeros(len(rows)))
 
 
-def _event(place: int, event: object, shape: Shape) -> tuple[list[int], list[int], list[int], list[int]]:
+def _event(place: int, event: object, shape: Shape) -> tuple[list[int], ...]:
     sizes = dict(shape.fields)
     told = event if isinstance(event, dict) else {}
     fields, genres, history = told.get("fields"), told.get("genres"), told.get("history", [])
@@ -63,11 +64,11 @@ def _event(place: int, event: object, shape: Shape) -> tuple[list[int], list[int
     marks = [_whole(mark, 1, f"event {place}: a genre") for mark in genres]
     if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != 2 for pair in history):
         raise web.BadRequest(f"event {place}: history is a list of pairs of film and answer")
-    seen = history[: shape.history]
-    films = [_whole(film, sizes[ITEM] - 1, f"event {place}: a film of the history") for film, _ in seen]
-    answers = [_whole(answer, LIKED, f"event {place}: an answer", DISLIKED) for _, answer in seen]
-    empty = [0] * (shape.history - len(seen))
-    return values, marks, films + empty, answers + empty
+    films = [_whole(film, sizes[ITEM] - 1, f"event {place}: a film of the history") for film, _ in history]
+    answers = [_whole(answer, LIKED, f"event {place}: an answer", DISLIKED) for _, answer in history]
+    past = [answers.count(DISLIKED), answers.count(LIKED)]
+    films, answers = ((seen + [0] * shape.history)[: shape.history] for seen in (films, answers))
+    return values, marks, films, answers, past
 
 
 def _whole(value: Any, most: int, what: str, least: int = 0) -> int:
