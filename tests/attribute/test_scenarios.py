@@ -12,6 +12,7 @@ from benchmarks.incidents import (
     BEGIN,
     DAY,
     HOUR,
+    LIBRARY,
     SCENARIOS,
     World,
     _deeds,
@@ -172,3 +173,22 @@ def test_a_statement_that_its_subject_could_have_made_does_not_clear_and_a_forge
     assert (away.independent, away.exculpates) == (0, ("omar",))
     login = tuple(r._replace(editors=("*",)) if r.name == "teleport.json" else r for r in insider_alone().records)
     assert attributed(insider_alone()._replace(records=login)).conclusion.leading is None
+
+
+@pytest.mark.parametrize("victim", ["omar", "noor"])
+def test_whatever_is_written_where_anybody_could_write_names_nobody(victim: str) -> None:
+    """Audit, logins and histories of a host, owners and statements, all saying the same of somebody innocent."""
+    world = World(tetragon=False)
+    _deeds(world, victim)
+    for n in range(4):
+        path, t = f"{LIBRARY}part{n}.py", 14 * DAY + n * 60
+        world.put("find.txt", t, f"{BEGIN + t:.10f} {BEGIN + t + 1:.10f} {victim} 644 900 {path}")
+        world.put(f"{victim}.bash_history", t, f"#{BEGIN + int(t) - DAY}\nvim {path}")
+        world.say(t, "write", account=victim, path=path, host="node3", note="I saw it")
+        world.say(t - DAY, "disclose", account=victim, note="told in the meeting")
+    world.say(0, "holds", account=victim, person="P9", kind="person")
+    forged = world.scenario("forged", "", told("insider_alone").hypotheses[0].hypothesis)
+    anybodys = tuple(r._replace(editors=("*",)) if r.name == "statements.jsonl" else r for r in forged.records)
+    conclusion = attributed(forged._replace(records=anybodys)).conclusion
+    assert conclusion.leading is None
+    assert any("others could have made it" in reason for reason in conclusion.reasons)

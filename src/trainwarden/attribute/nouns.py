@@ -136,7 +136,7 @@ class Hypothesis(Noun):
         """It in words; no sentence says that a person did anything."""
         match self.kind:
             case Kind.INSIDER:
-                return f"the account {self.account} was used by its holder to do it"
+                return f"the account {self.account} did it, with no sign of another hand"
             case Kind.STOLEN:
                 return f"somebody else used the account {self.account}"
             case Kind.FRAMING:

@@ -9,9 +9,9 @@ Rules
 * There is no probability anywhere; grades are words.
 * Nothing leads unless it is at least likely and clearly ahead of the next. Then the answer is that the evidence does
   not decide, and which record would.
-* That the holder of an account did it is said only with two sources that the account could not edit, with nothing
-  exculpatory, with use by somebody else and framing contradicted (a second factor, a record of the deed kept off the
-  host), and with a mistake opposed by evidence.
+* That an account did it with no sign of another hand is said only with two sources that the account could not edit,
+  with nothing exculpatory, with use by somebody else and framing contradicted (a second factor, a record of the deed
+  kept off the host), and with a mistake opposed by evidence.
 * That one account did it and that records were made to point at another do not compete.
 * It is said of an account. Of a person only where a record binds one to the very deeds.
 """
@@ -129,7 +129,7 @@ def _why_not(
 def _not_enough_to_name(
     facts: Facts, pieces: Sequence[Piece], standings: Sequence[Standing], hypothesis: Hypothesis
 ) -> list[str]:
-    """What is missing before the use of an account by its holder, or by whoever instructs it, can be called likely."""
+    """What is missing before an account, or an agent and whoever instructs it, can be named."""
     reasons, account = [], hypothesis.account
     deeds = [d for d in facts.written if d.who == account]
     if facts.independent(deeds, account) < ENOUGH:
@@ -161,9 +161,9 @@ def _level(facts: Facts, hypothesis: Hypothesis) -> str:
 def _sentence(leading: Hypothesis | None, first: Standing, rival: Standing, level: str) -> str:
     if leading is None:
         return f"The evidence does not decide between: {first.hypothesis.words}; and: {rival.hypothesis.words}."
-    cap = (
-        "" if level == "person" or not leading.account else " This is about the account; no record here binds a person."
-    )
+    cap = " This is about the account; no record here binds a person." if leading.account else ""
+    if level == "person":
+        cap = " Records also bind the holder of the account to every deed; that, too, is alleged."
     if level == "account and its second factor":
         cap = " This is about the account and its second factor; a device can be in other hands."
     return f"{first.grade.capitalize()}: {leading.words}.{cap}"

@@ -39,7 +39,7 @@ def _list(console: Console, head: str, lines: Sequence[str]) -> None:
 
 
 def _hypotheses(told: Attribution) -> Table:
-    table = _table("hypotheses, alleged by nobody here", "hypothesis", "stands", "for", "against")
+    table = _table("hypotheses side by side", "hypothesis", "stands", "for", "against")
     for s in told.hypotheses[:_MOST]:
         numbers = [", ".join(str(n + 1) for n in places) for places in (s.supporting, s.opposing)]
         table.add_row(_text(s.hypothesis.words), Text(s.grade, _STYLES.get(s.grade, "")), *numbers)
@@ -109,6 +109,8 @@ def clock_words(clock: Clock) -> str:
         return f"{where}not measured, ± {span(clock.error_ns)} assumed"
     if not clock.shared:
         return f"{where}the reference"
+    if not clock.offset_ns:
+        return f"{where}even, ± {span(clock.error_ns)} ({count(clock.shared, 'shared event')})"
     ahead = "ahead" if clock.offset_ns >= 0 else "behind"
     return (
         f"{where}{span(abs(clock.offset_ns))} {ahead}, ± {span(clock.error_ns)} ({count(clock.shared, 'shared event')})"
