@@ -35,7 +35,7 @@ def subline(account: Account) -> str:
     """What that is of what was held, and what it costs."""
     share = percent_of(account.lost.mid, account.held)
     of = (
-        f"{share:.2g} % of {amount(account.held)} GPU-hours held" if share else f"{amount(account.held)} GPU-hours held"
+        f"{amount(share)} % of {amount(account.held)} GPU-hours held" if share else f"{amount(account.held)} GPU-hours held"
     )
     return (
         f"{of} by {count(len(account.jobs), 'job')} on {account.gpus:,.0f} GPUs. Cost: {_money(account.cost, account)}."
@@ -115,7 +115,7 @@ def _context(account: Account, claims: Sequence[Held]) -> dict[str, object]:
         "facts": _facts(account),
         "held": [held_bar(account, width) for width in (WIDE, NARROW)],
         "parts": [
-            {"kind": k, "name": n, "value": f"{amount(h)} GPU-hours ({percent_of(h, account.held):.3g} %)"}
+            {"kind": k, "name": n, "value": f"{amount(h)} GPU-hours ({amount(percent_of(h, account.held))} %)"}
             for k, n, h in parts
         ],
         "falls": [waterfall(account, width) for width in (WIDE, NARROW)],
