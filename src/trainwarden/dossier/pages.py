@@ -20,6 +20,7 @@ from trainwarden.report.html import environment, stylesheet
 PAGE = "dossier.html"
 REGISTER = "register.json"
 PRINTED = "dossier.pdf"
+_LONG = 24  # characters without a space that do not fit a narrow column
 _FOLDERS = ("exports/", "notices/")
 
 
@@ -48,6 +49,7 @@ def _page(view: View) -> str:
     incident, conclusion = view.one("incident"), view.one("conclusion")
     template = environment()
     template.tests["hidden"] = lambda cell: isinstance(cell, Hidden)
+    template.tests["unbroken"] = lambda cell: isinstance(cell, str) and any(len(w) > _LONG for w in cell.split())
     proven = sum(item.proof is not None for item in view.of("entry"))
     return template.get_template("dossier.html").render(
         style=Markup(stylesheet()),

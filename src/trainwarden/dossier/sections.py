@@ -11,7 +11,19 @@ from trainwarden.dossier.notices import ROUTES
 from trainwarden.dossier.nouns import Audience, Shown
 from trainwarden.dossier.plots import falls, timeline
 from trainwarden.dossier.techniques import technique_name
-from trainwarden.dossier.view import Cell, Hidden, Row, Section, Table, View, as_list, as_map, joined, words_of
+from trainwarden.dossier.view import (
+    Cell,
+    Hidden,
+    Row,
+    Section,
+    Table,
+    View,
+    as_list,
+    as_map,
+    joined,
+    lines_of,
+    words_of,
+)
 from trainwarden.report.incident import span
 from trainwarden.report.words import count, short, when
 
@@ -130,7 +142,7 @@ def _scope(view: View) -> Section:
                 "Not compared by replays",
                 ("run", "stage", "why"),
                 tuple(unseen),
-                "Everything that was recorded was compared.",
+                "No replay tells of a stage that it did not compare.",
             ),
             Table(
                 "Left out",
@@ -637,7 +649,7 @@ def _statements(view: View) -> Section:
         "In their own words, as handed in.",
         told=tuple(missing),
         tables=(Table("As taken in", ("role", "file", "digest (BLAKE3)", "bytes"), tuple(rows), "None."),),
-        quotes=tuple((view.cell(s, "role"), view.cell(s, "text")) for s in said),
+        quotes=tuple((view.cell(s, "role"), lines_of(view.cell(s, "text"))) for s in said),
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from trainwarden.dossier.nouns import Manifest, Member, Shown
-from trainwarden.errors import DossierTampered
+from trainwarden.errors import DossierTampered, SignatureInvalid
 from trainwarden.keys import SigningKey, verify_signature
 from trainwarden.model import UNREADABLE, Signature, canonical
 
@@ -52,7 +52,10 @@ def read_manifest(files: Mapping[str, bytes], key: str = "") -> Manifest:
         raise DossierTampered(f"{MANIFEST} or {SIGNATURE} is malformed: {e}", hint=_HINT) from e
     if canonical(signature) + b"\n" != sig or signature.signature != signature.signature.lower():
         raise DossierTampered(f"{SIGNATURE} is not in the one form that it has", hint=_HINT)
-    verify_signature(signature, _DOMAIN + data, key or manifest.key)
+    try:
+        verify_signature(signature, _DOMAIN + data, key or manifest.key)
+    except SignatureInvalid as e:
+        raise SignatureInvalid(f"{MANIFEST} is not what was signed: {e}", hint=e.hint) from e
     if canonical(manifest) != data:
         raise DossierTampered(f"{MANIFEST} is not in the one form that it has", hint=_HINT)
     return manifest

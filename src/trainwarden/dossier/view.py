@@ -8,6 +8,8 @@ from typing import NamedTuple, TypeAlias
 from trainwarden.dossier.nouns import Manifest, Shown
 from trainwarden.report.words import when
 
+_LINE = 1500  # characters
+
 
 class Hidden(NamedTuple):
     """A field that this edition does not show; its commitment does not change when another edition shows it."""
@@ -44,7 +46,7 @@ class Section(NamedTuple):
     told: tuple[Row, ...] = ()  # sentences with their evidence
     drawings: tuple[tuple[str, str], ...] = ()
     tables: tuple[Table, ...] = ()
-    quotes: tuple[tuple[Cell, Cell], ...] = ()  # who, and what they say
+    quotes: tuple[tuple[Cell, tuple[Cell, ...]], ...] = ()  # who, and what they say, line by line
 
 
 class View:
@@ -130,6 +132,15 @@ def words_of(value: object) -> str:
             return ", ".join(f"{k} {words_of(v)}" for k, v in value.items())
         case _:
             return str(value)
+
+
+def lines_of(cell: Cell) -> tuple[Cell, ...]:
+    """A long text in lines that a page shows whole."""
+    if isinstance(cell, Hidden):
+        return (cell,)
+    return tuple(
+        line[at : at + _LINE] for line in cell.splitlines() if line.strip() for at in range(0, len(line), _LINE)
+    )
 
 
 def as_list(value: object) -> list[str]:
