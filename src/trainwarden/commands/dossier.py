@@ -23,16 +23,19 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser = add_verb(
         subparsers,
         "dossier",
-        "Make a dossier of an incident that outsiders can check; what an audience may not see is hidden, proofs stay valid.",
+        "Make a dossier of an incident that outsiders can check; what an audience may not see is "
+        "hidden, proofs stay valid.",
         run=run,
         examples=(
             "trainwarden dossier i1 -o dossier",
             "trainwarden dossier i1 -o for-public --audience public --hide 'Project Heron'",
-            "trainwarden dossier last -o dossier --statement answer.txt --rebuttal reply.txt --claims claims.toml --as ada",
+            "trainwarden dossier last -o dossier --statement answer.txt --rebuttal reply.txt "
+            "--claims claims.toml --as ada",
             "trainwarden verify dossier.zip --key HEX",
         ),
         exit_codes=(
-            "exit codes:\n  0  it was made\n  1  the log of custody or a run's was altered, or evidence is not what was taken in\n"
+            "exit codes:\n  0  it was made\n  1  the log of custody or a run's was altered, or "
+            "evidence is not what was taken in\n"
             "  3  the call or its input is wrong"
         ),
     )

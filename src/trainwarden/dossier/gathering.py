@@ -3,7 +3,7 @@
 Rules
 -----
 * Every item that is a conclusion names in `evidence` the items that it stands on, down to entries of logs.
-* Entries of logs that say what happened are taken; step records are not: the head commits to them, and the kit has them.
+* Entries of logs that say what happened are taken; step records are not: the head commits to them, the kit has them.
 * What could not be read or was left out for its length is an item `gap`, never silence.
 """
 

@@ -2,8 +2,8 @@
 
 Rules
 -----
-* All editions of one state of the store have one register and one root. The salts' secret lies in the store, readable by
-  its owner alone; who has it can tell what is hidden.
+* All editions of one state of the store have one register and one root. The secret of the salts lies in the store,
+  readable by its owner alone; who has it can tell what is hidden.
 * The root is an entry of the log of custody before an edition is written, signed by whoever makes it.
 * The same store gives the same bytes: the date is that of the entry.
 * An edition in which a name that it hides still stands is not written.
@@ -87,7 +87,7 @@ def _proven(book: LogBook, item: Shown) -> Shown:
 
 def _committed(gathered: Gathered, hide: Sequence[str], secret: bytes) -> list[tuple[Item, dict[str, Disclosure]]]:
     names = _with_words(gathered.names, hide)
-    masks = {a: Mask(names, a, secret) for a in Audience if a is not Audience.ORGANISATION}
+    masks: dict[Audience, Mask] = {a: Mask(names, a, secret) for a in Audience if a is not Audience.ORGANISATION}
     found = []
     for item in gathered.register.items:
         fields = {n: plain(v) for n, v in item.fields.items()}

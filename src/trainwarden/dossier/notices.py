@@ -79,7 +79,8 @@ def _established(view: View) -> list[str]:
 
 def _indicators(view: View) -> list[str]:
     return [
-        f"{view.text(a, 'technique') or 'no technique id'}: {view.text(a, 'what')}, BLAKE3 {view.text(a, 'digest')} ({a.id})"
+        f"{view.text(a, 'technique') or 'no technique id'}: {view.text(a, 'what')}, BLAKE3 "
+        f"{view.text(a, 'digest')} ({a.id})"
         for a in view.of("artefact")
         if view.value(a, "digest")
     ]

@@ -1,4 +1,4 @@
-"""What a dossier is made of: items with committed fields, proofs that they are in a log, members, and a signed manifest.
+"""What a dossier is made of: items with committed fields, proofs that they are in a log, members, a signed manifest.
 
 An *item* is one thing that a dossier says: an entry of a log, a line of a record, an act, a figure. Its fields are
 committed to one by one. An *edition* is what one audience gets: the same items under the same root, with other fields

@@ -1,4 +1,4 @@
-"""What follows from an edition's register alone: the page, the drafts, the exports. Pure, so that `verify` makes it again.
+"""What follows from an edition's register alone: the page, the drafts, the exports. Pure: `verify` makes it again.
 
 Whoever checks a dossier with the version that made it finds a page that says other than the register does.
 """

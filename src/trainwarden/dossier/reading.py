@@ -26,7 +26,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its path in it; what is no plain file is taken as an empty one, which no manifest names.
+    """Every file of a folder by its path in it; what is no plain file counts as an empty one.
 
     Raises:
         UsageError: something cannot be read, or there is more than a dossier can have.

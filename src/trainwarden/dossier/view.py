@@ -1,4 +1,4 @@
-"""An edition as its pages read it: fields by name in the form that the audience has, or the mark that they are hidden."""
+"""An edition as its pages read it: fields by name as the audience has them, or the mark that they are hidden."""
 
 from __future__ import annotations
 

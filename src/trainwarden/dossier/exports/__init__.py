@@ -1,4 +1,4 @@
-"""An edition in the forms of others, one form a file; each is made of what the edition shows, and nothing is fetched."""
+"""An edition in the forms of others, a form a file, each made of what the edition shows; nothing is fetched."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Rules
 -----
-* Accounts are `user-account` observables: no `threat-actor`, no `identity` of a person, and no `attributed-to`. The only
-  identity is that of the class of system that made this.
+* Accounts are `user-account` observables: no `threat-actor`, no `identity` of a person, and no `attributed-to`. The
+  only identity is that of the class of system that made this.
 * Ids of what is observed follow from its id-contributing properties (2.9), all others from the register.
 
 Source: OASIS STIX 2.1, sections 2.9, 3, 4.6 (incident), 6 (observables), 7.3 (extensions).
