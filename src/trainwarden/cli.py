@@ -48,6 +48,7 @@ VERBS: tuple[str, ...] = (
     "report",
     "damage",
     "claims",
+    "dossier",
     "log",
     "redteam",
     "demo",

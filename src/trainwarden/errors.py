@@ -111,6 +111,12 @@ class CustodyTampered(TrainWardenError):
     exit_code = 1
 
 
+class DossierTampered(TrainWardenError):
+    """A dossier is not what its maker signed, or contradicts itself."""
+
+    exit_code = 1
+
+
 class NotApproved(TrainWardenError):
     """A seal lacks the approvals that its policy, or the store's, demands."""
 

@@ -44,8 +44,8 @@ from trainwarden.errors import StoreError, StoreTampered, UsageError
 STORE_ENV = "TRAINWARDEN_STORE"
 FOLDER = ".trainwarden"
 _KNOWN = {"objects", "cache", "rooms", "runs", "seals"}
-# Made with the first actor, evidence, freeze, and statement or decision of a gate.
-_ADDED = {"actors", "actors.toml", "custody", "frozen", "gate"}
+# Made with the first actor, evidence, dossier, freeze, and statement or decision of a gate.
+_ADDED = {"actors", "actors.toml", "custody", "dossiers", "frozen", "gate"}
 _STAGING = "staging"  # under objects/; every other name there has two characters
 _CHUNK = 4 * 1024 * 1024
 _DIGEST = re.compile(r"[0-9a-f]{64}")

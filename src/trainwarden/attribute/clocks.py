@@ -98,8 +98,9 @@ def _reached(tables: Tables, every: list[tuple[int, str]], edges: dict[tuple[int
     ids = [evidence.id for evidence in tables.evidence]
     found: dict[tuple[int, str], Clock] = {}
     if edges:
-        first = max(
-            edges, key=lambda c: (kinds[c[0]] is SourceKind.LOG, len(edges[c]), sum(e.shared for e in edges[c]))
+        first = min(  # of equals the first, so that the same evidence always gives the same words
+            edges,
+            key=lambda c: (kinds[c[0]] is not SourceKind.LOG, -len(edges[c]), -sum(e.shared for e in edges[c]), c),
         )
         waiting = [(0, first, 0, 0, "")]
         while waiting:

@@ -34,6 +34,7 @@ from trainwarden.model import (
     Artefact,
     CustodyBegun,
     CustodyEntry,
+    DossierMade,
     Evidence,
     EvidenceTaken,
     Incident,
@@ -42,7 +43,9 @@ from trainwarden.model import (
     IncidentOpened,
     IncidentStatus,
     Reference,
+    Said,
     Signature,
+    StatementTaken,
     canonical,
     decode_custody_entry,
 )
@@ -52,7 +55,7 @@ ORIGIN = "trainwarden/custody"
 _DOMAIN = b"trainwarden/custody/v1\n"
 _HINT = "keep the store as evidence; nothing is concluded from a log that was altered"
 
-Signed: TypeAlias = EvidenceTaken | IncidentOpened | IncidentAdded | IncidentClosed
+Signed: TypeAlias = EvidenceTaken | IncidentOpened | IncidentAdded | IncidentClosed | StatementTaken | DossierMade
 T = TypeVar("T", bound=Signed)
 
 
@@ -63,6 +66,7 @@ class Custody(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     evidence: Mapping[str, EvidenceTaken]  # by `Evidence.id`
     incidents: Mapping[str, Incident]  # by id, oldest first
+    dossiers: tuple[DossierMade, ...] = ()
     doubted: Mapping[int, str]  # entries whose key was revoked since then or before, with the reason
 
 
@@ -107,6 +111,7 @@ def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> C
     key, size = "", 0
     evidence: dict[str, EvidenceTaken] = {}
     incidents: dict[str, Incident] = {}
+    dossiers: list[DossierMade] = []
     doubted: dict[int, str] = {}
     for index, entry in enumerate(entries):
         size = index + 1
@@ -138,7 +143,19 @@ def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> C
                 if now is None or now.status is not IncidentStatus.OPEN:
                     raise _does_not_follow(index, f"no incident {entry.incident} is open")
                 incidents[entry.incident] = _grown(index, now, entry, evidence)
-    return Custody(key=key, size=size, evidence=evidence, incidents=incidents, doubted=doubted)
+            case StatementTaken() | DossierMade():
+                named = incidents.get(entry.incident)
+                if named is None:
+                    raise _does_not_follow(index, f"there is no incident {entry.incident}")
+                if isinstance(entry, DossierMade):
+                    dossiers.append(entry)
+                else:
+                    incidents[entry.incident] = msgspec.structs.replace(
+                        named, statements=_union(named.statements, [entry.said]), entries=(*named.entries, index)
+                    )
+    return Custody(
+        key=key, size=size, evidence=evidence, incidents=incidents, dossiers=tuple(dossiers), doubted=doubted
+    )
 
 
 def _grown(
@@ -301,6 +318,34 @@ def close_incident(store: Store, by: Signer, incident: str, outcome: str) -> Inc
         UsageError, CustodyTampered, LogError, StoreError, LogLocked: as `add_to`.
     """
     return _add(store, by, IncidentClosed(index=0, incident=incident, outcome=outcome)).incidents[incident]
+
+
+def take_statement(store: Store, by: Signer, incident: str, role: str, path: Path) -> Incident:
+    """Take in what somebody concerned says, as `role`; the same bytes in the same role are taken in once.
+
+    Raises:
+        UsageError: the file cannot be read, or there is no such incident.
+        CustodyTampered, LogError, StoreError, LogLocked: as `take`.
+    """
+    digest = store.put_file(path)
+    said = Said(role=role, name=path.name, digest=digest, bytes=store.object_path(digest).stat().st_size)
+    now = find_incident(read_custody(store), incident)
+    if said in now.statements:
+        return now
+    return _add(store, by, StatementTaken(index=0, incident=now.id, said=said)).incidents[now.id]
+
+
+def log_dossier(store: Store, by: Signer, incident: str, register: str, items: int) -> DossierMade:
+    """Log the root of a dossier's register, if it is not the newest of this incident already.
+
+    Raises:
+        UsageError: there is no such incident.
+        CustodyTampered, LogError, StoreError, LogLocked: as `take`.
+    """
+    made = [d for d in read_custody(store).dossiers if d.incident == incident]
+    if made and made[-1].register == register:
+        return made[-1]
+    return _add(store, by, DossierMade(index=0, incident=incident, register=register, items=items)).dossiers[-1]
 
 
 def _add(store: Store, by: Signer, entry: Signed) -> Custody:

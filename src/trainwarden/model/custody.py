@@ -151,6 +151,15 @@ class IncidentStatus(StrEnum):
     CLOSED = "closed"
 
 
+class Said(Noun):
+    """What somebody concerned says, in their own words; the bytes are an object of the store."""
+
+    role: str  # "respondent" | "rebuttal" | …: a role, never a name
+    name: str  # of the file as it was handed in
+    digest: str  # BLAKE3
+    bytes: int
+
+
 class Incident(Noun):
     """What is investigated together: runs with their findings and verdicts, artefacts, and evidence of custody."""
 
@@ -162,6 +171,7 @@ class Incident(Noun):
     verdicts: tuple[Reference, ...] = ()
     artefacts: tuple[Artefact, ...] = ()
     custody: tuple[Evidence, ...] = ()
+    statements: tuple[Said, ...] = ()
     entries: tuple[int, ...] = ()  # of the log of custody, that make this up
     opened_ns: int = 0
     closed_ns: int = 0
@@ -228,5 +238,32 @@ class IncidentClosed(Noun, tag="incident_closed"):
     signature: str = ""
 
 
-CustodyEntry: TypeAlias = CustodyBegun | EvidenceTaken | IncidentOpened | IncidentAdded | IncidentClosed
+class StatementTaken(Noun, tag="statement_taken"):
+    """What somebody concerned says of an incident was taken in; a closed incident takes statements too."""
+
+    index: int
+    incident: str
+    said: Said
+    actor: str = ""
+    key: str = ""
+    wall_ns: int = 0
+    signature: str = ""
+
+
+class DossierMade(Noun, tag="dossier_made"):
+    """A dossier was made of an incident; all its editions are under this one root of salted commitments."""
+
+    index: int
+    incident: str
+    register: str  # root (docs/dossier.md)
+    items: int
+    actor: str = ""
+    key: str = ""
+    wall_ns: int = 0
+    signature: str = ""
+
+
+CustodyEntry: TypeAlias = (
+    CustodyBegun | EvidenceTaken | IncidentOpened | IncidentAdded | IncidentClosed | StatementTaken | DossierMade
+)
 """Everything that can be a leaf of the log of custody."""

@@ -83,7 +83,7 @@ def print_case(console: Console, case: CaseFile, frozen: Sequence[Frozen] = ()) 
         console.print(_text(f"  {step.name}", "bold"), _text(f"# {step.value}", "dim"), soft_wrap=True)
 
 
-def print_checks(console: Console, run: str, checks: Sequence[Check]) -> None:
+def print_checks(console: Console, subject: str, checks: Sequence[Check]) -> None:
     """One line a check."""
     table = _table("check", "result", "")
     for check in checks:
@@ -94,7 +94,7 @@ def print_checks(console: Console, run: str, checks: Sequence[Check]) -> None:
                 table.add_row(check.name, _text("FAILED", "bold red"), _text(reason))
             case NotChecked(reason=reason):
                 table.add_row(check.name, _text("not checked", "magenta"), _text(reason))
-    console.print(_text(f"run {run}", "bold"))
+    console.print(_text(subject, "bold"))
     console.print(table)
 
 
