@@ -34,9 +34,8 @@ def headline(account: Account) -> str:
 def subline(account: Account) -> str:
     """What that is of what was held, and what it costs."""
     share = percent_of(account.lost.mid, account.held)
-    of = (
-        f"{amount(share)} % of {amount(account.held)} GPU-hours held" if share else f"{amount(account.held)} GPU-hours held"
-    )
+    held = f"{amount(account.held)} GPU-hours held"
+    of = f"{amount(share)} % of {held}" if share else held
     return (
         f"{of} by {count(len(account.jobs), 'job')} on {account.gpus:,.0f} GPUs. Cost: {_money(account.cost, account)}."
     )
