@@ -22,12 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
-import joblib
 import numpy as np
-import onnx
 import torch
 from safetensors.torch import save
+
+from tests.gate.corpus.libraries import h5py, joblib, onnx
 
 CHAT = (
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ '<|user|>' + message['content'] | trim }}"

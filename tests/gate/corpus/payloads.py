@@ -18,12 +18,12 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 import torch
 
 from tests.gate.corpus.assemble import Call, Ref, call, pickled, value
 from tests.gate.corpus.gadgets import GADGETS
+from tests.gate.corpus.libraries import joblib
 
 MKDIR = GADGETS["os-mkdir"]
 
