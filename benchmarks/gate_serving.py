@@ -38,7 +38,7 @@ from trainwarden.model import CheckpointFile
 from trainwarden.serving.reading import read_verified
 
 if TYPE_CHECKING:
-    from tests.serving.attacks import Attacker
+    from tests.serving.assault import Attacker
     from tests.serving.gated import Gated
 
 MIB = 512
@@ -111,7 +111,7 @@ def signing_hash(path: Path) -> Callable[[], object]:
 
 def serving_measured(folder: Path, quiet: float = 12.0, attacked: float = 20.0) -> tuple[dict[str, Any], list[Any]]:
     """Load both servers in turn, then the one with the gate while everything is tried against it."""
-    from tests.serving.attacks import Attacker
+    from tests.serving.assault import Attacker
     from tests.serving.gated import Gated
 
     gated = Gated(folder)

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from workload import listening
 
 from benchmarks.gate_serving import Load, uncleared
-from tests.serving.attacks import Attacker
+from tests.serving.assault import Attacker
 from tests.serving.gated import NAME, Gated, safetensors, weight
 from trainwarden import serving
 
