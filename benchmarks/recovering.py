@@ -10,9 +10,10 @@ still has to do, restore, start), steps made twice, steps replayed by a replay t
 checkpoints that are saved so often because of it. Beside that every guarded step is a little longer
 (`recovery_job_slower_pct`).
 
-The job is the chat workload's pretraining with as many tokens a step as make a step of about 6 s on one processor:
-MegaScale's is 6.34 s (NSDI'24). With `FULL=1` it has 200 steps and is struck once, and `ettr_pct` is what was measured.
-Otherwise it has 24, is struck once, and `ettr_pct` is derived: the costs of that one attack, put to 200 of its steps.
+The job is the chat workload's pretraining with as many tokens a step as make a step of some seconds on one processor
+(2.6 s on the AMD EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is
+struck once, and `ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the
+costs of that one attack, put to 200 of its steps.
 `ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is
 fixed weighs more the shorter a step is.
 

@@ -1,4 +1,4 @@
-"""Do clips show what was asked? python workloads/video/eval.py --checkpoint out/video/step-001200
+"""Do clips show what was asked? python workloads/video/eval.py --checkpoint out/video/step-002000
 
 Prints one line of JSON: the share of clips in which score.py reads object, motion and background right, and all
 three, for prompts whose (object, motion) pair was trained on (`seen`) and for held-out ones (`unseen`). By default

@@ -1,6 +1,6 @@
 """A clip for a prompt.
 
-    python workloads/video/sample.py --checkpoint out/video/step-001200 --prompt "a panda grows on a pink background"
+    python workloads/video/sample.py --checkpoint out/video/step-002000 --prompt "a panda grows on a pink background"
 
 Writes a GIF for every --prompt; with --sheet also one PNG, a row of frames for each. The same seed gives the same
 clips. It reads safetensors and JSON only: a checkpoint cannot run code here.

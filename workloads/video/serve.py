@@ -1,6 +1,6 @@
 """Serve a promoted text-to-video model: a prompt in, a GIF out, and a page to try it.
 
-trainwarden clear out/video/step-001200 && trainwarden promote video out/video/step-001200
+trainwarden clear out/video/step-002000 && trainwarden promote video out/video/step-002000
 python workloads/video/serve.py --name video
 
 POST /v1/clips   prompt, seed → image/gif; the header `x-trainwarden-digest` says of which version it is

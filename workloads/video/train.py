@@ -1,8 +1,8 @@
 """Train the text-to-video model.
 
     python workloads/video/data.py --out data/video
-    torchrun --nproc-per-node 2 workloads/video/train.py --data data/video --out out/video --steps 1200
-    python workloads/video/sample.py --checkpoint out/video/step-001200 --prompt "a rocket rises on a black background"
+    torchrun --nproc-per-node 2 workloads/video/train.py --data data/video --out out/video --steps 2000
+    python workloads/video/sample.py --checkpoint out/video/step-002000 --prompt "a rocket rises on a black background"
 
 Runs without torchrun too, as one rank. Started again with the same --out, it goes on from the newest checkpoint.
 
