@@ -84,7 +84,8 @@ def _run(store: Store, run: str, head: LogHead | None, progress: Progress, rooms
     try:
         case = _case(store, run, head)
         if missing := _completed(store, case):
-            reason = f"{missing} files of the sealed environment are neither in the kit nor on this machine"
+            more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+            reason = f"of the sealed environment neither the kit nor this machine has {missing[0]}{more}"
             return [Check(name, NotChecked(reason))]
         progress(f"rebuilding the environment of {run} …")
         recorded = recorded_of(store, case)
@@ -128,11 +129,11 @@ def _case(store: Store, run: str, head: LogHead | None) -> CaseFile:
     return load_case(store, run, head.key, look_at_files=False)
 
 
-def _completed(store: Store, case: CaseFile) -> int:
-    """Take what the kit lacks of the sealed environment from this machine; how many files are not here."""
+def _completed(store: Store, case: CaseFile) -> list[str]:
+    """Take what the kit lacks of the sealed environment from this machine; the files that are not here."""
     if case.seal is None:
         raise DossierTampered(f"the seal of {case.run} in the kit does not verify")
-    missing = 0
+    missing: list[str] = []
     try:
         data = store.get(case.seal.seal.environment.digest)
         manifest = msgspec.json.decode(data, type=Sealed)
@@ -144,7 +145,7 @@ def _completed(store: Store, case: CaseFile) -> int:
                 continue
             here = Path(root) / entry.path
             if file_digest(here) != entry.digest or store.put_file(here, fsync=False) != entry.digest:
-                missing += 1
+                missing.append(str(here))
     store.sync()
     return missing
 
@@ -154,9 +155,8 @@ def _compared(recorded: Diverged, found: list[Verdict]) -> Result:
         case Diverged(at=at) if _place(at) == _place(recorded.at):
             return Passed(f"it differs at step {at.step}, rank {at.rank}, {at.words}, with the digests of the log")
         case Diverged(at=at):
-            return Failed(
-                f"here it differs at step {at.step}, rank {at.rank}, {at.words}; the log has {recorded.at.words}"
-            )
+            where = f"step {at.step}, rank {at.rank}, {at.words}"
+            return Failed(f"here it differs at {where}; in the log at step {recorded.at.step}, {recorded.at.words}")
         case Matched():
             return Failed("here it matches: what the log says of it is not so")
         case Inconclusive(reasons=reasons):
