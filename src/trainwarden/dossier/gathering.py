@@ -273,25 +273,31 @@ def _lines(store: Store, register: Register, incident: Incident, told: Attributi
         register.add(
             "gap", {"what": "lines of records", "why": f"{len(wanted) - MOST_LINES} of {len(wanted)} are not shown"}
         )
-    tables = open_tables(store, incident.custody)
+    events = _events(store, incident, wanted[:MOST_LINES])
     found: _Lines = {}
-    try:
-        tables.set_clocks(estimate(tables))
-        for at in wanted[:MOST_LINES]:
-            where = f"source = {_place(incident, at)} AND line = ?"
-            event = next(iter(tables.events(where, [at.line], limit=1)), None)
-            fields = (
-                {n: v for n, v in msgspec.to_builtins(event).items() if n != "type"} if event else {"line": at.line}
-            )
-            source = sources.get(at.source, "")
-            found[at.source, at.line] = register.add("line", {**fields, "source": source, "evidence": [source]}), event
-    finally:
-        tables.close()
+    for at in wanted[:MOST_LINES]:
+        event = events.get((at.source, at.line))
+        fields = {n: v for n, v in msgspec.to_builtins(event).items() if n != "type"} if event else {"line": at.line}
+        source = sources.get(at.source, "")
+        found[at.source, at.line] = register.add("line", {**fields, "source": source, "evidence": [source]}), event
     return found
 
 
-def _place(incident: Incident, at: At) -> int:
-    return next((n for n, e in enumerate(incident.custody) if e.id == at.source), -1)
+def _events(store: Store, incident: Incident, wanted: Sequence[At]) -> dict[tuple[str, int], CustodyEvent]:
+    """The events of these lines, with corrected times: one query a source."""
+    tables = open_tables(store, incident.custody)
+    found: dict[tuple[str, int], CustodyEvent] = {}
+    try:
+        tables.set_clocks(estimate(tables))
+        for n, evidence in enumerate(incident.custody):
+            lines = [at.line for at in wanted if at.source == evidence.id]
+            marks = ", ".join("?" * len(lines))
+            if lines:
+                events = tables.events(f"source = {n} AND line IN ({marks})", lines)
+                found |= {(e.source, e.line): e for e in reversed(events)}
+    finally:
+        tables.close()
+    return found
 
 
 def _cited(told: Attribution) -> Iterable[At]:

@@ -27,7 +27,7 @@ from trainwarden.casefile import CaseFile, explanation_of, file_digest, indexed,
 from trainwarden.checks import Check, Failed, NotChecked, Passed, Result
 from trainwarden.dossier.kit import FOLDER
 from trainwarden.dossier.nouns import LogHead, Manifest
-from trainwarden.errors import DossierTampered, StoreError, TrainWardenError
+from trainwarden.errors import DossierTampered, TrainWardenError
 from trainwarden.log.notes import parse_head
 from trainwarden.log.reader import LogReader
 from trainwarden.log.verify import verify_log
@@ -134,10 +134,10 @@ def _completed(store: Store, case: CaseFile) -> list[str]:
     if case.seal is None:
         raise DossierTampered(f"the seal of {case.run} in the kit does not verify")
     missing: list[str] = []
+    data = store.get(case.seal.seal.environment.digest)
     try:
-        data = store.get(case.seal.seal.environment.digest)
         manifest = msgspec.json.decode(data, type=Sealed)
-    except (StoreError, msgspec.DecodeError) as e:
+    except msgspec.DecodeError as e:
         raise DossierTampered(f"the manifest of the environment in the kit cannot be read: {e}") from e
     for root, tree in zip(manifest.roots, manifest.trees, strict=True):
         for entry in tree:
