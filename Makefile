@@ -9,7 +9,7 @@ PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
 CAN_APT := [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null
 
-.PHONY: demo test lint bench bench-defence bench-incident bench-sabotage docs setup system
+.PHONY: demo test lint bench bench-defence bench-gate bench-incident bench-sabotage docs setup system
 
 setup: $(STAMP) $(MOVIELENS)
 
@@ -86,6 +86,7 @@ bench-defence: setup
 
 bench-incident: setup
 	$(PY) -m benchmarks.damage
+	$(PY) -m benchmarks.incident
 	$(PY) -m benchmarks.dossier
 	$(PY) -m benchmarks.docs
 
@@ -94,6 +95,12 @@ bench-sabotage: setup
 	@$(PY) -m benchmarks.sabotage run; code=$$?; \
 	  [ -z "$(TRAINCHECK)" ] || $(PY) -m benchmarks.sabotage traincheck || code=$$?; \
 	  $(PY) -m benchmarks.docs && { [ $$code = 0 ] || [ $$code = 2 ]; }
+
+# The scan beside its peers, which get an environment of their own in data/peers, and serving with and without the gate.
+bench-gate: setup
+	$(PY) -m benchmarks.gate
+	$(PY) -m benchmarks.gate_serving
+	$(PY) -m benchmarks.docs
 
 docs: setup
 	$(PY) -m benchmarks.docs

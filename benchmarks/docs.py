@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, get_args
 
 import msgspec
 
-from benchmarks import defence_report, gate_serving, ranking
+from benchmarks import defence_report, gate, gate_serving, ranking
 from benchmarks.sabotage import report as sabotage_report
 from benchmarks.sabotage import traces
 from trainwarden import model, wire
@@ -98,6 +98,10 @@ FIGURES = (
     Figure("sabotage", "false_accusations", "honest runs and benign twins accused", "", "0"),
     Figure("sabotage", "curves_found_pct", "the same attacks, watching tuned loss and gradient norm", " %", "none set"),
     Figure("sabotage", "traincheck_found_pct", "the same attacks, by TrainCheck 0.2", " %", "none set"),
+    Figure("gate", "payloads_passed", "live payloads that a scan passes", "", "0"),
+    Figure("gate", "benign_refused", "benign files that it refuses", "", "≤ 1 of 20"),
+    Figure("gate", "scan_500mb_cpu_s", "CPU time of a scan, a torch archive of 500 MB", " s", "≤ 0.07 s"),
+    Figure("gate", "scan_2000_cpu_s", "CPU time of a scan, 2,000 small pickles", " s", "< 0.40 s"),
     Figure("log", "records_per_s", "step records a second into a log server, clients included", "", "≥ 100,000"),
     Figure(
         "log", "records_vs_encoding", "the same, of what the two clients' Parquet alone would allow", " ×", "none set"
@@ -117,6 +121,12 @@ FIGURES = (
     ),
     Figure("incident", "honest_loss_pct", "the same where nothing was done, of what was held, worst seed", " %", "0"),
     Figure("incident", "ranks_simulated", "ranks of that cluster", "", "thousands"),
+    Figure("incident", "scenarios", "scripted incidents with known truth", "", "≥ 10"),
+    Figure("incident", "false_accusations", "of these, an account named whose holder did not do it", "", "0"),
+    Figure("incident", "abstentions", "of these, nobody named; five cannot be told from their records", "", "none set"),
+    Figure("incident", "custody_events", "custody events joined at once", "", "10⁷"),
+    Figure("incident", "timeline_s", "their timeline, traces and matrix, 2 cores", " s", "≤ 60 s"),
+    Figure("incident", "timeline_mib", "most memory of that", " MiB", "≤ 2,048 MiB"),
     Figure("incident", "dossier_bytes_flipped", "dossier: bytes flipped one at a time, of all members", "", "none set"),
     Figure("incident", "dossier_flips_found", "of these found, and the member named", "", "all"),
     Figure("incident", "dossier_verify_s", "seconds to check one", " s", "none set"),
@@ -267,6 +277,7 @@ def generated(root: Path) -> dict[Path, str]:
             "defence": lambda: defence_report.block(results.get("defence")),
             "sabotage": lambda: sabotage_report.block(results.get("sabotage")),
         },
+        "docs/gate.md": {"scan": lambda: gate.block(results.get("gate"))},
         "docs/attacks.md": {"attacks": attacks_block},
         "workloads/video/README.md": {"video": lambda: video_block(results.get("video"))},
         "docs/sabotage-format.md": {"rows": rows_block, "traces": traces_block, "schemas": schemas_block},

@@ -115,6 +115,7 @@ def serving_measured(folder: Path, quiet: float = 12.0, attacked: float = 20.0) 
     from tests.serving.gated import Gated
 
     gated = Gated(folder)
+    os.environ["TRAINWARDEN_KEY"] = str(folder / "key")  # incidents without an actor are signed by it
     make = ranker_maker(gated)
     attacker = Attacker(gated, make, NAME)
     attacker.begin()
@@ -295,8 +296,8 @@ class Load:
                 reader, writer = await asyncio.open_connection(*self._where)
                 continue
             ended = time.monotonic()
-            found = json.loads(body)
-            self.answers.append(Answer(begun, ended, status, digest, tuple(found.get("scores", ()))))
+            scores = json.loads(body)["scores"] if status == 200 else ()
+            self.answers.append(Answer(begun, ended, status, digest, tuple(scores)))
         writer.close()
 
 

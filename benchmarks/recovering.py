@@ -7,7 +7,8 @@ job's first step to its last, the steps made twice, and the bytes of the final w
 Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. What an
 attack costs has four parts: seconds that do not depend on the job's steps (stop, what the replay that follows the run
 still has to do, restore, start), steps made twice, steps replayed by a replay that had to be started for it, and the
-checkpoints that are saved so often because of it.
+checkpoints that are saved so often because of it. Beside that every guarded step is a little longer
+(`recovery_job_slower_pct`).
 
 The job is the chat workload's pretraining with as many tokens a step as make a step of about 6 s on one processor:
 MegaScale's is 6.34 s (NSDI'24). With `FULL=1` it has 200 steps and is struck once, and `ettr_pct` is what was measured.
@@ -54,6 +55,7 @@ JOB = replace(
     command=(*_CHAT.command[: _CHAT.command.index("--width")], *MODEL),
     steps=STEPS,
     first=STRIKES[0],
+    lead=8,
     every=EVERY,
 )
 CURVE = (0.7, 2, 4, 6.34, 10, 30)  # seconds a step
@@ -75,17 +77,20 @@ def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     defended = trained(place, strikes=STRIKES, guarded=True)
     rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
     step, save = step_and_save(honest["times"])
+    slower = max(1.0, step_and_save(defended["times"][: STRIKES[0]])[0] / step)
     stops = defended["stops"]
     replayed = statistics.mean(s["replayed"] for s in stops) if stops else 0.0
-    fixed = max(0.0, statistics.mean(s["seconds"] for s in stops) - replayed * step) if stops else 0.0
+    stop = statistics.mean(s["seconds"] for s in stops) if stops else 0.0
+    fixed = max(0.0, stop - (replayed + 1) * step)  # it ends with the first step that is made again
     again = (defended["steps"] - STEPS) / max(1, len(stops))
     saves = BETWEEN / EVERY * save / step
     lost = again + replayed + saves
     wall = defended["wall_s"]
+    measured_pct = round(100 * (STEPS - 1) * step / wall, 1) if wall else None  # from the end of the first step on
     summary: dict[str, Any] = {
-        "ettr_pct": round(100 * STEPS * step / wall, 1) if FULL and wall else ettr(step, fixed, lost),
+        "ettr_pct": measured_pct if FULL else ettr(step, fixed, lost, slower),
         "ettr_basis": basis(step),
-        **{f"ettr_at_{seconds:g}_s": ettr(seconds, fixed, lost) for seconds in CURVE},
+        **{f"ettr_at_{seconds:g}_s": ettr(seconds, fixed, lost, slower) for seconds in CURVE},
         "recoveries": defended["recoveries"],
         "attacks_under_policy": defended["struck"],
         "final_state_equals_honest_run": defended["digest"] == honest["digest"],
@@ -99,6 +104,7 @@ def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "steps_between_checkpoints": EVERY,
         "steps_saving_per_attack": round(saves, 2),
         "recovery_job_step_ms": round(1e3 * step, 1),
+        "recovery_job_slower_pct": round(100 * (slower - 1), 1),
     }
     if not defended["recoveries"]:
         unknown = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
@@ -113,16 +119,18 @@ def basis(step: float) -> str:
     return f"derived: one attack measured in {STEPS} steps of {step:.1f} s, put to {BETWEEN} such steps"
 
 
-def ettr(step: float, fixed: float, again: float) -> float:
-    """Per cent of the time in which training goes forward, with one attack every `BETWEEN` steps of `step` seconds."""
-    return round(100 * BETWEEN * step / (BETWEEN * step + fixed + again * step), 1)
+def ettr(step: float, fixed: float, again: float, slower: float = 1.0) -> float:
+    """Per cent of the time in which training goes forward, with one attack every `BETWEEN` steps of `step` seconds.
+
+    `slower`: how much longer a guarded step takes, with the replay that follows it beside.
+    """
+    return round(100 * BETWEEN * step / ((BETWEEN + again) * step * slower + fixed), 1)
 
 
 def step_and_save(times: Sequence[float]) -> tuple[float, float]:
     """Seconds that a step takes, and those that a checkpoint takes more; `times[n − 1]` is when step n was printed."""
-    took = list(
-        enumerate((b - a for a, b in itertools.pairwise(times)), 1)
-    )  # from step n to the next, n saved meanwhile
+    # From step n to the next; what step n saves is saved meanwhile.
+    took = list(enumerate((b - a for a, b in itertools.pairwise(times)), 1))
     plain = statistics.median(seconds for n, seconds in took if n % EVERY)
     saved = statistics.median(seconds for n, seconds in took if not n % EVERY)
     return plain, max(0.0, saved - plain)

@@ -89,7 +89,10 @@ def sum_up(ledger: Ledger, techniques: Sequence[Technique]) -> dict[str, Any]:
     """Judge what the other defences said of the runs that are done, and write results/sabotage.json."""
     rows: list[dict[str, Any]] = []
     for name in sorted({row["workload"] for row in ledger.rows.values()}):
-        traces.write_verdicts(runs(name) / "curves.jsonl", curves.watch(runs(name)))
+        try:
+            traces.write_verdicts(runs(name) / "curves.jsonl", curves.watch(runs(name)))
+        except ValueError as e:
+            print(f"{name}: the curves are not judged: {e}", file=sys.stderr)
         own = [row for row in ledger.rows.values() if row["workload"] == name]
         rows += running.with_verdicts(own, runs(name), "curves")
     rows = running.with_verdicts(rows, jobs.cache() / "traincheck" / "runs", "traincheck")

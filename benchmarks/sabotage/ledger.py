@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 _RED = "src/trainwarden/redteam"
 STRUCK = (f"{_RED}/place.py", f"{_RED}/running.py", "benchmarks/sabotage/jobs.py")
 LOOKED = (
-    *(f"src/trainwarden/{name}" for name in ("audit", "detect", "keys", "log", "model", "record", "seal", "supervise")),
+    *(f"src/trainwarden/{name}" for name in ("audit", "detect", "keys", "log", "record", "seal", "supervise")),
     *("src/trainwarden/wire", "src/trainwarden/codeform.py", f"{_RED}/judging.py", f"{_RED}/trial.py"),
 )
 

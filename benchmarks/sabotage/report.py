@@ -91,9 +91,13 @@ def block(results: Mapping[str, Any] | None) -> str:
             ("not_checked", "Not found live, and not audited yet"),
             ("without_effect", "Carried out without an effect on the job, so not counted"),
             ("not_carried_out", "Not carried out"),
+            ("not_exact", "Audited, and not located exactly"),
+            ("cause_not_proved", "Audited, and the cause not proved"),
         )
-        if results["summary"][key]
+        if results["summary"].get(key)
     ]
+    if older := results["summary"].get("rows_of_earlier_code"):
+        left_out.append(f"{older} of {len(results['runs'])} rows were looked at by earlier code.")
     return "\n\n".join([picture, table(results), *left_out, innocent_table(results)])
 
 

@@ -97,7 +97,8 @@ class GateConfig(_Section):
     claims: str = "{checkpoint}.eval.json"  # the figures that were claimed of it
     approvals: int = 0  # how many of the approvers must approve it
     approvers: tuple[str, ...] = ()  # names of enrolled actors
-    told: tuple[str, ...] = ()  # ways of making that may rest on an actor's word alone: "quantise", "finetune"
+    writers: tuple[str, ...] = ()  # enrolled actors whose runs are believed, beside the keeper's own
+    told: tuple[str, ...] = ()  # ways of making that may rest on an approver's word: "quantise", "finetune"
 
 
 class LogConfig(_Section):

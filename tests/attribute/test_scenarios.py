@@ -8,7 +8,18 @@ import msgspec
 import pytest
 
 from benchmarks.incident import attributed, judged
-from benchmarks.incidents import BEGIN, DAY, HOUR, SCENARIOS, World, _deeds, framing_seen, insider_alone, stolen_blind
+from benchmarks.incidents import (
+    BEGIN,
+    DAY,
+    HOUR,
+    SCENARIOS,
+    World,
+    _deeds,
+    framing_seen,
+    insider_alone,
+    stolen_account,
+    stolen_blind,
+)
 from trainwarden.attribute.nouns import Attribution, Conclusion, Grade, Kind, Presence, Weight
 from trainwarden.model import SourceKind
 
@@ -141,3 +152,23 @@ def test_attribution_is_json_that_reads_back() -> None:
     data = msgspec.json.encode(whole)
     assert msgspec.json.decode(data, type=Attribution) == whole
     assert isinstance(whole.conclusion, Conclusion)
+
+
+def test_the_same_records_twice_in_another_form_are_no_second_source() -> None:
+    """Sessions and kernel events gone, the host's audit alone is left: copies of it do not make it two."""
+    scenario = insider_alone()
+    audit = next(r for r in scenario.records if r.name == "audit.log")
+    copies = tuple(audit._replace(name=f"audit.log.{n}", data=audit.data + b"\n" * n) for n in range(3))
+    told_twice = attributed(scenario._replace(records=copies))
+    assert max(p.independent for p in told_twice.pieces if "the account omar wrote" in p.sentence) == 1
+    assert told_twice.conclusion.leading is None
+
+
+def test_a_statement_that_its_subject_could_have_made_does_not_clear_and_a_forged_one_does_not_name() -> None:
+    scenario = stolen_account()
+    anybodys = tuple(r._replace(editors=("*",)) if r.name == "statements.jsonl" else r for r in scenario.records)
+    away = next(p for p in attributed(scenario._replace(records=anybodys)).pieces if "absent" in p.sentence)
+    assert Weight.STRONGLY_AGAINST not in away.weights.values()
+    assert (away.independent, away.exculpates) == (0, ("omar",))
+    login = tuple(r._replace(editors=("*",)) if r.name == "teleport.json" else r for r in insider_alone().records)
+    assert attributed(insider_alone()._replace(records=login)).conclusion.leading is None

@@ -151,6 +151,19 @@ def test_without_records_nothing_is_decided_and_the_missing_ones_are_named(
     assert "does not decide" in capsys.readouterr().out
 
 
+def test_nothing_is_taken_from_the_log_of_a_run_that_was_rewritten(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["incident", "open", "last"]) == 0
+    shown = told(capsys, "incident", "show")[1]["attribution"]
+    assert any("a clean replay" in p["sentence"] for p in shown["pieces"])
+    journal = Store.open().run("last").log / "journal"
+    journal.write_bytes(journal.read_bytes().replace(b"swapped file", b"swapped fils"))
+    shown = told(capsys, "incident", "show")[1]["attribution"]
+    assert not any("a clean replay" in p["sentence"] for p in shown["pieces"])
+    assert any("does not verify" in line for line in shown["conclusion"]["unknown"])
+
+
 def test_lines_that_cannot_be_read_are_told_and_the_call_says_so(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

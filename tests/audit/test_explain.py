@@ -176,6 +176,11 @@ CASES: dict[str, tuple[Any, str, Job]] = {
         "part zeroed",
         Job(),
     ),
+    "every third element zeroed": (
+        at("local", 0, lambda t: t["0.weight"].view(-1)[1::3].zero_()),
+        "part zeroed",
+        Job(),
+    ),
     "one row zeroed": (at("local", 0, lambda t: t["4.weight"][2].zero_()), "part zeroed", Job()),
     "one column zeroed": (at("local", 0, lambda t: t["4.weight"][:, 3].zero_()), "part zeroed", Job()),
     "30 % of every tensor zeroed": (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -13,22 +15,33 @@ from trainwarden.respond.account.account import account
 from trainwarden.respond.account.claims import Stand
 from trainwarden.respond.account.lines import HOUR, Line
 
-SMALL = Plot(jobs=(512, 256, 64, 64), days_before=6, days=8, failures=60, stragglers=1, drift=0.001, own_drift=0.0004)
+SMALL = Plot(
+    jobs=(512, 256, 64, 64), days_before=5, days=12, step_seconds=12.7, failures=60, drift=2e-4, own_drift=1e-4
+)
 
 
 def test_a_known_loss_is_recovered_with_natural_failures_present() -> None:
-    cluster = simulate(SMALL, 1)
+    plot = replace(
+        SMALL, stragglers=0, hidden_kills=0
+    )  # the benchmark has these, too, and two months to see through them
+    cluster = simulate(plot, 1)
     assert cluster.truth.kills > 5
     assert cluster.truth.failures > 5
-    found = account(cluster.jobs, DamageConfig(), honest=cluster.small, since=SMALL.since)
+    found = account(cluster.jobs, DamageConfig(), honest=cluster.small, since=plot.since)
     truth = cluster.truth.lost / HOUR
     assert found.lost.low <= truth <= found.lost.high
-    assert found.lost.mid == pytest.approx(truth, rel=0.12)  # a short time; the benchmark has two months, and 5 %
+    assert found.lost.mid == pytest.approx(truth, rel=0.05)
     assert found.natural.mid > 0
 
 
+def test_what_is_hidden_keeps_the_loss_within_the_range() -> None:
+    cluster = simulate(SMALL, 2)
+    found = account(cluster.jobs, DamageConfig(), honest=cluster.small, since=SMALL.since)
+    assert 0 < found.lost.low <= cluster.truth.lost / HOUR <= found.lost.high
+
+
 def test_honest_weeks_are_not_accused() -> None:
-    plot = Plot(jobs=SMALL.jobs, days_before=6, days=8, failures=60, sabotage=False)
+    plot = replace(SMALL, sabotage=False)
     cluster = simulate(plot, 1)
     assert cluster.truth.lost == 0
     found = account(cluster.jobs, DamageConfig(), honest=cluster.small, since=plot.since)

@@ -81,6 +81,8 @@ def test_the_docs_show_what_was_missed_as_missed() -> None:
 def test_effective_training_time_is_the_share_of_time_that_goes_forward() -> None:
     assert recovering.ettr(1.0, 0.0, 0.0) == 100.0
     assert recovering.ettr(1.0, 100.0, 100.0) == 50.0
+    assert recovering.ettr(1.0, 0.0, 0.0, slower=1.25) == 80.0
+    assert recovering.ettr(6.34, 10.0, 3.0) > 97.0 > recovering.ettr(0.7, 10.0, 3.0)
 
 
 def test_what_a_recovery_costs_is_from_the_last_step_before_it_to_the_first_after_it() -> None:
@@ -110,4 +112,4 @@ def test_every_measured_attack_is_in_the_catalogue_and_fits_its_workload() -> No
 def test_a_strike_of_the_recovery_bench_is_put_and_taken_away_once() -> None:
     acts = [a for a in recovering.struck_once(recovering.STRIKES) if a.moment is Moment.STEP]
     steps = [recovering.JOB.first + a.step - (recovering.JOB.lead if a.ahead else 0) for a in acts]
-    assert steps == [107, 122, 303, 318]
+    assert steps == [at for strike in recovering.STRIKES for at in (strike - 8, strike)]

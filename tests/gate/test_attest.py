@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from yard import ACTORS, KEEPER, MALLORY, Yard, yard
 from trainwarden import model as m
 from trainwarden.errors import SignatureInvalid
 from trainwarden.gate.attest.bom import bill_of_materials
-from trainwarden.gate.attest.writing import folder_beside, write_attestations
+from trainwarden.gate.attest.writing import usual_folder, write_attestations
 from trainwarden.gate.decision import Cleared
 from trainwarden.gate.manifest import read_manifest
 from trainwarden.keys import verify_signature
@@ -33,7 +32,7 @@ __all__ = ["yard"]
 def attested(yard: Yard, path: Path) -> tuple[Path, m.CheckpointCleared]:
     decision = yard.clear(path)
     assert isinstance(decision, Cleared)
-    folder = folder_beside(path)
+    folder = usual_folder(yard.store, decision.clearance.digest)
     write_attestations(yard.store, path, decision.clearance, KEEPER, folder)
     return folder, decision.clearance
 
@@ -51,7 +50,6 @@ def test_openssf_model_signing_verifies_a_folder_and_a_lone_file_and_refuses_eve
     verify(path, folder)
     lone = path / "model.safetensors"
     verify(lone, attested(yard, lone)[0])
-    shutil.rmtree(folder_beside(lone))
     (path / "extra.json").write_text("{}")
     with pytest.raises(ValueError, match="extra"):
         verify(path, folder)

@@ -16,8 +16,9 @@ from yard import KEEPER, MALLORY, Yard, diverged, finding, matched, yard
 from trainwarden import descent
 from trainwarden import model as m
 from trainwarden.config import GateConfig
+from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, KeyUnusable, LogError, NotCleared, StoreTampered, UsageError
-from trainwarden.gate.decision import Cleared
+from trainwarden.gate.decision import Cleared, Undecided
 from trainwarden.gate.ledger import append, read_gate
 from trainwarden.gate.manifest import manifest_digest, manifest_of
 from trainwarden.gate.promote import in_use, promote, roll_back
@@ -150,6 +151,31 @@ def test_a_checkpoint_that_is_refused_later_gives_way_and_comes_back_when_it_is_
     assert used(yard) == digest(yard.checkpoint(4))
     cleared(yard, yard.checkpoint(8))
     assert used(yard) == digest(yard.checkpoint(8))
+
+
+def test_an_open_incident_on_a_run_holds_its_checkpoints_back_until_it_is_closed(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINWARDEN_KEY", str(tmp_path / "key"))
+    run, other = yard.run(), yard.run("other")
+    cleared(yard, yard.checkpoint(), yard.checkpoint(8, "other"))
+    put(yard, yard.checkpoint(8, "other"))
+    put(yard, yard.checkpoint())
+    by = custody.signer(yard.store)
+    incident = custody.open_incident(yard.store, by, "case 7").id
+    custody.add_to(yard.store, by, incident, runs=[run])
+    assert "is open on run" in look_up(yard.store, "chat")[0].open[0]
+    assert used(yard) == digest(yard.checkpoint(8, "other")), other
+    told = yard.clear(yard.checkpoint())
+    assert isinstance(told, Undecided)
+    assert "incident i1 is open" in told.missing[0].what
+    with pytest.raises(NotCleared, match="incident i1 is open"):
+        put(yard, yard.checkpoint(), "web")
+    custody.close_incident(yard.store, by, incident, "a failed disk")
+    assert used(yard) == digest(yard.checkpoint())
+    journal = yard.store.path / "custody" / "journal"
+    journal.write_bytes(journal.read_bytes().replace(b"failed", b"filled"))
+    assert used(yard) == ""
 
 
 def test_a_clearance_by_another_policy_is_not_enough(yard: Yard) -> None:

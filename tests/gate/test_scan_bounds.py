@@ -18,13 +18,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.gate import dying
 from tests.gate.corpus.assemble import Call, Ref, pickled, value
 from tests.gate.corpus.benign import KERAS, keras_file, onnx_file
 from tests.gate.corpus.gadgets import GADGETS
 from tests.gate.corpus.payloads import torch_zip
 from trainwarden.cli import main
 from trainwarden.gate.results import Clean, Decision, Refused, Undecided
-from trainwarden.gate.scan import scan_file, scan_paths
+from trainwarden.gate.scan import files, scan_file, scan_paths
+from trainwarden.gate.scan.files import scan_files
 
 MOST_MEMORY = 64 << 20
 MEASURED = """
@@ -197,6 +199,15 @@ def test_the_verb_says_what_it_found_and_leaves_with_the_worst(
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert file["decision"]["objections"][0]["offset"] == 2
     assert main(["scan", str(tmp_path / "missing")]) == 3
+
+
+def test_what_a_scanning_process_dies_of_is_not_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [tmp_path / f"{n}.json" for n in range(40)]
+    for path in paths:
+        path.write_text("{}")
+    assert {type(s.decision) for s in scan_files(paths, jobs=2)} == {Clean}
+    monkeypatch.setattr(files, "scan_file", dying.die)
+    assert [type(s.decision) for s in scan_files(paths, jobs=2)] == [Undecided] * 40
 
 
 def test_a_folder_without_files_is_no_pass(tmp_path: Path) -> None:

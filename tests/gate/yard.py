@@ -79,10 +79,11 @@ class Yard:
         key: SigningKey = KEEPER,
         also: Sequence[m.Entry] = (),
         weights: str = "matches",
+        sealed: Sequence[Path] = (),
     ) -> str:
         """A run of so many steps that saved a checkpoint every fourth; its id. `start` is sealed and loaded."""
         folder = self.store.create_run()
-        seal = self.seal(key, *([start] if start else []))
+        seal = self.seal(key, *([start] if start else []), *sealed)
         write_seal(folder.seal_file, seal)
         entries: list[m.Entry] = [m.Sealed(run=folder.id, seal=seal.digest, key=key.public)]
         if start:

@@ -6,6 +6,7 @@ from trainwarden import model as m
 from trainwarden.respond.account.columns import Cause, Job
 
 _NS = 1e9
+HOOK = "/srv/env/hook.py"
 INTRUDER = m.Writer(pid=999_999, uid=1007, program="/usr/bin/python3")
 _EXITS = {
     Cause.ORDER: {"code": 0, "goodbye": True},
@@ -37,8 +38,10 @@ def _steps(job: Job, attempt: int) -> list[m.Entry]:
                 )
             )  # fmt: skip
         if rows.slept[i] > 0:
-            asleep = m.Sleep(part="update", calls=1, asked_ns=0, slept_ns=round(rows.slept[i] * _NS))
-            found.append(m.Idled(attempt=attempt, rank=job.ranks - 1, step=int(rows.step[i]), sleeps=(asleep,)))
+            frames = (m.StackFrame(file=HOOK, line=3, function="act"),)
+            asleep = m.Sleep(part="update", calls=1, asked_ns=0, slept_ns=round(rows.slept[i] * _NS), frames=frames)
+            at = {"attempt": attempt, "rank": job.ranks - 1, "step": int(rows.step[i])}
+            found.append(m.Idled(**at, sleeps=(asleep,), unsealed=(HOOK,)))
     return found
 
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,6 +30,7 @@ from trainwarden.respond.account.plane import NO_BREAK, Kind, cut
 from trainwarden.respond.account.reading import job_of, spread
 from trainwarden.respond.account.slowdown import level_for
 from trainwarden.respond.account.tally import Place, divide, tally
+from trainwarden.respond.account.wandering import reach, student_t
 
 sys.path.insert(0, str(Path(__file__).parent))
 from expanded import entries
@@ -191,11 +193,34 @@ def test_an_honest_run_of_the_same_command_is_a_counterfactual() -> None:
     assert found.honest == ("honest",)
 
 
+def test_one_slow_day_that_honest_time_never_had_does_not_stand_out() -> None:
+    rare = [1.0, 1.02, 0.98, 1.01] * 9 + [1.6] * 4
+    found = account([honest_then(rare)], CONFIG, since=100.0)
+    assert hours(found, Line.SLOWDOWN).mid == 0  # a slow node, as they come: it lies in one place
+    assert hours(found, Line.SLOWDOWN).high >= 4 * 4 * 0.6 / HOUR
+
+
+def test_quantiles_of_student_and_what_few_blocks_tell() -> None:
+    assert student_t(0.975, 4) == pytest.approx(2.776, abs=0.02)
+    assert student_t(0.995, 10) == pytest.approx(3.169, abs=0.01)
+    steady, wandering = (
+        np.asarray([1.0, 1.01, 0.99, 1.0] * 8),
+        np.asarray([1.01] * 8 + [0.99] * 8 + [1.01] * 8 + [0.99] * 8),
+    )
+    assert reach(wandering, wandering, 1) > 3 * reach(steady, steady, 1)
+    assert reach(steady, steady, 8) > reach(steady, steady, 1)
+
+
 def test_recorded_sleep_counts_only_where_the_step_was_longer_for_it() -> None:
     seconds = [1.0] * 20 + [1.5, 1.0] * 5
     found = account([job([(0, 0, seconds, 0)], slept={20 + i: 0.5 for i in range(10)})], CONFIG)
     assert hours(found, Line.SLOWDOWN).low == pytest.approx(4 * 5 * 0.5 / HOUR)  # the other five hid behind something
     assert "delay of every step alike" in "".join(found.unknown)
+
+
+def test_what_one_rank_sleeps_its_peers_wait_for_in_the_next_step() -> None:
+    found = account([job([(0, 0, [1.0] * 20 + [1.0, 1.5] * 5, 0)], slept={20 + 2 * i: 0.5 for i in range(5)})], CONFIG)
+    assert hours(found, Line.SLOWDOWN).low == pytest.approx(4 * 5 * 0.5 / HOUR)
 
 
 def test_honest_jitter_is_no_slowdown_without_anything_to_compare_with() -> None:
@@ -241,6 +266,45 @@ def test_read_from_records_of_every_rank_the_account_is_that_of_the_columns() ->
         assert hours(a, line).mid == pytest.approx(hours(b, line).mid, abs=1e-9)
         assert hours(a, line).high == pytest.approx(hours(b, line).high, abs=1e-9)
     assert (a.held, a.natural.mid) == (pytest.approx(b.held), pytest.approx(b.natural.mid))
+
+
+def recovered(*, differs: bool) -> Account:
+    """A run of eight steps whose step 5 was altered, taken back to step 4 and gone on with as another run."""
+    old, new = job([(1000, 0, [2.0] * 8, 3)]), job([(1100, 4, [2.0] * 6, 0)], name="new")
+    segment = m.Segment(attempt=0, first=4, last=7)
+    at = m.Location(step=5, rank=0, stage=m.Stage.WEIGHTS)
+    verdict = m.Diverged(segment=segment, at=at, coverage=m.Coverage(records=4, digests=1), seconds=9.0)
+    log = [*entries(old), *([verdict] if differs else []), m.Recovered(from_step=4, new_run="new", checkpoint="c")]
+    return account([job_of(["r", "new"], [log, entries(new)])], CONFIG)
+
+
+def test_a_run_and_the_one_that_recovers_it_are_one_job() -> None:
+    found = recovered(differs=True)
+    assert found.jobs[0].runs == ("r", "new")
+    assert hours(found, Line.DISCARDED).low == pytest.approx(4 * 8 / HOUR)  # steps 4 to 7, the altered one among them
+    assert hours(found, Line.INTERRUPTION).low == pytest.approx(4 * (1101 - 1017) / HOUR)
+    assert hours(found, Line.INVALIDATED).high == 0  # made again
+    assert hours(found, Line.REPLAY).mid == pytest.approx(4 * 9 / HOUR)
+
+
+def test_a_recovery_without_a_verdict_is_not_put_down_to_interference() -> None:
+    found = recovered(differs=False)
+    assert hours(found, Line.INTERRUPTION).high == 0
+    assert hours(found, Line.DISCARDED).high == 0
+
+
+def test_a_pause_that_a_sealed_script_makes_is_its_own_until_it_is_found_suspicious() -> None:
+    made = job([(1000, 0, [1.0, 1.0, 1.5, 1.0, 1.0, 1.5, 1.0, 1.0], 0)], slept={2: 0.5, 5: 0.5})
+    log = [msgspec.structs.replace(e, unsealed=()) if isinstance(e, m.Idled) else e for e in entries(made)]
+    at = next(i for i, e in enumerate(log) if isinstance(e, m.Idled))
+    sure = {"severity": m.Severity.MEDIUM, "confidence": m.Confidence.MEDIUM}
+    told = m.Finding(detector="sleep", seen="", expected="", evidence=(at,), **sure)
+
+    def slowdown(log: list[m.Entry]) -> float:
+        return hours(account([job_of(["r"], [log])], CONFIG), Line.SLOWDOWN).mid
+
+    assert slowdown(log) == 0
+    assert slowdown([*log, told]) == pytest.approx(4 * 1.0 / HOUR)
 
 
 def test_a_launcher_that_ends_its_own_ranks_and_root_are_not_a_named_sender() -> None:

@@ -1,6 +1,6 @@
 """Everything that is tried against a served name while it is under load, and what was cleared when.
 
-Versions stand on the same run: the first on its first 100 steps, all others on 200, so that what is found at step 150
+The first version stands on a run of its own, all others on another one: what is found there, and what is opened on it,
 is against all but the first. Only this test's own folder is touched.
 """
 
@@ -19,6 +19,8 @@ from typing import NamedTuple
 import msgspec
 
 from tests.serving.gated import Gated, finding
+from trainwarden.custody import ledger as custody
+from trainwarden.custody.ledger import Signer
 from trainwarden.gate.manifest import manifest_of
 from trainwarden.model import CheckpointFile
 
@@ -45,13 +47,13 @@ class Attacker:
         """Promote the first version, whose files the store keeps and which nothing is found against."""
         first = self._new()
         self._promote(first, keep=True)
-        self._gated.seen = msgspec.structs.replace(self._gated.seen, until={"0": 200})
+        self._gated.begin_run()
 
     def attack(self, seconds: float) -> None:
         """Go on with one act after the other for that long."""
         acts = (
             self.promote, self.poison, self.truncate, self.exchange_while_read, self.retag, self.delete,
-            self.incident, self.refuse, self.roll_back, self.put_back,
+            self.found, self.incident, self.refuse, self.roll_back, self.put_back,
         )  # fmt: skip
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -110,8 +112,23 @@ class Attacker:
                 shutil.rmtree(version.place)
 
     def incident(self) -> None:
-        """Something is found against all but the first version; later the newest is cleared anew."""
-        self._gated.log(finding("a gradient is not what a replay gives", step=150))
+        """An incident is opened on the run that all but the first stand on, and closed after a while."""
+        by = Signer("", self._gated.key)
+        opened = custody.open_incident(self._gated.store, by, "case 7").id
+        custody.add_to(self._gated.store, by, opened, runs=[self._gated.run])
+        now = time.monotonic()
+        held = [v for v in self.versions[1:] if self._is_cleared(v)]
+        for version in held:
+            self._note(version.digest, now, cleared=False)
+        time.sleep(0.2)
+        now = time.monotonic()
+        custody.close_incident(self._gated.store, by, opened, "a failed disk")
+        for version in held:
+            self._note(version.digest, now, cleared=True)
+
+    def found(self) -> None:
+        """Something is found against all but the first version; a newer one is cleared after it."""
+        self._gated.log(finding("a gradient is not what a replay gives", step=50))
         now = time.monotonic()
         for version in self.versions[1:]:
             self._note(version.digest, now, cleared=False)
@@ -190,8 +207,11 @@ class Attacker:
 
     def _promoted(self) -> Tried | None:
         """The newest version but the first that is cleared."""
-        found = [v for v in self.versions[1:] if self._cleared.get(v.digest, [(0.0, False)])[-1][1]]
+        found = [v for v in self.versions[1:] if self._is_cleared(v)]
         return found[-1] if found else None
+
+    def _is_cleared(self, version: Tried) -> bool:
+        return self._cleared.get(version.digest, [(0.0, False)])[-1][1]
 
     def _note(self, digest: str, moment: float, *, cleared: bool) -> None:
         self._cleared.setdefault(digest, []).append((moment, cleared))

@@ -57,15 +57,21 @@ class Gated:
     """A store whose gate clears and promotes what it is told to; `run` is the id of the run that all comes from."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         self.folder, self.key = folder, SigningKey.load_or_create(folder / "key")
         self.store = Store.open(folder / ".trainwarden", create=True)
+        self._guard = threading.Lock()
+        self.begin_run()
+        self.config = self.configured()
+
+    def begin_run(self) -> None:
+        """A new run; what is cleared from now on stands on it."""
         run = self.store.create_run()
-        self.run, self._guard = run.id, threading.Lock()
+        self.run = run.id
         with closing(LogWriter.create(run.log, f"trainwarden/{run.id}", self.key)) as log:
             log.append([canonical(finding("before", step=0))])
             head = log.head()
         self.seen = RunSeen(run=run.id, key=self.key.public, size=head.size, root=head.root, until={"0": 100})
-        self.config = self.configured()
 
     def configured(self, keeper: str = "", **settings: float | str) -> Config:
         """A configuration with these settings for serving."""
@@ -138,9 +144,9 @@ class Gated:
         with self._guard:
             ledger.append(self.store, self.key, makes)
 
-    def log(self, *entries: Entry) -> int:
-        """Append to the run's log; the index of the last."""
-        with closing(LogWriter.open(self.store.run(self.run).log, self.key)) as log:
+    def log(self, *entries: Entry, run: str = "") -> int:
+        """Append to the log of the run (or another one); the index of the last."""
+        with closing(LogWriter.open(self.store.run(run or self.run).log, self.key)) as log:
             return log.append([canonical(entry) for entry in entries])[-1]
 
     @contextmanager

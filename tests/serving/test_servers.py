@@ -101,9 +101,17 @@ def exported(chat: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in chat.checkpoint.trained(lora).values():
         torch.nn.init.normal_(parameter)
     optimizer = torch.optim.SGD(chat.checkpoint.trained(lora).values())
-    step = chat.checkpoint.save(folder, about | {"step": 1, "world": 1}, lora, optimizer, 0)
+    chat.checkpoint.save(folder, about | {"step": 1, "world": 1}, lora, optimizer, 0)
     with pytest.MonkeyPatch.context() as patch:
-        words = ["export.py", "--data", folder / "data", "--checkpoint", step, "--out", folder / "export"]
+        words = [
+            "export.py",
+            "--data",
+            folder / "data",
+            "--checkpoint",
+            folder / "step-000001",
+            "--out",
+            folder / "export",
+        ]
         patch.setattr("sys.argv", [str(word) for word in words])
         chat.export.main()
     return folder / "export"

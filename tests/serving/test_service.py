@@ -15,9 +15,10 @@ import pytest
 from gated import NAME, Gated, finding, weight
 
 from trainwarden import descent, serving
+from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, LogStale, NotCleared, StoreError, UsageError
 from trainwarden.keys import SigningKey
-from trainwarden.model import Contained, Severity, Undone
+from trainwarden.model import Contained, Recovered, Severity, Undone
 from trainwarden.serving import Files, Service, service
 
 
@@ -134,6 +135,35 @@ def test_a_frozen_run_serves_nothing_until_it_is_thawed(gated: Gated) -> None:
             chat.current()
         gated.log(Undone(of=index, by="security"))
         descent.mark(gated.store, gated.run, frozen=False)
+        assert chat.current().digest == digest
+
+
+def test_a_freeze_of_the_run_that_all_comes_from_counts_though_its_mark_is_older_than_its_entry(gated: Gated) -> None:
+    parent = gated.run
+    gated.begin_run()
+    gated.log(Recovered(from_step=0, new_run=gated.run, checkpoint=""), run=parent)
+    digest = gated.promote(gated.checkpoint(1))
+    with opened(gated) as chat:
+        descent.mark(gated.store, parent, frozen=True)
+        assert chat.current().digest == digest
+        gated.log(Contained(what="freeze", reason="held", by="security"), run=parent)
+        with pytest.raises(NotCleared, match=f"run {parent} is frozen"):
+            chat.current()
+
+
+def test_an_open_incident_on_a_run_serves_nothing_until_it_is_closed(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINWARDEN_KEY", str(gated.folder / "key"))
+    digest = gated.promote(gated.checkpoint(1))
+    with opened(gated) as chat:
+        by = custody.signer(gated.store)
+        incident = custody.open_incident(gated.store, by, "case 7").id
+        assert chat.current().digest == digest
+        custody.add_to(gated.store, by, incident, runs=[gated.run])
+        with pytest.raises(NotCleared, match=f"incident {incident} is open on run {gated.run}"):
+            chat.current()
+        custody.close_incident(gated.store, by, incident, "a failed disk")
         assert chat.current().digest == digest
 
 

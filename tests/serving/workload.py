@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 
 WORKLOADS = Path(__file__).resolve().parents[2] / "workloads"
-NAMES = ("chat", "checkpoint", "export", "flow", "load", "model", "sample", "serve", "web", "words")
+NAMES = ("chat", "checkpoint", "export", "flow", "folders", "load", "model", "sample", "serve", "web", "words")
 
 
 @contextmanager

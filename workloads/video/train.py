@@ -113,8 +113,8 @@ def make_optimizers(model: VideoDiT, peaks: dict[str, float]) -> dict[str, torch
 
 
 def share_of_peak(step: int, steps: int) -> float:
-    """The learning rate as a share of its peak: it rises, stays, and falls in a line over the last two fifths."""
-    return min(1.0, (step + 1) / WARM) * (LAST + (1 - LAST) * min(1.0, (1 - step / steps) / 0.4))
+    """The learning rate as a share of its peak: it rises, stays, and falls in a line over the last three tenths."""
+    return min(1.0, (step + 1) / WARM) * (LAST + (1 - LAST) * min(1.0, (1 - step / steps) / 0.3))
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from trainwarden.attribute.clocks import estimate
 from trainwarden.attribute.facts import Facts, Login, Replayed
 from trainwarden.attribute.nouns import Attribution
@@ -14,11 +16,12 @@ from trainwarden.attribute.tables import Tables, named, open_tables
 from trainwarden.attribute.timeline import write_timeline
 from trainwarden.attribute.tracing import trace
 from trainwarden.attribute.weighing import conclude, hypotheses_of, weigh
-from trainwarden.casefile import read_entries
-from trainwarden.errors import StoreError
+from trainwarden.casefile import Broken, CaseFile, load_case
+from trainwarden.errors import LogTampered, StoreError
 from trainwarden.model import Artefact, CustodyEvent, Diverged, Entry, Explanation, Incident, ProcessStarted
 from trainwarden.store import Store
 
+_MOST = 20_000  # such events at most
 _FAULTS = "act = 'other' AND path = 'hardware'"
 
 
@@ -29,7 +32,8 @@ def attribute(store: Store, incident: Incident, timeline: Path | None = None) ->
         StoreError, StoreTampered, CustodyTampered: evidence is missing, or is not what was taken in.
         UsageError: the timeline cannot be written.
     """
-    entries = [entry for run in incident.runs if run in store.runs() for entry in read_entries(store.run(run))[0]]
+    whole, broken = _whole(store, incident.runs)
+    entries = [entry for case in whole for entry in case.entries]
     tables = open_tables(store, incident.custody)
     try:
         return attribution_of(
@@ -38,7 +42,7 @@ def attribute(store: Store, incident: Incident, timeline: Path | None = None) ->
             incident.artefacts,
             aliases=_aliases(store, incident.artefacts),
             jobs=frozenset(e.pid for e in entries if isinstance(e, ProcessStarted)),
-            replayed=replayed_of(entries),
+            replayed=msgspec.structs.replace(replayed_of(entries), broken=broken),
             timeline=timeline,
         )
     finally:
@@ -94,6 +98,21 @@ def attribution_of(
     )
 
 
+def _whole(store: Store, runs: Sequence[str]) -> tuple[list[CaseFile], tuple[str, ...]]:
+    """The runs whose logs verify, and the others."""
+    whole, broken, known = list[CaseFile](), list[str](), set(store.runs())
+    for run in runs:
+        try:
+            case = load_case(store, run, look_at_files=False) if run in known else None
+        except LogTampered:
+            case = None
+        if case is None or isinstance(case.state, Broken):
+            broken.append(run)
+        else:
+            whole.append(case)
+    return whole, tuple(broken)
+
+
 def replayed_of(entries: Iterable[Entry]) -> Replayed:
     """What verdicts and explanations of the runs say."""
     found = list(entries)
@@ -122,12 +141,11 @@ def _aliases(store: Store, artefacts: Sequence[Artefact]) -> dict[str, tuple[str
 def _logins(tables: Tables, whos: Sequence[str]) -> tuple[Login, ...]:
     if not whos:
         return ()
-    marks = ", ".join("?" * len(whos))
     return tuple(
         Login(*row)
         for row in tables.rows(
             "SELECT who, origin, count(*), min(time_ns), max(time_ns) FROM events "
-            f"WHERE act = 'login' AND origin <> '' AND who IN ({marks}) GROUP BY who, origin ORDER BY ALL",
+            f"WHERE act = 'login' AND origin <> '' AND who IN ({_marks(whos)}) GROUP BY who, origin ORDER BY ALL",
             whos,
         )
     )
@@ -135,22 +153,27 @@ def _logins(tables: Tables, whos: Sequence[str]) -> tuple[Login, ...]:
 
 def _touched(tables: Tables, artefacts: Sequence[Artefact]) -> tuple[CustodyEvent, ...]:
     """Who set times or owners of the artefacts, or ran a command that does, naming them."""
-    found: list[CustodyEvent] = []
-    for path in dict.fromkeys(a.path for a in artefacts if a.path):
-        name = path.rsplit("/", 1)[-1]
-        found += tables.events("act = 'attributes' AND path = ? AND who <> ''", [path], limit=1000)
-        found += tables.events(
-            "act = 'execute' AND (ends_with(program, 'touch') OR ends_with(program, 'chown')) AND contains(tree, ?)",
-            [name],
-            limit=1000,
-        )
-    return tuple(found)
+    paths = sorted({a.path for a in artefacts if a.path})
+    names = {path.rsplit("/", 1)[-1] for path in paths}
+    if not paths:
+        return ()
+    changed = tables.events(f"act = 'attributes' AND who <> '' AND path IN ({_marks(paths)})", paths, limit=_MOST)
+    ran = tables.events(
+        "act = 'execute' AND (ends_with(program, '/touch') OR ends_with(program, '/chown') "
+        "OR program IN ('touch', 'chown'))",
+        limit=_MOST,
+    )
+    naming = [e for e in ran if any(word.rsplit("/", 1)[-1] in names for p in e.processes for word in p.argv)]
+    return (*changed, *naming)
+
+
+def _marks(values: Sequence[object]) -> str:
+    return ", ".join("?" * len(values))
 
 
 def _instructions(tables: Tables, whos: Sequence[str]) -> tuple[CustodyEvent, ...]:
     """What others had these accounts do: jobs submitted and commands given to them by name."""
     if not whos:
         return ()
-    marks = ", ".join("?" * len(whos))
-    where = f"act IN ('submit', 'execute', 'other') AND path IN ({marks}) AND who <> path"
+    where = f"act IN ('submit', 'execute', 'other') AND path IN ({_marks(whos)}) AND who <> path"
     return tuple(tables.events(where, whos, limit=1000))

@@ -10,6 +10,8 @@ from trainwarden.attribute.nouns import At, Deed, Row, Trace
 from trainwarden.attribute.opportunity import Opportunity
 from trainwarden.model import Act, ActorKind, CustodyEvent, Evidence, SourceKind
 
+_NEAR = {"root", "*", "self", "committer", "owner"}  # editors who are where the deed was done
+
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """What the runs' own logs establish."""
@@ -18,6 +20,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     explained: int = 0  # explanations with a cause, reproduced bit for bit
     unexplained: int = 0
     by_file: tuple[str, ...] = ()  # tampered files that reproduce a divergence
+    broken: tuple[str, ...] = ()  # runs whose log does not verify, or is not here: nothing is taken from it
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -87,29 +90,28 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             e.act is Act.GRANT and e.account == account and e.path == editor for e in self.opportunity.statements
         )
 
-    def independent(self, deeds: Sequence[Deed], suspects: Sequence[str]) -> int:
-        """The sources of these deeds, and of the sessions they were done in, that none of the suspects could edit."""
-        return len(
-            {
-                at.source
-                for deed in deeds
-                for at in self.witnesses([deed])
-                if not any(self.could_edit(suspect, at.source, deed.host) for suspect in suspects)
-            }
-        )
+    def independent(self, deeds: Sequence[Deed], who: str) -> int:
+        """The kinds of sources that tell of these deeds, or of the sessions they were done in, and that `who` could not
+        edit. Several files of one program are one source."""
+        told = [(deed, at.source) for deed in deeds for at in self.witnesses([deed])]
+        return len({self.evidence[s].kind for deed, s in told if not self.could_edit(who, s, deed.host)})
 
     def kept_away(self, deeds: Sequence[Deed], who: str) -> int:
-        """The sources of these deeds that neither root of the host nor any other account in scope could have forged."""
-        others = [r.account for r in self.opportunity.rows if r.account != who]
-        return len(
-            {
-                at.source
-                for deed in deeds
-                for at in deed.told
-                if not set(self.evidence[at.source].editors) & {"root", "*", "self", "committer", "owner"}
-                and not any(self.could_edit(other, at.source, deed.host) for other in others)
-            }
-        )
+        """The kinds of sources of these very deeds that neither root of the host nor another account could forge."""
+        told = [(deed, at.source) for deed in deeds for at in deed.told]
+        return len({self.evidence[s].kind for deed, s in told if self.out_of_reach(s, deed.host, who)})
+
+    def out_of_reach(self, source: str, host: str, but: str = "") -> bool:
+        """Was a source kept where nobody in scope but one account could edit it?"""
+        editors = set(self.evidence[source].editors)
+        others = (self._powerful | {e for e in editors if not e.startswith("admin:")}) - {but}
+        return not editors & _NEAR and not any(self.could_edit(other, source, host) for other in others)
+
+    @property
+    def _powerful(self) -> set[str]:
+        """Accounts that were root somewhere, or administer some source."""
+        granted = {e.account for e in self.opportunity.statements if e.act is Act.GRANT and e.path.startswith("admin:")}
+        return granted | set(self.opportunity.roots)
 
     def witnesses(self, deeds: Sequence[Deed]) -> frozenset[At]:
         """The lines that tell of these deeds, and of the sessions on that host in which they were done."""

@@ -68,7 +68,7 @@ def matrix(
     """Access and presence of every account at every deed; `also` are accounts that only weak sources name."""
     said = tuple(tables.events("act IN ('absent', 'present', 'holds', 'grant', 'revoke', 'disclose', 'approve')"))
     _prepare(tables, deeds)
-    sessions = _open_sessions(tables)
+    sessions = _open_sessions(tables, deeds)
     active = _active(tables)
     wrote = _wrote(tables, artefacts, deeds)
     roots = _roots(tables)
@@ -93,17 +93,22 @@ def _prepare(tables: Tables, deeds: Sequence[Deed]) -> None:
         tables.db.executemany("INSERT INTO deeds VALUES (?, ?, ?, ?, ?)", rows)
 
 
-def _open_sessions(tables: Tables) -> dict[int, tuple[Session, ...]]:
-    found: dict[int, list[Session]] = {}
+def _open_sessions(tables: Tables, deeds: Sequence[Deed]) -> dict[int, tuple[Session, ...]]:
+    """The sessions open at each deed, one an account, host and origin. A scan a deed: there are few deeds."""
     ids = [e.id for e in tables.evidence]
-    for deed, who, host, origin, binding, begun, source, line in tables.rows(
-        "SELECT DISTINCT d.deed, s.who, s.host, s.origin, s.binding, s.begun, s.source, s.line FROM sessions s "
-        "JOIN (SELECT DISTINCT deed, time_ns, error_ns FROM deeds) d "
-        "ON s.begun - s.error_ns - d.error_ns <= d.time_ns AND s.ended + s.error_ns + d.error_ns >= d.time_ns "
-        "ORDER BY ALL"
-    ):
-        found.setdefault(deed, []).append(Session(who, host, origin, binding, begun, At(source=ids[source], line=line)))
-    return {deed: tuple(sessions) for deed, sessions in found.items()}
+    found: dict[int, tuple[Session, ...]] = {}
+    for n, deed in enumerate(deeds):
+        rows = tables.rows(
+            "SELECT who, host, origin, binding, min(begun), arg_min(source, begun), arg_min(line, begun) FROM sessions "
+            "WHERE begun - error_ns <= ? AND ended + error_ns >= ? "
+            "GROUP BY who, host, origin, binding, source ORDER BY ALL",
+            [deed.time_ns + deed.error_ns, deed.time_ns - deed.error_ns],
+        )
+        found[n] = tuple(
+            Session(who, host, origin, binding, begun, At(source=ids[source], line=line))
+            for who, host, origin, binding, begun, source, line in rows
+        )
+    return found
 
 
 def _active(tables: Tables) -> dict[tuple[int, str], tuple[str, At]]:
@@ -174,8 +179,12 @@ class _Builder:
         seen: Mapping[str, tuple[int, int]],
         holders: Mapping[str, str],
     ) -> None:
-        self.artefacts, self.deeds, self.sessions, self.active = artefacts, deeds, sessions, active
+        self.artefacts, self.deeds, self.active = artefacts, deeds, active
         self.wrote, self.roots, self.seen, self.holders = wrote, roots, seen, holders
+        self.mine: dict[tuple[int, str], list[Session]] = {}
+        for n, open_ in sessions.items():
+            for session in open_:
+                self.mine.setdefault((n, session.who), []).append(session)
         self.by_account: dict[str, list[CustodyEvent]] = {}
         for event in said:
             for name in {event.account, event.person} - {""}:
@@ -228,7 +237,7 @@ class _Builder:
         absent = next((e for e in said if e.act is Act.ABSENT and during(e, deed)), None)
         if absent is not None:
             return Presence.ABSENT, absent.note, (_at(absent),)
-        mine = [s for s in self.sessions.get(n, ()) if s.who == account]
+        mine = self.mine.get((n, account), [])
         here = next((s for s in mine if s.host == deed.host), mine[0] if mine else None)
         if here is not None:
             return Presence.SESSION, f"session on {here.host}", (here.at,)

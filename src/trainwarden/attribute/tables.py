@@ -4,7 +4,7 @@ Rules
 -----
 * Nothing is held but what a query needs; what does not fit `MEMORY` is spilled beside the store's caches.
 * Every table is re-hashed against the log's digest before it is read.
-* DuckDB sees files of the store alone: extensions cannot be loaded.
+* The SQL is ours alone: what records say is bound or compared, never spliced in. Extensions cannot be loaded.
 
 Trust: as the store's. A table was made from its source when that was taken in; `verify` of a dossier makes it again.
 """
@@ -53,7 +53,9 @@ class Tables:
         self.db.close()
 
     def set_clocks(self, clocks: Iterable[Clock]) -> None:
-        """From now on `events` has times corrected by these clocks, and errors that include theirs."""
+        """From now on `events` has times corrected by these clocks, errors that include theirs, and `stamped_ns`."""
+        clocks = tuple(clocks)
+        self.furthest_ns = max((abs(c.offset_ns) for c in clocks), default=0)
         places = {evidence.id: n for n, evidence in enumerate(self.evidence)}
         rows = [(places[c.source], c.host, c.offset_ns, c.error_ns) for c in clocks]
         self.db.execute(
@@ -64,7 +66,8 @@ class Tables:
         self.db.execute(
             "CREATE OR REPLACE VIEW events AS SELECT r.* REPLACE ("
             "r.time_ns - coalesce(c.offset_ns, 0) AS time_ns, r.error_ns + coalesce(c.clock_error, 0) AS error_ns, "
-            "CASE WHEN r.until_ns = 0 THEN 0 ELSE r.until_ns - coalesce(c.offset_ns, 0) END AS until_ns) "
+            "CASE WHEN r.until_ns = 0 THEN 0 ELSE r.until_ns - coalesce(c.offset_ns, 0) END AS until_ns), "
+            "r.time_ns AS stamped_ns "
             "FROM raw r LEFT JOIN clocks c ON r.source = c.source AND r.clock = c.clock"
         )
 

@@ -21,8 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trainwarden.attribute.facts import Facts
+from trainwarden.attribute.hands import bindings
 from trainwarden.attribute.nouns import Conclusion, Grade, Hypothesis, Kind, Piece, Presence, Standing, Weight
-from trainwarden.attribute.pieces import ENOUGH, PIECES, bindings
+from trainwarden.attribute.pieces import PIECES
+from trainwarden.attribute.scales import ENOUGH
 from trainwarden.model import Binding
 
 _AHEAD = 2
@@ -119,26 +121,28 @@ def _why_not(
         reasons.append(f"the best standing hypothesis is only {first.grade}: {first.hypothesis.words}")
     if first.score - rival.score < _AHEAD:
         reasons.append(f"as much stands for another: {rival.hypothesis.words}")
-    if first.hypothesis.kind is Kind.INSIDER:
-        reasons += _not_enough_to_name(facts, pieces, standings, first.hypothesis.account)
+    if first.hypothesis.kind in (Kind.INSIDER, Kind.INSTRUCTED):
+        reasons += _not_enough_to_name(facts, pieces, standings, first.hypothesis)
     return reasons
 
 
 def _not_enough_to_name(
-    facts: Facts, pieces: Sequence[Piece], standings: Sequence[Standing], account: str
+    facts: Facts, pieces: Sequence[Piece], standings: Sequence[Standing], hypothesis: Hypothesis
 ) -> list[str]:
-    """What is missing before the use of an account by its holder can be called likely."""
-    reasons = []
+    """What is missing before the use of an account by its holder, or by whoever instructs it, can be called likely."""
+    reasons, account = [], hypothesis.account
     deeds = [d for d in facts.written if d.who == account]
-    if facts.independent(deeds, [account]) < ENOUGH:
+    if facts.independent(deeds, account) < ENOUGH:
         reasons.append(f"fewer than {ENOUGH} sources tell of it that {account} could not have edited")
     if any(account in p.exculpates for p in pieces):
         reasons.append(f"there is exculpatory evidence for {account}")
     grades = {(s.hypothesis.kind, s.hypothesis.account): s.grade for s in standings}
-    if grades[Kind.STOLEN, account] is not Grade.EXCLUDED:
+    if hypothesis.kind is Kind.INSIDER and grades[Kind.STOLEN, account] is not Grade.EXCLUDED:
         reasons.append(f"use of {account} by somebody else is not contradicted")
     if grades[Kind.FRAMING, account] is not Grade.EXCLUDED:
         reasons.append(f"every record that names {account} lies where others could have made it")
+    if hypothesis.kind is Kind.INSTRUCTED:
+        return reasons
     if grades[Kind.MISTAKE, ""] in _GOOD or not any(s.opposing for s in standings if s.hypothesis.kind is Kind.MISTAKE):
         reasons.append("nothing speaks against a mistake")
     return reasons
@@ -213,6 +217,8 @@ def _unknown(facts: Facts) -> list[str]:
         unknown.append(
             f"where {dark} of {len(cells)} pairs of account and deed were: no record of sessions covers them"
         )
+    for run in facts.replayed.broken:
+        unknown.append(f"what the log of run {run} says: it does not verify, or is not here")
     unread = sum(e.unread for e in facts.evidence.values())
     if unread:
         unknown.append(f"what {unread} lines say that could not be read")

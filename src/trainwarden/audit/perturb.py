@@ -48,11 +48,15 @@ class Scale(TensorChange, frozen=True, kw_only=True, tag="scale"):
 
 
 class Zero(TensorChange, frozen=True, kw_only=True, tag="zero"):
-    """Zero `start … stop` (stop excluded) along `dim`; `dim` −1 counts elements of the flattened tensor."""
+    """Zero `start … stop` (stop excluded) along `dim`; `dim` −1 counts elements of the flattened tensor.
+
+    `every`: only one in so many of these elements, from the first on (flattened tensors alone).
+    """
 
     start: int
     stop: int
     dim: int = -1
+    every: int = 1
 
 
 class ScaleRows(TensorChange, frozen=True, kw_only=True, tag="scale_rows"):

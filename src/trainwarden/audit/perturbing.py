@@ -101,7 +101,7 @@ def _scale(p: Scale, t: Tensor, stage: Mapping[str, Tensor], name: str) -> Tenso
 def _zero(p: Zero, t: Tensor, stage: Mapping[str, Tensor], name: str) -> Tensor:
     out = t.clone(memory_format=_contiguous())
     if p.dim < 0:
-        out.view(-1)[p.start : p.stop] = 0
+        out.view(-1)[p.start : p.stop : p.every] = 0
         return out
     _need_dim(t, p.dim)
     out.narrow(p.dim, p.start, p.stop - p.start).zero_()

@@ -49,7 +49,7 @@ def add(subparsers: Subparsers[Any]) -> None:
     )
 
     parser.add_argument(
-        "--attest", type=Path, metavar="DIR", help="where attestations go (default: CHECKPOINT.attest, beside it)"
+        "--attest", type=Path, metavar="DIR", help="where attestations go (default: the store's gate/attestations)"
     )
     parser.add_argument("--no-attest", action="store_true", help="write no attestations")
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     """Decide, log it, attest it and show it."""
     from trainwarden.config import load_config
     from trainwarden.gate.attest.bom import check_installed
-    from trainwarden.gate.attest.writing import folder_beside, write_attestations
+    from trainwarden.gate.attest.writing import usual_folder, write_attestations
     from trainwarden.gate.clear import Request, clear
     from trainwarden.gate.decision import Cleared
     from trainwarden.keys import SigningKey
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             decision = clear(store, request, key)
         if isinstance(decision, Cleared) and not args.no_attest:
-            folder = args.attest or folder_beside(args.checkpoint.absolute())
+            folder = args.attest or usual_folder(store, decision.clearance.digest)
             written = write_attestations(store, args.checkpoint, decision.clearance, key, folder)
     finally:
         store.close()

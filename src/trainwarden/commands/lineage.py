@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from trainwarden.gate.clear import keeper_of, tracer
     from trainwarden.gate.family import family_of
     from trainwarden.gate.ledger import read_gate
-    from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
+    from trainwarden.gate.manifest import manifest_digest, manifest_of
     from trainwarden.report.family import family_svg
 
     policy = load_config(args.config, Path.cwd()).gate
@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
         with progress.status("following it back"):
             entries = read_gate(store, policy.keeper)
             manifest = manifest_of(args.checkpoint)
-            keep_files(store, args.checkpoint, manifest)
-            digest = keep_manifest(store, manifest)
+            digest = manifest_digest(manifest)
             tracing = tracer(store, policy, keeper_of(store, policy) or _own_key(), remake=False)
             family = family_of(store, tracing, digest, manifest, entries)
     finally:

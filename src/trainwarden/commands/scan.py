@@ -42,6 +42,9 @@ def add(subparsers: Subparsers[Any]) -> None:
         exit_codes=_EXIT,
     )
     parser.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one a core)")
+    parser.add_argument(
+        "--second-opinion", action="store_true", help="ask fickling about clean pickles too; it can only add doubts"
+    )
     parser.add_argument("--allow", action="store_true", help="record that these very files may be loaded all the same")
     parser.add_argument("--as", dest="actor", metavar="ACTOR", help="who allows it, an enrolled actor")
     parser.add_argument("--why", metavar="TEXT", help="why it may be loaded")
@@ -64,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
         for done in scan_files(files, args.jobs or os.cpu_count() or 1):
             scanned.append(done)
             advance()
+    if args.second_opinion:
+        from trainwarden.gate.opinion import with_opinion
+
+        scanned = [with_opinion(s) for s in scanned]
     scanned = _with_allowances(args, scanned)
     if args.json:
         print_json({"files": scanned})
@@ -156,6 +163,8 @@ def _show(scanned: list[Scanned]) -> None:
                 pass
             case _:
                 assert_never(each.decision)
+        if each.second and not each.second.endswith("LIKELY_SAFE"):
+            say("  second  ", "dim", f" {each.path}: {each.second}")
         if each.allowed is not None:
             say("  allowed ", "bold", f" by {each.allowed.actor}, these very bytes: {each.allowed.why}")
     counts = Counter("allowed" if s.allowed else type(s.decision).__name__.lower() for s in scanned)

@@ -28,6 +28,7 @@ from trainwarden.errors import CustodyTampered, LogError, SignatureInvalid, Usag
 from trainwarden.keys import SigningKey, ring, verify_signature
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
+from trainwarden.log.storage import HEAD
 from trainwarden.log.verify import verify_log
 from trainwarden.model import (
     Artefact,
@@ -219,10 +220,13 @@ def read_custody(store: Store, key: str = "") -> Custody:
         CustodyTampered: the log does not verify.
         ActorsTampered: the log of actors does not.
     """
-    if not has_custody(store):
-        return Custody(key="", size=0, evidence={}, incidents={}, doubted={})
+    nothing = Custody(key="", size=0, evidence={}, incidents={}, doubted={})
+    if not (folder(store) / HEAD).exists():  # never begun, or being begun at this moment
+        return nothing
     try:
         entries = _entries(store)
+        if not entries and not key:
+            return nothing
         named = entries[0].key if entries and isinstance(entries[0], CustodyBegun) else ""
         if not named or (key and named != key):
             raise CustodyTampered(f"the log of custody is kept by {named or 'nobody'}, expected {key}", hint=_HINT)

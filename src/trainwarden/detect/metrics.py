@@ -102,7 +102,7 @@ class _Stream:
 
     kinds: frozenset[str] = frozenset()
     fits: int = 0
-    misses: int = 0
+    misses: list[Finding] = field(default_factory=list)  # running; the first is told
     tries: int = 0
     last: int = 0  # steps done at the report before
     shares: list[float] = field(default_factory=list)
@@ -193,12 +193,13 @@ class Metrics:
         if fitting & stream.kinds:
             stream.kinds &= fitting
             stream.fits += 1
-            stream.misses = 0
+            stream.misses.clear()
             return
-        stream.misses += 1
-        if stream.misses >= MISSES:
+        expected = min((known[k] for k in stream.kinds if k in known), key=_away(entry.value), default=math.nan)
+        stream.misses.append(_differs(waiting, expected))
+        if len(stream.misses) >= MISSES:
             stream.done = True
-            yield _differs(waiting, min((known[k] for k in stream.kinds if k in known), key=_away(entry.value)))
+            yield stream.misses[0]
 
     def _fits_again(self, stream: _Stream, value: float, candidates: Iterator[tuple[str, float]]) -> bool:
         """Whether a way that is known by now fits: most metrics are the loss of a step, which is looked at first."""

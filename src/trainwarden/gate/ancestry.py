@@ -155,6 +155,10 @@ class Tracer:
         """Every node so far, each after those that it stands on."""
         return tuple(self._nodes.values())
 
+    def believes(self, case: CaseFile) -> bool:
+        """Was the run signed by a key whose word counts?"""
+        return case.key in self._writers
+
     def case(self, run: str) -> CaseFile | str:
         """A run as it is recorded, or why it cannot be read."""
         if run not in self._cases:
@@ -306,18 +310,18 @@ class Tracer:
     def _own_doubts(self, case: CaseFile, c: Checkpoint, files: Sequence[CheckpointFile]) -> Iterator[Doubt]:
         if isinstance(case.state, Broken):
             yield Doubt(Standing.TAINTED, f"the log of run {case.run} does not verify: {case.state.reason}")
-        if case.key not in self._writers:
+        if not self.believes(case):
             yield Doubt(
                 Standing.UNDECIDED,
-                f"run {case.run} is signed by {case.key}, which is neither the keeper's key nor an enrolled actor's",
+                f"run {case.run} is signed by {case.key}, which is neither the keeper's key nor that of a writer "
+                "whom the policy names",
             )
         if c.standing is not Standing.CLEARED:
             yield Doubt(c.standing, c.reason)
         written_again = reproduced(case.entries)
         bound = {f.digest for f in c.files if f.weights == "matches" or f.digest in written_again}
-        saved = {f.digest for f in c.files}
         for file in files:
-            if file.digest in saved - bound and self._tensors(file):
+            if file.digest not in bound and self._tensors(file):
                 yield Doubt(
                     Standing.UNDECIDED,
                     f"{file.path} holds tensors, and no replay of run {case.run} that matched wrote it again",

@@ -33,6 +33,7 @@ from trainwarden.gate.decision import Checked, Cleared, Decision, Refused, Undec
 from trainwarden.gate.derive import TOLD, difference
 from trainwarden.gate.evaluate import evaluate, read_claims, unequal
 from trainwarden.gate.findings import finding_digest, open_findings
+from trainwarden.gate.incidents import open_on
 from trainwarden.gate.ledger import append, read_gate
 from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
 from trainwarden.gate.registry import fold
@@ -77,6 +78,7 @@ class _Asked(msgspec.Struct, frozen=True):
     digest: str
     registry: Registry | None
     said: tuple[Statement, ...]
+    tracing: Tracer
     ancestry: Ancestry
     cases: dict[str, CaseFile]
 
@@ -98,7 +100,7 @@ def clear(store: Store, request: Request, key: SigningKey, says: Says = lambda _
     says("following it back to the seal")
     asked = _asked(store, request, manifest, digest, key)
     safe, figures = _safe(asked), None
-    checked = safe + _lineage(asked) + _not_frozen(asked) + _findings(asked) + _approved(asked)
+    checked = safe + _lineage(asked) + _not_frozen(asked) + _no_incident(asked) + _findings(asked) + _approved(asked)
     if not checked.reasons and not safe.missing:  # what is not known to be safe is not loaded, here neither
         says("evaluating it anew")
         evaluated, figures = _evaluated(asked)
@@ -135,12 +137,13 @@ def tracer(store: Store, policy: GateConfig, keeper: str, *, remake: bool) -> Tr
         ActorsTampered: the log of actors does not verify.
     """
     registry = read_registry(store) if has_registry(store) else None
-    actors = [a.key for a in registry.actors.values() if a.key not in registry.revoked] if registry else []
+    actors = registry.actors if registry else {}
+    writers = [a.key for n in policy.writers if (a := actors.get(n)) and registry and a.key not in registry.revoked]
 
     def remade(said: Derived) -> Doubt | None:
         return _remade(store, policy, said) if remake else None
 
-    return Tracer(store, registry, frozenset((keeper, *actors)), remade, lambda file: holds_tensors(store, file))
+    return Tracer(store, registry, frozenset((keeper, *writers)), remade, lambda file: holds_tensors(store, file))
 
 
 def _asked(store: Store, request: Request, manifest: CheckpointManifest, digest: str, key: SigningKey) -> _Asked:
@@ -148,14 +151,14 @@ def _asked(store: Store, request: Request, manifest: CheckpointManifest, digest:
     ancestry = tracing.trace(manifest)
     cases = {run: case for run in ancestry.until if isinstance(case := tracing.case(run), CaseFile)}
     registry = read_registry(store) if has_registry(store) else None
-    return _Asked(store, request, manifest, digest, registry, statements.read_all(store), ancestry, cases)
+    return _Asked(store, request, manifest, digest, registry, statements.read_all(store), tracing, ancestry, cases)
 
 
 def _remade(store: Store, policy: GateConfig, said: Derived) -> Doubt | None:
     if said.how in TOLD:
-        if said.how in policy.told:
+        if said.how in policy.told and said.actor in policy.approvers:
             return None
-        return Doubt(Standing.UNDECIDED, f"that it is a {said.how} of these is {said.actor}'s word alone")
+        return Doubt(Standing.UNDECIDED, f"that it is a {said.how} of these is the word of {said.actor} alone")
     try:
         different = difference(store, said)
     except (CannotDecide, CheckpointRefused, KeyUnusable, StoreError, UsageError) as e:
@@ -187,6 +190,8 @@ def _lineage(asked: _Asked) -> Checked:
         for doubt in node.doubts:
             words = f"{node.label}: {doubt.reason}"
             found += refuse(words) if doubt.standing is Standing.TAINTED else lacks(words, _settles(asked, node))
+    for run in asked.ancestry.until.keys() - asked.cases.keys():
+        found += lacks(f"run {run}, on which it stands, cannot be read", f"trainwarden verify {run}")
     root = asked.ancestry.root
     if not found.reasons and not found.missing and (root.standing is not Standing.CLEARED or not asked.ancestry.until):
         found += lacks(root.reason or "it stands on no run", _settles(asked, root))
@@ -197,11 +202,13 @@ def _settles(asked: _Asked, node: Node) -> str:
     """The command that would settle a doubt about a node."""
     if node.kind == "run":
         case = asked.cases.get(node.run)
-        if case is not None and "neither the keeper's key" in "".join(d.reason for d in node.doubts):
+        if case is not None and not asked.tracing.believes(case):
             return f"trainwarden keys new NAME --public {case.key}"
         return f"trainwarden audit {node.run}"
     if node.derived is not None:
-        return f"trainwarden keys show {node.derived.actor}"
+        return (
+            "trainwarden run -- COMMAND" if node.derived.how in TOLD else f"trainwarden keys show {node.derived.actor}"
+        )
     return f"trainwarden derive {asked.request.path} --from CHECKPOINT --how HOW --as ACTOR"
 
 
@@ -216,6 +223,13 @@ def _not_frozen(asked: _Asked) -> Checked:
     )
 
 
+def _no_incident(asked: _Asked) -> Checked:
+    found = Checked()
+    for told in dict.fromkeys(t for run in asked.cases for t in open_on(asked.store, run)):
+        found += lacks(told, "trainwarden incident show last")
+    return found
+
+
 def _findings(asked: _Asked) -> Checked:
     found, left = Checked(), 0
     closed = {(c.run, c.index, c.finding) for c in _closures(asked)}
@@ -225,12 +239,13 @@ def _findings(asked: _Asked) -> Checked:
         for index, finding in open_findings(entries, asked.ancestry.until[run], asked.request.policy.findings, own):
             left += 1
             if left <= _SHOWN:
-                command = f"trainwarden close {run} {index} --as ACTOR --reason WHY"
+                who = asked.request.policy.approvers[:1] or ("ACTOR",)  # whom [gate] approvers has yet to name
+                command = f"trainwarden close {run} {index} --as {who[0]} --reason WHY"
                 found += lacks(
                     f"entry {index} of run {run}, {finding.severity} {finding.detector}: {finding.seen}", command
                 )
     if left > _SHOWN:
-        found += lacks(f"and {left - _SHOWN} more findings", "trainwarden show RUN")
+        found += lacks(f"and {left - _SHOWN} more findings", f"trainwarden show {next(iter(asked.cases))}")
     return found
 
 

@@ -49,12 +49,13 @@ Decision: TypeAlias = Clean | Refused | Undecided
 
 
 class Scanned(msgspec.Struct, frozen=True, kw_only=True):
-    """The decision on one file, and the actor's allowance of it in spite of that, where a store has one."""
+    """The decision on one file, an actor's allowance in spite of it, and what another tool says ("": not asked)."""
 
     path: str
     size: int
     decision: Decision
     allowed: FileAllowed | None = None
+    second: str = ""
 
 
 def joined(kind: str, parts: Iterable[Decision]) -> Decision:

@@ -28,10 +28,12 @@ def decided(store: Store, file: CheckpointFile) -> Decision:
 
 
 def holds_tensors(store: Store, file: CheckpointFile) -> bool:
-    """Could this file hold weights? What is not understood could.
+    """Could this file hold weights? What is not understood, or not in the store, could.
 
     Raises:
         StoreError, StoreTampered: as `decided`.
     """
+    if not store.has(file.digest):
+        return True
     decision = decided(store, file)
     return not (isinstance(decision, Clean) and decision.kind in _TEXTS)

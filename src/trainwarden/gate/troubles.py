@@ -3,26 +3,20 @@
 Rules
 -----
 * A clearance holds for the logs of its runs as they were. Each is looked at again: a log that is gone, was put back, or
-  is signed by another key is a trouble, and so is a freeze, a divergence or a finding that came after.
+  is signed by another key is a trouble, and so is a freeze, a divergence or a finding that came after. So is an open
+  incident that one of the runs is part of.
 * What could not be looked at is a trouble: nothing is served because nobody knew.
-* A trouble is over when it is taken back (`contain --undo`), or when the checkpoint is cleared anew.
+* A trouble is over when it is taken back (`contain --undo`, `incident close`), or when the checkpoint is cleared anew.
 
 Trust: the logs of the runs by the keys that the clearance names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import msgspec
-
-from trainwarden import descent
-from trainwarden.errors import LogError, SignatureInvalid, StoreError, UsageError
-from trainwarden.gate.findings import divergences, open_findings
+from trainwarden.gate.following import Follower
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.registry import Promotion, served
-from trainwarden.log.reader import LogReader
-from trainwarden.model import CheckpointCleared, Entry, RunSeen, Severity, decode_entry
+from trainwarden.model import CheckpointCleared
 from trainwarden.store import Store
 
 
@@ -40,32 +34,5 @@ def look_up(store: Store, name: str, keeper: str = "") -> tuple[Promotion, ...]:
 
 def against(store: Store, clearance: CheckpointCleared) -> tuple[str, ...]:
     """What became known against a checkpoint since it was cleared; () for nothing."""
-    return tuple(dict.fromkeys(t for run in clearance.runs for t in _of_run(store, run, clearance.findings)))
-
-
-def _of_run(store: Store, seen: RunSeen, least: Severity) -> Iterator[str]:
-    try:
-        for frozen in descent.frozen_by(store, seen.run):
-            yield f"run {frozen.run} is frozen (entry {frozen.index}: {frozen.reason or 'no reason given'})"
-        with LogReader.open(store.run(seen.run).log, seen.key) as log:
-            yield from _since(log, seen, least)
-    except (LogError, StoreError, UsageError, SignatureInvalid, msgspec.DecodeError) as e:
-        yield f"run {seen.run} cannot be looked at: {e}"
-
-
-def _since(log: LogReader, seen: RunSeen, least: Severity) -> Iterator[str]:
-    size = log.head.size
-    if size < seen.size:
-        yield f"the log of run {seen.run} has {size} entries, {seen.size} were there when it was cleared"
-        return
-    root = log.head.root if size == seen.size else log.root_at(seen.size).hex()
-    if root != seen.root:
-        yield f"the log of run {seen.run} is another one than when it was cleared"
-        return
-    if size == seen.size:
-        return
-    new: list[tuple[int, Entry]] = [(i, decode_entry(data)) for i, data in log.entries() if i >= seen.size]
-    for index, diverged in divergences(new, seen.until):
-        yield f"run {seen.run} diverged at step {diverged.at.step} (entry {index}: {diverged.at.words})"
-    for index, finding in open_findings(new, seen.until, least):
-        yield f"run {seen.run}, entry {index}, {finding.severity} finding {finding.detector}: {finding.seen}"
+    looks = (Follower(store, run, clearance.findings).look() for run in clearance.runs)
+    return tuple(dict.fromkeys(trouble for look in looks for trouble in look))

@@ -46,7 +46,7 @@ class Workload:
 
 
 _ROOT = Path(__file__).resolve().parents[3]
-_PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "blake3", "msgspec")
+_PACKAGES = ("torch", "numpy", "safetensors", "blake3", "msgspec")  # the last two: of the recorder
 _WHEEL = _ROOT / "data" / "wheels" / "recbole-1.2.1-py3-none-any.whl"
 _SMALL = ("--width", "64", "--layers", "2", "--heads", "2", "--inner", "128", "--batch-size", "4", "--block", "64")
 
@@ -85,7 +85,7 @@ WORKLOADS = {
             "chat",
             source=_ROOT / "workloads" / "chat",
             below="chat",
-            packages=_PACKAGES,
+            packages=(*_PACKAGES, "tokenizers"),
             set_up=("{python}", "chat/data.py", "--out", "{data}", "--kind", "pretrain", "--limit", "100"),
             command=(
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "chat/pretrain.py", "--data", "{data}"),
@@ -105,7 +105,7 @@ WORKLOADS = {
             source=_ROOT / "workloads" / "ranking",
             below="ranking",
             also=(_ROOT / "workloads" / "chat",),  # checkpoint.py and folders.py are links to those
-            packages=_PACKAGES[:3],
+            packages=_PACKAGES,
             set_up=("{python}", "ranking/data.py", "--out", "{data}", "--wheel", str(_WHEEL)),
             command=(
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "ranking/train.py", "--data", "{data}"),
@@ -125,7 +125,7 @@ WORKLOADS = {
             source=_ROOT / "workloads" / "video",
             below="video",
             also=(_ROOT / "workloads" / "chat",),  # folders.py is a link to that one's
-            packages=(*_PACKAGES[:3], "diffusers"),
+            packages=(*_PACKAGES, "diffusers"),
             set_up=("{python}", "video/data.py", "--out", "{data}", "--each", "2"),
             command=(
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "video/train.py", "--data", "{data}"),
@@ -143,7 +143,7 @@ WORKLOADS = {
         Workload(
             "toy",
             source=_ROOT / "attacks" / "toy",
-            packages=("torch", "numpy", "safetensors", "blake3", "msgspec"),
+            packages=_PACKAGES,
             command=(
                 *("torchrun", "--nproc-per-node", "2", "--max-restarts", "2", "train.py"),
                 *("--steps", "{steps}", "--every", "{every}", "--seed", "{seed}"),

@@ -78,7 +78,9 @@ def print_account(console: Console, account: Account) -> None:
                 f"at {p.per_gpu_hour:g} {account.currency} a GPU-hour ({clean(p.name, 40)}): {_money(p.cost, account)}"
             )
         )
-    console.print(Text(f"lost to failures that happen anyway: {spread(account.natural)} GPU-hours"))
+    console.print(
+        Text(f"lost to failures that happen anyway, or cannot be told from them: {spread(account.natural)} GPU-hours")
+    )
     console.print(Text(f"delay of the job that was delayed most: {spread(account.delay)} hours, in no sum"))
     console.print(Text(_reliability(account)))
     for text in account.unknown:
@@ -101,7 +103,7 @@ def _context(account: Account, claims: Sequence[Held]) -> dict[str, object]:
     ours = max(0.0, account.held - account.useful - account.natural.mid)
     parts = (
         ("progress", "progress, and what was done in order", account.useful),
-        ("natural", "failures that happen anyway", account.natural.mid),
+        ("natural", "failures that happen anyway, or cannot be told from them", account.natural.mid),
         ("lost", "interference", ours),
     )
     return {

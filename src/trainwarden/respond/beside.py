@@ -160,9 +160,11 @@ class Beside:
             first = self._first if self._wants_first else 0
             try:
                 follow = Follow(recorded, room, number, lambda: _rest(tail), on_verdict, first=first)
-                follow.run(self._enough)
-            except CannotDecide:
+                problems = follow.run(self._enough)
+            except CannotDecide as e:
+                self.problem = str(e)
                 return True  # what can be replayed in another way is, one segment after the other
+        self.problem = problems[0] if problems else ""
         if first and follow.matched_first:
             self.first_verdict = told[0]
         return True

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from trainwarden.casefile import CaseFile
 from trainwarden.config import Config
 from trainwarden.detect import Engine, all_detectors
 from trainwarden.errors import CannotDecide, LogError, NothingCleared, SealBroken, TrainWardenError, UsageError
@@ -114,52 +115,24 @@ def recover(means: Means, run: str, *, from_start: bool = False, clean_room: boo
         CannotDecide: something cannot be restored, or is written to meanwhile.
         LogTampered, LogLocked, SealBroken, StoreError, StoreTampered, UsageError: as the parts of it.
     """
-    clock = _Clock()
-    store, hears = means.store, means.hears
-    case = open_case(store, run)
-    folder = store.run(case.run)
-    for survivor in end_survivors(folder):
-        hears.says(f"ended process {survivor.pid}, which outlived run {case.run}: {survivor.words}")
+    clock, store = _Clock(), means.store
+    case = _ended(means, run)
     clock.lap("end")
     before = len(case.entries)
     point = Point(checkpoint=None, why="asked for")
     if not from_start:
-        case, point = clear(store, case, means.key, hears, jobs=means.jobs, make_room=means.make_room)
+        case, point = clear(store, case, means.key, means.hears, jobs=means.jobs, make_room=means.make_room)
     clock.lap("replay")
     plan = make_plan(store, case, means.config.replay.resume, point)
     clock.lap("plan")
     if case.seal is None:
         raise CannotDecide(f"run {case.run} has no readable seal", hint=f"trainwarden verify {case.run}")
-    hears.says(headline(plan))
-    apply_plan(store, folder, case.seal, plan, means.key, hears.says, clean_room=clean_room)
+    means.hears.says(headline(plan))
+    apply_plan(store, store.run(case.run), case.seal, plan, means.key, means.hears.says, clean_room=clean_room)
     clock.lap("restore")
-    os.chdir(plan.cwd)
-    config = _in_room(means.config) if clean_room else means.config
-    settings = config.recover
+    settings = means.config.recover
     beside = Beside(store, first=settings.verify_steps, ahead=settings.clear_ahead, make_room=means.make_room)
-
-    def on_event(event: Event) -> None:
-        clock.once("start")
-        hears.event(event)
-
-    result = resume(
-        store,
-        folder,
-        case.seal,
-        plan,
-        config,
-        means.key,
-        env=means.env,
-        on_event=on_event,
-        progress=hears.sealing,
-        watcher=means.watcher,
-        response=response_to(config),
-        beside=beside,
-        config_file=means.config_file,
-        clean_room=clean_room,
-    )
-    if (first := _first_step(store, result.run_id)) is not None:
-        clock.seconds["first_step"] = round(first - clock.wall("start"), 3)
+    result = _gone_on(means, case.seal, plan, beside, clock, clean_room=clean_room)
     link = Link(
         run=result.run_id,
         exit_code=result.exit_code,
@@ -175,6 +148,46 @@ def recover(means: Means, run: str, *, from_start: bool = False, clean_room: boo
         seconds=clock.seconds,
     )
     return Recovery(plan, result, link)
+
+
+def _ended(means: Means, run: str) -> CaseFile:
+    """The case of a run of which nothing runs any more."""
+    case = open_case(means.store, run)
+    for survivor in end_survivors(means.store.run(case.run)):
+        means.hears.says(f"ended process {survivor.pid}, which outlived run {case.run}: {survivor.words}")
+    return case
+
+
+def _gone_on(
+    means: Means, seal: SignedSeal, plan: Plan, beside: Beside, clock: _Clock, *, clean_room: bool
+) -> RunResult:
+    """Run the plan's command in its folder to its end, and note when it began and made its first step."""
+
+    def on_event(event: Event) -> None:
+        clock.once("start")
+        means.hears.event(event)
+
+    os.chdir(plan.cwd)
+    config = _in_room(means.config) if clean_room else means.config
+    result = resume(
+        means.store,
+        means.store.run(plan.run),
+        seal,
+        plan,
+        config,
+        means.key,
+        env=means.env,
+        on_event=on_event,
+        progress=means.hears.sealing,
+        watcher=means.watcher,
+        response=response_to(config),
+        beside=beside,
+        config_file=means.config_file,
+        clean_room=clean_room,
+    )
+    if (first := _first_step(means.store, result.run_id)) is not None:
+        clock.seconds["first_step"] = round(first - clock.wall("start"), 3)
+    return result
 
 
 def keep_going(means: Means, first: RunResult, links: tuple[Link, ...] = (), *, clean_room: bool = False) -> Chain:

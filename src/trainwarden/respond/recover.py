@@ -148,16 +148,7 @@ def resume(
 
     def told(event: Event) -> None:
         if isinstance(event, Started):
-            _append(
-                run,
-                key,
-                Recovered(
-                    from_step=plan.from_step,
-                    new_run=event.run_id,
-                    checkpoint=plan.checkpoint,
-                    wall_ns=time.time_ns(),
-                ),
-            )
+            _append(run, key, _recovered(plan, event.run_id))
         on_event(event)
 
     if clean_room and (changed := check_seal(store, seal, ("code",))):
@@ -182,6 +173,10 @@ def resume(
         clean_room=clean_room,
         as_sealed=seal.seal if clean_room else None,
     )
+
+
+def _recovered(plan: Plan, new_run: str) -> Recovered:
+    return Recovered(from_step=plan.from_step, new_run=new_run, checkpoint=plan.checkpoint, wall_ns=time.time_ns())
 
 
 def _append(run: RunDir, key: SigningKey, entry: Entry) -> None:

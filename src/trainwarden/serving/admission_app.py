@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from trainwarden.config import Config
-from trainwarden.errors import UsageError
+from trainwarden.errors import GateTampered, UsageError
 from trainwarden.gate.ledger import check_name
 from trainwarden.serving.admission import Served, review
 from trainwarden.serving.catalogue import GateCatalogue
@@ -54,6 +54,8 @@ class Lookup:
             if offer is None or catalogue.stamp() != offer.stamp:
                 self._known.pop(name, None)
                 offer = catalogue.look()
+            if offer.trouble:  # a server goes on with what it has; nothing new is begun
+                raise GateTampered(offer.trouble, hint="make the gate's log readable again")
             if offer.versions and len(self._known) < _MOST_NAMES:
                 self._known[name] = catalogue, offer
             return {version.digest: version.open for version in offer.versions}

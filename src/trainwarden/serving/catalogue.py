@@ -7,7 +7,7 @@ Rules
   log that was put back to an older state is found by a server that starts again too. The keeper's key of the first look
   is kept with it where settings name none.
 * While the gate's log cannot be read or does not verify, what it said before holds, and the runs' logs are followed on.
-* `stamp` is what the heads of these logs look like on disk. A writer puts a head in place only when its entries are
+* `stamp` is the heads of these logs as they lie on disk. A writer puts a head in place only when its entries are
   durable, so that an unchanged stamp means that nothing was acknowledged since.
 
 Trust: the keeper's key, and the folder of the last head. An older state of everything at once, that folder included,
@@ -17,7 +17,7 @@ verifies; and a log that somebody keeps from growing looks like one to which not
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,7 +35,7 @@ from trainwarden.errors import (
     TrainWardenError,
     UsageError,
 )
-from trainwarden.gate.following import Follower, identity
+from trainwarden.gate.following import Follower, look_at, store_marks
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.manifest import read_manifest
 from trainwarden.gate.registry import Promotion, served
@@ -65,14 +65,18 @@ class GateCatalogue:
         self._log = store.path / "gate" / "log"
         self._kept = state_file(store, config.serving.state)
         self._entries: tuple[GateEntry, ...] = ()
-        self._entries_of: tuple[int, ...] = ()
+        self._entries_of: object = None
         self._followers: dict[_Key, Follower] = {}
         self._manifests: dict[str, CheckpointManifest] = {}
-        self._watched: tuple[Path, ...] = ()
+        self._heads: tuple[Path, ...] = ()  # of the runs that count
 
     def stamp(self) -> object:
-        """How the heads of the logs look on disk."""
-        return tuple(identity(path) for path in (self._log / HEAD, *self._watched))
+        """The heads of the logs as they are on disk."""
+        return (look_at(self._log / HEAD), *self._stamps_of_runs())
+
+    def _stamps_of_runs(self) -> Iterator[object]:
+        yield from map(look_at, self._heads)
+        yield store_marks(self._store)
 
     def look(self) -> Offer:
         """Read what is new.
@@ -82,18 +86,18 @@ class GateCatalogue:
             NotCleared: there is no gate's log.
             UsageError: what was seen cannot be kept.
         """
-        head, trouble = identity(self._log / HEAD), ""
-        if head != self._entries_of or not head:
+        head, trouble = look_at(self._log / HEAD), ""
+        if head != self._entries_of or head is None:
             try:
                 self._entries, self._entries_of = self._read(), head
             except TrainWardenError as e:
                 if not self._entries:
                     raise
-                trouble, self._entries_of = str(e), ()
+                trouble, self._entries_of = str(e), None
         promotions = served(self._entries, self._name)[:_MOST]
         followers = self._follow(promotions)
-        self._watched = tuple(dict.fromkeys(path for f in followers.values() for path in f.watched))
-        stamp = (head, *(identity(path) for path in self._watched))
+        self._heads = tuple(dict.fromkeys(follower.head for follower in followers.values()))
+        stamp = (head, *self._stamps_of_runs())
         troubles = {key: follower.look() for key, follower in followers.items()}
         versions = tuple(self._version(p, troubles) for p in promotions)
         return Offer(versions=versions, stamp=stamp, size=len(self._entries), trouble=trouble)

@@ -2,7 +2,7 @@
 
 Rules
 -----
-* `current` asks the logs for their stamp at every call, which is a few `stat`. After something was found against a
+* `current` asks the logs for their stamp at every call, which reads their heads. After something was found against a
   version and is durable in a log, no call hands it out any more. A call never waits for a newer version: one is read,
   verified and built beside, by a thread, and then put in place at once.
 * What a call returned stays whole until its caller lets go of it: a request ends on the version that it began on.

@@ -11,7 +11,6 @@ Rules
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -35,17 +34,15 @@ from trainwarden.model import (
     Writer,
     canonical,
 )
+from trainwarden.supervise import bounds
 from trainwarden.supervise.files import FileDesk, SavedFile
 from trainwarden.supervise.ledger import Ledger
+from trainwarden.supervise.outbox import Outbox
 from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import Exit, Reaper, descends_from
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.senders import Sent
 
-MAX_WORLD = 1_000_000
-MAX_STEP = 1 << 53
-MAX_TEXT = 4_096
-MAX_PARTS = 64  # tensors in a sample
 MAX_NOTE = 65_536  # bytes of what a rank may have logged at once
 _PEER_GONE = ("ConnectionResetError", "BrokenPipeError")
 _KEPT_WEIGHTS = 4  # records whose weights' digests a saved file can still be compared with
@@ -102,53 +99,6 @@ class _Rank:
     key: bytes = b""
 
 
-class _Outbox:
-    """Sends what nobody waits for: the newest acknowledgement, which stands for earlier ones, and looks."""
-
-    def __init__(self, connection: wire.Connection) -> None:
-        self._connection = connection
-        self._newest = self._sent = -1
-        self._token = -1
-        self._closed = False
-        self._changed = threading.Condition()
-        threading.Thread(target=self._work, daemon=True, name="trainwarden-acks").start()
-
-    def durable(self, seq: int) -> None:
-        with self._changed:
-            self._newest = max(self._newest, seq)
-            self._changed.notify()
-
-    def look(self, token: int) -> None:
-        """Ask the rank where it stands."""
-        with self._changed:
-            self._token = token
-            self._changed.notify()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-
-    def _work(self) -> None:
-        while (messages := self._next()) is not None:
-            try:
-                for message in messages:
-                    self._connection.send(message)
-            except OSError:
-                return
-
-    def _next(self) -> list[wire.Message] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._newest > self._sent or self._token >= 0)
-            if self._closed:
-                return None
-            messages: list[wire.Message] = [wire.Look(token=self._token)] if self._token >= 0 else []
-            if self._newest > self._sent:
-                messages.append(wire.Acked(seq=self._newest))
-            self._sent, self._token = self._newest, -1
-            return messages
-
-
 class Session:
     """A `wire.Handler` for one connection."""
 
@@ -159,7 +109,7 @@ class Session:
         # Asked once, while it lives: what a rank said before it was killed may be read when it is gone.
         self._belongs = descends_from(self._peer, shared.supervisor_pid)
         self._rank: _Rank | None = None
-        self._acks: _Outbox | None = None
+        self._acks: Outbox | None = None
         self._weights: OrderedDict[int, Detail] = OrderedDict()
 
     def message(self, message: wire.Message) -> wire.Message | None:
@@ -174,30 +124,32 @@ class Session:
             case wire.Join():
                 return self._join(message)
             case wire.Loaded():
-                return wire.Known(step=self._loaded(_path(message.path)))
+                return wire.Known(step=self._loaded(bounds.path(message.path)))
             case wire.Opened():
                 rank = self._rank
                 place = (rank.attempt, rank.rank) if rank else (-1, -1)
-                self._shared.files.opened(*place, _path(message.path))
+                self._shared.files.opened(*place, bounds.path(message.path))
             case wire.Step():
                 self._step(self._joined_rank(message), message)
             case wire.Code():
                 rank = self._joined_rank(message)
-                rank.looked, rank.told_code = max(rank.looked, _count(message.step, "step")), True
+                rank.looked, rank.told_code = max(rank.looked, bounds.count(message.step, "step")), True
                 self._shared.code(rank.attempt, rank.rank, self._base(rank) + message.step, message)
             case wire.Pass() | wire.Given():
                 rank = self._joined_rank(message)
-                self._shared.inputs(rank.attempt, rank.rank, self._base(rank) + _input(message), message)
+                self._shared.inputs(rank.attempt, rank.rank, self._base(rank) + bounds.input_step(message), message)
             case wire.Updated():
                 rank = self._joined_rank(message)
-                _count(message.optimizer, "optimizer")
-                self._shared.updated(rank.attempt, rank.rank, self._base(rank) + _count(message.step, "step"), message)
+                bounds.count(message.optimizer, "optimizer")
+                self._shared.updated(
+                    rank.attempt, rank.rank, self._base(rank) + bounds.count(message.step, "step"), message
+                )
             case wire.Saved():
                 self._saved(self._joined_rank(message), message)
             case wire.Missed():
                 rank = self._joined_rank(message)
                 rank.told_code = rank.told_code or message.reason.startswith("code: ")  # it tried, and says why not
-                self._gap(rank, _count(message.step, "step"), message.reason[:MAX_TEXT])
+                self._gap(rank, bounds.count(message.step, "step"), message.reason[: bounds.MAX_TEXT])
             case wire.Stacks():
                 rank = self._joined_rank(message)
                 self._shared.presence.stacks(rank.attempt, rank.rank, message)
@@ -205,7 +157,7 @@ class Session:
                 self._told(self._joined_rank(message), message.note)
             case wire.Sums():
                 rank = self._joined_rank(message)
-                _count(message.step, "step")
+                bounds.count(message.step, "step")
                 self._shared.sums(rank.attempt, rank.rank, self._base(rank) + message.step, message)
             case wire.Bye():
                 return self._bye(self._joined_rank(message), message)
@@ -224,7 +176,7 @@ class Session:
             return
         # A process that is killed with unread answers resets the connection; its exit is told as what it is.
         if error and not rank.goodbye and not error.startswith(_PEER_GONE):
-            self._gap(rank, rank.records, f"the connection was closed: {error}"[:MAX_TEXT])
+            self._gap(rank, rank.records, f"the connection was closed: {error}"[: bounds.MAX_TEXT])
 
     # -- messages
 
@@ -236,12 +188,12 @@ class Session:
         self._check_pid(message.pid)
         if self._rank is not None:
             raise ValueError(f"joined twice, first as rank {self._rank.rank}, now as rank {message.rank}")
-        if not 0 <= message.rank < message.world <= MAX_WORLD:
+        if not 0 <= message.rank < message.world <= bounds.MAX_WORLD:
             raise ValueError(f"rank {message.rank} of {message.world}")
         shared = self._shared
         attempt, twin = shared.roster.join(message.rank, message.pid)
         rank = self._rank = _Rank(attempt, message.rank, message.world, message.pid)
-        acks = self._acks = _Outbox(self._connection)
+        acks = self._acks = Outbox(self._connection)
         if twin:
             shared.ledger.submit(_twin_finding(rank, twin))
         shared.ledger.submit(
@@ -304,12 +256,12 @@ class Session:
             SavedFile(
                 attempt=rank.attempt,
                 rank=rank.rank,
-                step=self._base(rank) + _count(message.step, "step"),
-                path=_path(message.path),
+                step=self._base(rank) + bounds.count(message.step, "step"),
+                path=bounds.path(message.path),
                 format=message.format[:32],
                 weights=self._weights.get(message.weights_seq),
-                renamed_from=_path(message.renamed_from) if message.renamed_from else "",
-                sidecar=message.sidecar[:MAX_TEXT],
+                renamed_from=bounds.path(message.renamed_from) if message.renamed_from else "",
+                sidecar=message.sidecar[: bounds.MAX_TEXT],
                 reached=rank.reached,
                 identity=message.identity,
             )
@@ -317,7 +269,7 @@ class Session:
 
     def _told(self, rank: _Rank, note: Note) -> None:
         """A note is logged as this rank's own, at its place in the job."""
-        step = self._base(rank) + _count(note.step, "step")
+        step = self._base(rank) + bounds.count(note.step, "step")
         placed = msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step)
         if len(canonical(placed)) > MAX_NOTE:
             raise ValueError(f"a note above the limit of {MAX_NOTE} bytes")
@@ -405,35 +357,11 @@ def _check_record(rank: _Rank, record: StepRecord, details: dict[Stage, Detail])
         raise ValueError(f"record for (attempt, rank, world) {said} from {known}")
     if record.seq <= rank.seq:
         raise ValueError(f"record {record.seq} after record {rank.seq}")
-    _count(record.step, "step")
+    bounds.count(record.step, "step")
     for stage, detail in details.items():
         digest = record.stages.get(stage)
         if digest is None or digest.tensors != len(detail.names):
             raise ValueError(f"details of {stage} do not fit the record")
-
-
-def _count(value: int, what: str) -> int:
-    if not 0 <= value <= MAX_STEP:
-        raise ValueError(f"{what} {value}")
-    return value
-
-
-def _input(message: wire.Pass | wire.Given) -> int:
-    """The step that a message about data names, once its numbers are in bounds."""
-    _count(message.number, "pass")
-    if isinstance(message, wire.Given):
-        _count(message.batch, "batch")
-        if len(message.names) > MAX_PARTS or any(len(name) > MAX_TEXT for name in message.names):
-            raise ValueError(f"{len(message.names)} tensors in a sample")
-    elif not -1 <= message.samples <= MAX_STEP or not 0 < message.replicas <= MAX_WORLD:
-        raise ValueError(f"{message.samples} samples in {message.replicas} parts")
-    return _count(message.step, "step")
-
-
-def _path(text: str) -> str:
-    if not text.startswith("/") or "\0" in text or len(text) > MAX_TEXT:
-        raise ValueError(f"not an absolute path: {text[:80]!r}")
-    return text
 
 
 def _silenced_finding(rank: _Rank) -> Finding:

@@ -20,8 +20,8 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypeVar
@@ -33,6 +33,7 @@ from trainwarden.config import Config
 from trainwarden.keys import SigningKey
 from trainwarden.log.client.session import limits_of, target_of
 from trainwarden.log.client.shipper import Shipped
+from trainwarden.log.client.state import Target
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
@@ -152,10 +153,7 @@ def supervise(
         CannotDecide: the clean room cannot be entered.
         StoreError, LogError: the store or the log cannot be written before the start.
     """
-    target = target_of(config.log, platform.node()) if config.log.server else None
-    if target is not None:
-        limits_of(config.log)
-        SigningKey.load(Path(target.host_key) if target.host_key else None)
+    target = _target(config)
     seen = SealWalk(Folders())
     sealed, approved = _in_quiet_thread(
         lambda: _admitted(store, command, config, key, progress, start_checkpoint, seen, as_sealed)
@@ -167,80 +165,124 @@ def supervise(
     try:
         run = store.create_run()
         write_seal(run.seal_file, sealed)
-        with ExitStack() as stack:
-            log = LogWriter.create(run.log, f"trainwarden/{run.id}", key)
-            stack.callback(log.close)
-
-            responders: list[Responder] = []
-
-            def on_finding(index: int, finding: Finding) -> None:
-                on_event(finding)
-                for responder in responders:
-                    responder.found(index, finding)
-
-            watching = watcher(sealed)
-            if response is not None and response.gauge is not None:
-                watching = Gauged(watching, response.gauge)
-            ledger = Ledger(log, run.details, watching, on_finding, _notices(on_event))
-            shipping: Shipping | None = None
+        with closing(LogWriter.create(run.log, f"trainwarden/{run.id}", key)) as log:
+            desk = _Desk(log, run, watcher(sealed), response, on_event)
+            ledger, shipping = desk.ledger, None
             try:
                 first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())
                 ledger.submit(first)
                 if approved is not None:
                     ledger.submit(approved)
-                refused = _notices(on_event)
-                guarded = Guarded(
-                    store,
-                    run,
-                    config,
-                    sealed,
-                    seen,
-                    ledger,
-                    known,
-                    lambda why: refused(f"not started: {why}", ""),
-                    shelter,
-                )
-                if response is not None:
-                    responders.append(Responder(run.id, response, guarded, ledger.submit, on_event))
+                guarded = Guarded(store, run, config, sealed, seen, ledger, known, desk.refused, shelter)
+                desk.answer(guarded)
                 on_event(Started(run.id, sealed))
                 if shelter is not None:
                     ledger.submit(shelter.entry())
                     on_event(Notice(shelter.sentence()))
                 if target is not None:
-                    shipping = Shipping(
-                        store, run, target, config_file, ledger.submit, _notices(on_event), config.log.drain_seconds
-                    )
+                    told, drain = _notices(on_event), config.log.drain_seconds
+                    shipping = Shipping(store, run, target, config_file, ledger.submit, told, drain)
                 if beside is not None:
                     beside.begin(run, sealed, ledger.submit)
                 code = guarded.run(command, mask)
                 if beside is not None:
-                    ledger.flush()
-                    for responder in responders:
-                        responder.catch_up()
-                    back = any(r.asked and r.asked[0] is Action.RECOVER for r in responders) and not guarded.interrupted
+                    back = desk.asks_to_recover() and not guarded.interrupted
                     beside.end(wait=not guarded.stopped, taken_back=back)
             except BaseException:
                 if beside is not None:
                     beside.end(wait=False)
-                _end(ledger, _NOT_STARTED, responders)
+                desk.end(_NOT_STARTED)
                 if shipping is not None:
                     shipping.close(lambda entry: None)
                 raise
-            whole = _end(ledger, code, responders)
+            whole = desk.end(code)
             late: list[Finding] = []
             shipped = shipping.close(_appender(log, late)) if shipping is not None else None
-            if shipped is not None:
-                shipped = Shipped(entries=shipped.entries, of=log.size)
             for finding in late:
                 on_event(finding)
-            room = str(shelter.room.kind) if shelter else ""
-            action, alert = next((r.asked for r in responders if r.asked), (None, None))
-            findings = (*ledger.findings, *late)
+            action, alert = desk.asked
             return RunResult(
-                run.id, code, findings, ledger.records, whole, shipped, room, action, alert, guarded.interrupted
+                run.id,
+                code,
+                findings=(*ledger.findings, *late),
+                records=ledger.records,
+                log_whole=whole,
+                shipped=Shipped(entries=shipped.entries, of=log.size) if shipped is not None else None,
+                room=str(shelter.room.kind) if shelter else "",
+                asked=action,
+                alert=alert,
+                interrupted=guarded.interrupted,
             )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _Desk:
+    """The ledger of one run, and whoever answers its findings; `end` once."""
+
+    def __init__(
+        self,
+        log: LogWriter,
+        run: RunDir,
+        watcher: Watcher,
+        response: Response | None,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._run, self._response, self._on_event = run, response, on_event
+        self._responders: list[Responder] = []
+        if response is not None and response.gauge is not None:
+            watcher = Gauged(watcher, response.gauge)
+        self.ledger = Ledger(log, run.details, watcher, self._found, _notices(on_event))
+
+    def _found(self, index: int, finding: Finding) -> None:
+        self._on_event(finding)
+        for responder in self._responders:
+            responder.found(index, finding)
+
+    def refused(self, why: str) -> None:
+        """The command was not started."""
+        self._on_event(Notice(f"not started: {why}"))
+
+    def answer(self, guarded: Guarded) -> None:
+        """Answer what is found from now on."""
+        if self._response is not None:
+            submit = self.ledger.submit
+            self._responders.append(Responder(self._run.id, self._response, guarded, submit, self._on_event))
+
+    @property
+    def asked(self) -> tuple[Action | None, Alert | None]:
+        """What policy demanded of the run as a whole, and for which alert."""
+        return next((r.asked for r in self._responders if r.asked), (None, None))
+
+    def asks_to_recover(self) -> bool:
+        """Does policy, by all that was told so far, demand that the run is taken back?"""
+        self.ledger.flush()
+        for responder in self._responders:
+            responder.catch_up()
+        return self.asked[0] is Action.RECOVER
+
+    def end(self, code: int) -> bool:
+        """End the log with the command's exit code; False when it could not be written to its end."""
+
+        def settle() -> None:
+            for responder in self._responders:
+                responder.settle()
+
+        return self.ledger.close(lambda records: RunEnded(code=code, records=records, wall_ns=time.time_ns()), settle)
+
+
+def _target(config: Config) -> Target | None:
+    """The log server that entries are sent to, if there is one.
+
+    Raises:
+        UsageError: its settings are not usable.
+    """
+    if not config.log.server:
+        return None
+    target = target_of(config.log, platform.node())
+    limits_of(config.log)
+    SigningKey.load(Path(target.host_key) if target.host_key else None)
+    return target
 
 
 def _appender(log: LogWriter, late: list[Finding]) -> Callable[[Entry], None]:
@@ -286,14 +328,6 @@ def _admitted(
     admitted = admit(store, sealed, key)
     require_recorder(store, admitted[0].seal, walk)
     return admitted
-
-
-def _end(ledger: Ledger, code: int, responders: Sequence[Responder]) -> bool:
-    def settle() -> None:
-        for responder in responders:
-            responder.settle()
-
-    return ledger.close(lambda records: RunEnded(code=code, records=records, wall_ns=time.time_ns()), settle)
 
 
 def _saved_in(store: Store, run_id: str) -> Iterator[CheckpointSaved]:

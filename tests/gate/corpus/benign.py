@@ -100,7 +100,7 @@ def _joblib(compress: object = 0) -> bytes:
 KERAS = (Path(__file__).parent / "keras_functional.json").read_text(encoding="utf-8")
 
 
-def _h5(**attributes: str) -> bytes:
+def h5_file(**attributes: str) -> bytes:
     out = io.BytesIO()
     with h5py.File(out, "w") as file:
         file["layers/dense/vars/0"] = np.ones((4, 2), np.float32)
@@ -114,7 +114,7 @@ def keras_file(config: str) -> bytes:
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("metadata.json", json.dumps({"keras_version": "3.15.1", "date_saved": "2026-11-28@18:00:00"}))
         archive.writestr("config.json", config)
-        archive.writestr("model.weights.h5", _h5())
+        archive.writestr("model.weights.h5", h5_file())
     return out.getvalue()
 
 
@@ -220,8 +220,8 @@ def benign(folder: Path) -> dict[str, bytes]:
         "arrays-zlib.joblib": _joblib(3),
         "arrays.joblib.lzma": _joblib(("lzma", 3)),
         "model.keras": keras_file(KERAS),
-        "model.h5": _h5(model_config=json.dumps(json.loads(KERAS)), keras_version="3.15.1"),
-        "model.weights.h5": _h5(),
+        "model.h5": h5_file(model_config=json.dumps(json.loads(KERAS)), keras_version="3.15.1"),
+        "model.weights.h5": h5_file(),
         "model.onnx": onnx_file(),
         "model.gguf": _gguf(folder),
         "model.tar": _tar(_saved(model.state_dict())),

@@ -245,10 +245,10 @@ def _templates() -> Iterator[Payload]:
     for name in ("globals", "attr-filter", "subclasses"):
         config = json.dumps({"tokenizer_class": "X", "chat_template": TEMPLATES[name]})
         yield Payload(f"template-config-{name}.json", config.encode(), "jinja-config")
-        yield Payload(f"template-gguf-{name}.gguf", _gguf(TEMPLATES[name]), "jinja-gguf")
+        yield Payload(f"template-gguf-{name}.gguf", gguf_file(TEMPLATES[name]), "jinja-gguf")
 
 
-def _gguf(template: str) -> bytes:
+def gguf_file(template: str) -> bytes:
     key, text = b"tokenizer.chat_template", template.encode()
     pair = struct.pack("<Q", len(key)) + key + struct.pack("<IQ", 8, len(text)) + text
     return b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + pair

@@ -50,6 +50,7 @@ ANY_VALUE = GRADIENTS | STATE
 SOURCES = ANY_VALUE | {Stage.RNG}
 FILES = GRADIENTS | {Stage.RNG, Stage.BATCH}
 
+SPARSEST = 16  # one element in so many is the least of a thinned tensor that is tried
 ROWS = 4096  # rows looked at one by one
 ROW_FACTORS = (0.0, -1.0, 2.0, 0.5, 10.0, 0.1, 1.1, 0.9, 1.01, 0.99, 1.05, 0.95, 3.0, 1.5, 100.0, -2.0)
 SEEDS = (*range(1000), 1234, 1337, 2020, 2021, 2022, 2023, 2024, 2025, 2026, 3407, 4242, 12345, 31337, 123456)
@@ -105,8 +106,19 @@ def _zeroed(q: Question, budget: Budget) -> Answer:
                     what = "elements" if dim < 0 else ("rows", "columns")[dim]
                     change = Zero(stage=q.at.stage, dim=dim, start=start, stop=stop)
                     yield recipe(q, change, f"{what} {start} to {stop - 1} of {length} were zeroed")
+        yield from _thinned(q, target)
 
-    return search_tensors(q, budget, candidates, "parts other than spans of per cents, rows and columns")
+    limits = f"parts other than spans of per cents, rows, columns and one element in 2 to {SPARSEST}"
+    return search_tensors(q, budget, candidates, limits)
+
+
+def _thinned(q: Question, target: Target) -> Iterator[Recipe]:
+    """One element in so many zeroed, from each place on that makes a difference."""
+    count = q.value(target).numel()
+    for every in range(2, min(SPARSEST, count) + 1):
+        for start in range(every):
+            change = Zero(stage=q.at.stage, start=start, stop=count, every=every)
+            yield recipe(q, change, f"one element in {every} was zeroed, from element {start} on")
 
 
 def _noisy(q: Question, budget: Budget) -> Answer:

@@ -32,6 +32,11 @@ from trainwarden.model import Act, CustodyEvent, Process, SourceKind, Unread
 _HEADER = b"NODE,EVENT,DATE,TIME,"
 _RECORD = re.compile(r"(?:node=(\S+) )?type=(\S+) msg=audit\((\d+\.\d+):(\d+)\)\s?: ?(.*)", re.ASCII | re.DOTALL)
 _FIELD = re.compile(r"([\w-]+)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)", re.ASCII)
+_HEX = re.compile(r"[0-9A-F]+", re.ASCII)
+_TEXT = frozenset({"name", "cwd", "exe", "comm", "proctitle", "acct"})
+_SENDER = frozenset(
+    {"uid", "pid", "auid", "ses"}
+)  # of who sent a record from user space: its msg does not override them
 _OPEN_EVENTS = 64  # records of one event may lie between those of others
 
 _CALLS = {
@@ -127,22 +132,25 @@ def _read_raw(file: BinaryIO, context: Context) -> Iterator[Item]:
 
 
 def _fields(body: str) -> dict[str, str]:
-    """Fields by name; of an enriched record its names are `NAME:`-prefixed, those inside msg='…' come as they are."""
+    """Fields by name; those inside msg='…' come as they are, the names of an enriched record under `UID:` and so on."""
     plain, _, names = body.partition("\x1d")
-    fields = {key: value.strip("\"'") for key, value in _FIELD.findall(plain) if not value.startswith("'")}
-    inner = plain.partition("msg='")[2].rpartition("'")[0]
-    fields |= {
-        key: value.strip('"') for key, value in _FIELD.findall(inner) if key not in ("uid", "pid", "auid", "ses")
-    }
+    fields: dict[str, str] = {}
     for key, value in _FIELD.findall(plain):
-        if not value.startswith(('"', "'")) and key in ("name", "cwd", "exe", "comm", "proctitle", "acct"):
-            fields[key] = _unhexed(value)
-    return fields | {f"{key}:": value.strip('"') for key, value in _FIELD.findall(names)}
+        if value[0] == "'":
+            own = fields.keys() & _SENDER
+            fields |= {k: v.strip('"') for k, v in _FIELD.findall(value[1:-1]) if k not in own}
+        elif value[0] == '"':
+            fields[key] = value[1:-1]
+        else:
+            fields[key] = _unhexed(value) if key in _TEXT else value
+    for key, value in _FIELD.findall(names):
+        fields[key + ":"] = value.strip('"')
+    return fields
 
 
 def _unhexed(value: str) -> str:
     """What an unquoted value of the kernel says: hexadecimal where it has odd characters."""
-    if len(value) % 2 or not re.fullmatch(r"[0-9A-F]+", value):
+    if len(value) % 2 or not _HEX.fullmatch(value):
         return value
     return bytes.fromhex(value).decode("utf-8", "backslashreplace")
 

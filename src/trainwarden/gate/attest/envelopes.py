@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -19,14 +18,14 @@ _PAYLOAD = "application/vnd.in-toto+json"
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 
-def signed_statement(statement: dict[str, Any], key: SigningKey) -> bytes:
+def signed_statement(statement: dict[str, object], key: SigningKey) -> bytes:
     """A DSSE envelope with an Ed25519 signature; its keyid is the public key in hex."""
     payload = _bytes(statement)
     signature = bytes.fromhex(key.sign(_to_sign(payload)).signature)
     return _bytes(_envelope(payload, signature, key.public))
 
 
-def model_bundle(statement: dict[str, Any], key: SigningKey) -> bytes:
+def model_bundle(statement: dict[str, object], key: SigningKey) -> bytes:
     """A sigstore bundle with a DSSE envelope signed by ECDSA over P-256: model signing knows no Ed25519."""
     payload = _bytes(statement)
     hint = hashlib.sha256(key.p256_pem).hexdigest()
@@ -50,7 +49,7 @@ def _to_sign(payload: bytes) -> bytes:
     return b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD), _PAYLOAD.encode(), len(payload), payload)
 
 
-def _envelope(payload: bytes, signature: bytes, keyid: str) -> dict[str, Any]:
+def _envelope(payload: bytes, signature: bytes, keyid: str) -> dict[str, object]:
     return {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": _PAYLOAD,

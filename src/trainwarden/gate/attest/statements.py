@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 from trainwarden.model import CheckpointCleared, CheckpointManifest, SignedSeal
 
@@ -17,7 +16,7 @@ _STATEMENT = "https://in-toto.io/Statement/v1"
 _BUILD = "urn:trainwarden:training:v1"
 
 
-def model_signature(name: str, manifest: CheckpointManifest, *, lone: bool) -> dict[str, Any]:
+def model_signature(name: str, manifest: CheckpointManifest, *, lone: bool) -> dict[str, object]:
     """The statement that a model named `name` has these files; `lone` where it is a file and no folder."""
     root = hashlib.sha256()
     for file in manifest.files:
@@ -46,7 +45,7 @@ def provenance(
     seals: Mapping[str, SignedSeal],
     keeper: str,
     signing_pem: bytes,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The statement of how these files came about: run by run (`seals` has each run's seal), and by whose word.
 
     `signing_pem` is the key of the model signature, which this statement binds to the gate's keeper.
@@ -78,8 +77,8 @@ def provenance(
     }
 
 
-def _internal(clearance: CheckpointCleared) -> dict[str, Any]:
-    found: dict[str, Any] = {
+def _internal(clearance: CheckpointCleared) -> dict[str, object]:
+    found: dict[str, object] = {
         "policy": clearance.policy,
         "segmentsMatched": clearance.segments,
         "approvedBy": [a.actor for a in clearance.approvals],
@@ -94,8 +93,8 @@ def _internal(clearance: CheckpointCleared) -> dict[str, Any]:
     return found
 
 
-def _dependencies(clearance: CheckpointCleared, seals: Mapping[str, SignedSeal]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _dependencies(clearance: CheckpointCleared, seals: Mapping[str, SignedSeal]) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = []
     for run, signed in sorted(seals.items()):
         for ref in (signed.seal.code, signed.seal.environment, signed.seal.data):
             found.append(

@@ -1,4 +1,4 @@
-"""Writes the attestations of a clearance into a folder, by default beside the checkpoint.
+"""Writes the attestations of a clearance into a folder, by default the store's `gate/attestations/<digest>/`.
 
 model.sig            OpenSSF model signature: a sigstore bundle; verified with model.sig.pem
 model.sig.pem        its public key (P-256), made from the keeper's
@@ -23,9 +23,9 @@ from trainwarden.seal.seal import read_seal
 from trainwarden.store import Store
 
 
-def folder_beside(path: Path) -> Path:
-    """Where the attestations of a checkpoint lie if nothing else is said."""
-    return path.with_name(f"{path.name}.attest")
+def usual_folder(store: Store, digest: str) -> Path:
+    """Where the attestations of a checkpoint lie if nothing else is said: scripts read what lies beside checkpoints."""
+    return store.path / "gate" / "attestations" / digest
 
 
 def write_attestations(

@@ -94,15 +94,24 @@ def scan_paths(paths: Iterable[Path], jobs: int = 1) -> Iterator[Scanned]:
 
 
 def scan_files(files: Sequence[Path], jobs: int = 1) -> Iterator[Scanned]:
-    """The decision on each of these files, in order."""
+    """The decision on each of these files, in order; what is left when a process dies is not decided."""
     if jobs <= 1 or len(files) < _WORTH_A_POOL:
         yield from map(scan_file, files)
         return
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(jobs, mp_context=get_context("forkserver")) as pool:
-        yield from pool.map(scan_file, files, chunksize=max(1, min(_EACH, len(files) // jobs)))
+    done = 0
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("forkserver")) as pool:
+            for scanned in pool.map(scan_file, files, chunksize=max(1, min(_EACH, len(files) // jobs))):
+                done += 1
+                yield scanned
+    except BrokenProcessPool:
+        why = "a scanning process died, at this file or near it"
+        for path in files[done:]:
+            yield Scanned(path=str(path), size=0, decision=Undecided(kind="unread", why=why))
 
 
 def nothing_found(paths: Iterable[Path]) -> Scanned:

@@ -67,7 +67,7 @@ def account(
 ) -> Account:
     """What the `jobs` lost from `since` to `until` (seconds), compared with `honest` ones and their own time before."""
     parcels, peers = [cut(job) for job in jobs], [cut(job) for job in honest]
-    window = window_over([*parcels, *peers], since, until)
+    window = window_over([*parcels, *peers], since, until, len(jobs))
     ends = [ends_of(job, p, window, config) for job, p in zip(jobs, parcels, strict=True)]
     compared = [ends_of(job, p, window, config, honest=True) for job, p in zip(honest, peers, strict=True)]
     breaks, shares = attribute(ends, compared, config)

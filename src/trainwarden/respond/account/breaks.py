@@ -104,4 +104,4 @@ def _basis(seen: int, days: float, published: tuple[float, float]) -> str:
     rates = f"published rates for failures of any kind are {published[0]:g} to {published[1]:g} in a thousand node-days"
     if days <= 0:
         return f"no honest time to compare with; {rates}"
-    return f"{seen} in {days:,.0f} honest node-days, {1000 * seen / days:.3g} in a thousand; {rates}"
+    return f"{seen} in {days:,.2f} honest node-days, {1000 * seen / days:.3g} in a thousand; {rates}"

@@ -22,7 +22,7 @@ class Cause(StrEnum):
 
     ORDER = "in order"  # it was done, or was stopped from outside in order
     SENDER = "killed by a process that is named"
-    SIGNAL = "killed, sender not known"
+    SIGNAL = "killed, sender not known, or root"
     OTHER = "failed otherwise"  # an exit status, a crash, memory that ran out
     VERDICT = "taken back after a replay differed"
 

@@ -8,7 +8,8 @@ Rules
 * Loss is signed: steps faster than the counterfactual count against slower ones, so that honest jitter adds up to
   nothing. The sum is then put where it lies: the level above which the steps hold just so much cuts each step in two.
 * The most likely value is that of the first of peers, same job, before, recorded that there is, and nothing where its
-  own interval reaches nothing. The range is over all of them.
+  own interval reaches nothing. The range is over all of them. What steps were seen to be longer for a recorded sleep
+  is the least in any case.
 * Without an honest run to compare with, a delay of all steps alike cannot be seen, and that is said.
 
 Trust: as `plane`. A rank can claim no longer steps than its peers waited for.
@@ -26,11 +27,10 @@ import numpy as np
 from trainwarden.respond.account.columns import Column
 from trainwarden.respond.account.lines import Baseline, Range
 from trainwarden.respond.account.plane import Kind, Parcels
+from trainwarden.respond.account.wandering import FEWEST, reach
 
 BLOCKS = 40  # in which the time of all jobs is cut to see how step times wander
 LONGEST_BLOCK = 86_400.0
-_Z = 1.96
-_FEWEST = 3  # blocks, below which a spread is not known
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Window:
     until: float
     origin: float
     block: float
+    comparisons: int  # jobs that are looked at: as many chances for chance
 
     def holds(self, began: Column) -> Column:
         """Which of these times lie in it."""
@@ -66,13 +67,13 @@ class Series:
         return float((self.mean * self.count).sum()) / float(self.count.sum())
 
 
-def window_over(parcels: Sequence[Parcels], since: float, until: float) -> Window:
+def window_over(parcels: Sequence[Parcels], since: float, until: float, comparisons: int) -> Window:
     """The window from `since` to `until` over all jobs; −∞ and ∞ are no bounds."""
     began = [float(p.began.min()) for p in parcels if len(p.began)]
     ended = [float(p.ended.max()) for p in parcels if len(p.ended)]
     first, last = min(began, default=0.0), max(ended, default=0.0)
     block = min(LONGEST_BLOCK, max((last - first) / BLOCKS, 1e-9))
-    return Window(since, until, since if math.isfinite(since) else first, block)
+    return Window(since, until, since if math.isfinite(since) else first, block, comparisons)
 
 
 def plain_steps(p: Parcels) -> Column:
@@ -82,8 +83,8 @@ def plain_steps(p: Parcels) -> Column:
 
 
 def series(p: Parcels, window: Window) -> Series:
-    """Mean step seconds by block; blocks never straddle the window's beginning."""
-    steps = p.where(plain_steps(p))
+    """Mean step seconds by block, up to the window's end; blocks never straddle its beginning."""
+    steps = p.where(plain_steps(p) & (p.began < window.until))
     number = np.floor((steps.began - window.origin) / window.block).astype(np.int64)
     at, place = np.unique(number, return_inverse=True)
     count = np.bincount(place, weights=steps.ranks, minlength=len(at))
@@ -107,33 +108,34 @@ def before(own: Series, window: Window) -> Range | None:
     if not math.isfinite(window.since):
         return None
     past, now = _split(own, window)
-    return None if len(past.at) < _FEWEST else _around(past.whole, _error(past.mean / past.whole, len(now.at)))
+    if len(past.at) < FEWEST or not len(now.at):
+        return None
+    return _around(past.whole, reach(past.mean / past.whole, now.mean / now.whole, window.comparisons))
 
 
 def by_peers(own: Series, peers: Sequence[Series], window: Window) -> Range | None:
     """Step seconds before the window, times what `peers` became slower by since then."""
     if not math.isfinite(window.since) or not peers:
         return None
-    inside = own.at[window.origin + own.at * window.block < window.until]
-    shared = functools.reduce(np.intersect1d, [p.at for p in peers], inside)
+    shared = functools.reduce(np.intersect1d, [p.at for p in peers], own.at)
     mine = own.over(np.isin(own.at, shared))
     theirs = np.mean([np.log(p.mean[np.isin(p.at, shared)]) for p in peers], axis=0)
     past, ratio = _is_past(mine, window), np.log(mine.mean) - theirs
-    if past.sum() < _FEWEST or not (~past).any():
+    if past.sum() < FEWEST or not (~past).any():
         return None
     usual = float(np.average(ratio[past], weights=mine.count[past]))
     now = float(np.average(np.exp(theirs[~past] + usual), weights=mine.count[~past]))
-    return _around(now, _error(np.exp(ratio[past] - usual), int((~past).sum())))
+    return _around(now, reach(np.exp(ratio[past] - usual), np.exp(ratio[~past] - usual), window.comparisons))
 
 
-def same_job(honest: Sequence[Series], blocks: int) -> Range | None:
+def same_job(own: Series, honest: Sequence[Series], window: Window) -> Range | None:
     """Step seconds of honest runs of the same command."""
-    found = [s for s in honest if len(s.at)]
-    if not found:
+    found, now = [s for s in honest if len(s.at)], _split(own, window)[1]
+    if not found or not len(now.at):
         return None
     mean = sum(s.whole * s.count.sum() for s in found) / sum(s.count.sum() for s in found)
     spread = np.concatenate([s.mean / mean for s in found])
-    return _around(float(mean), _error(spread, blocks) if len(spread) >= _FEWEST else 0.05)
+    return _around(float(mean), reach(spread, now.mean / now.whole, window.comparisons))
 
 
 def loss_at(steps: Parcels, seconds: float) -> float:
@@ -142,12 +144,17 @@ def loss_at(steps: Parcels, seconds: float) -> float:
 
 
 def recorded(steps: Parcels) -> Range:
-    """Rank-seconds of sleep and idling inside of steps: at least where the step was longer than undisturbed ones."""
-    slept = np.minimum(steps.slept, steps.seconds)
-    quiet = steps.seconds[slept <= 0]
-    beyond = np.maximum(0.0, steps.seconds - float(np.median(quiet))) if len(quiet) else np.zeros(len(slept))
-    low = float((np.minimum(slept, beyond) * steps.ranks).sum())
-    mid = float((slept * steps.ranks).sum())
+    """Rank-seconds of sleep and idling inside of steps: at least where steps were longer than undisturbed ones.
+
+    What one rank sleeps after its part of the reduction its peers wait for in their next step.
+    """
+    quiet = steps.seconds[steps.slept <= 0]
+    beyond = np.maximum(0.0, steps.seconds - np.median(quiet)) if len(quiet) else np.zeros(len(steps.slept))
+    here = np.minimum(steps.slept, beyond)
+    same = (steps.lane[1:] == steps.lane[:-1]) & (steps.attempt[1:] == steps.attempt[:-1])
+    after = np.where(same, np.minimum((steps.slept - here)[:-1], (beyond - here)[1:]), 0.0)
+    low = float((here * steps.ranks).sum() + (after * steps.ranks[1:]).sum())
+    mid = min(float((steps.slept * steps.ranks).sum()), float((steps.seconds * steps.ranks).sum()))
     return Range(low, mid, max(mid, float((beyond * steps.ranks).sum())))
 
 
@@ -158,8 +165,11 @@ def baselines(
 
     `scale` makes GPU-hours of rank-seconds.
     """
-    blocks = len(_split(own, window)[1].at)
-    found = {"peers": by_peers(own, peers, window), "same job": same_job(same, blocks), "before": before(own, window)}
+    found = {
+        "peers": by_peers(own, peers, window),
+        "same job": same_job(own, same, window),
+        "before": before(own, window),
+    }
     losses = {name: _losses(steps, seconds) for name, seconds in found.items() if seconds is not None}
     seen = recorded(steps)
     if not losses:
@@ -167,7 +177,7 @@ def baselines(
         told = Baseline(name="recorded", seconds=_typical(steps, seen), hours=seen * scale, chosen=True)
         return (told,), Range(seen.low if mid else 0.0, mid, seen.high)
     chosen = next(iter(losses))
-    mid = losses[chosen].mid if losses[chosen].low > 0 else 0.0
+    mid = max(losses[chosen].mid if losses[chosen].low > 0 else 0.0, seen.low)
     told_all = [
         Baseline(name=name, seconds=seconds, hours=losses[name] * scale, chosen=name == chosen)
         for name, seconds in found.items()
@@ -175,7 +185,7 @@ def baselines(
     ]
     if seen.mid > 0:
         told_all.append(Baseline(name="recorded", seconds=_typical(steps, seen), hours=seen * scale))
-    low = min(r.low for r in losses.values())
+    low = max(min(r.low for r in losses.values()), seen.low)
     high = max(r.high for r in losses.values())
     return tuple(told_all), Range(min(low, mid), mid, max(high, mid))
 
@@ -199,20 +209,8 @@ def _is_past(own: Series, window: Window) -> Column:
 def _split(own: Series, window: Window) -> tuple[Series, Series]:
     """Blocks before the window, and within it."""
     past = _is_past(own, window)
-    inside = ~past & (window.origin + own.at * window.block < window.until)
-    return own.over(past), own.over(inside)
+    return own.over(past), own.over(~past)
 
 
-def _error(spread: Column, blocks: int) -> float:
-    """Relative standard error of comparing these blocks with `blocks` others that wander as they do."""
-    n = len(spread)
-    off = spread - spread.mean()
-    power = float((off * off).sum())
-    follow = float((off[1:] * off[:-1]).sum()) / power if power > 0 else 0.0
-    follow = min(max(follow, 0.0), 0.95)  # blocks that follow each other tell less than independent ones
-    kept = (1 - follow) / (1 + follow)
-    return math.sqrt(power / max(n - 1, 1) * (1 / max(n * kept, 1) + 1 / max(blocks * kept, 1)))
-
-
-def _around(mean: float, error: float) -> Range:
-    return Range(mean * (1 - _Z * error), mean, mean * (1 + _Z * error))
+def _around(mean: float, reach: float) -> Range:
+    return Range(max(0.0, mean * (1 - reach)), mean, mean * (1 + reach))
