@@ -12,14 +12,13 @@ import pytest
 from trainwarden.attribute.gathering import bring_up_to_date
 from trainwarden.audit import proving
 from trainwarden.audit.engine import Audit
-from trainwarden.audit.proving import prove
 from trainwarden.checks import Check, Failed, NotChecked, Passed
 from trainwarden.custody import ledger
 from trainwarden.dossier.gathering import Given
 from trainwarden.dossier.kit import FOLDER
 from trainwarden.dossier.making import Made, Options, make
 from trainwarden.dossier.nouns import Audience
-from trainwarden.dossier.reproducing import reproduce
+from trainwarden.dossier.reproducing import compared, reproduce, same_cause
 from trainwarden.dossier.verifying import verify_files
 from trainwarden.keys import SigningKey
 from trainwarden.log.journal import LogWriter
@@ -27,8 +26,11 @@ from trainwarden.model import (
     Coverage,
     Diverged,
     Entry,
+    Explanation,
     FileEntry,
+    Inconclusive,
     Location,
+    Matched,
     Sealed,
     Segment,
     SignedSeal,
@@ -83,13 +85,13 @@ def test_a_kit_gives_place_digests_and_cause_again_and_a_lying_log_is_found(job:
     recorded = job.run(world=1)
     (job.folder / "evil.txt").unlink()
     [verdict] = [v for v in Audit(recorded, job.room).run(recorded.history.segments) if isinstance(v, Diverged)]
-    explained = prove(recorded, job.room, verdict)
-    assert explained.cause
+    explained = Explanation(at=verdict.at, hypotheses=(), cause="sign flipped")
     append(job, recorded.folder.id, verdict, explained)
 
     made = dossier_of(job.store)
     files, manifest = made.files, made.manifest
-    assert not any(isinstance(c.result, Failed) for c in verify_files(files, manifest.key)[1])
+    held = verify_files(files, manifest.key)[1]
+    assert not [c for c in held if isinstance(c.result, Failed)]
     found = reproduce(files, manifest, lambda _: None, lambda store, seal: job.room)
     assert [r for _, r in told(found)] == ["Passed", "Passed"], found
     assert isinstance(found[0].result, Passed)
@@ -99,11 +101,14 @@ def test_a_kit_gives_place_digests_and_cause_again_and_a_lying_log_is_found(job:
     cut = {**files, journal: files[journal][:-200]}
     assert [r for _, r in told(reproduce(cut, manifest, lambda _: None, lambda store, seal: job.room))] == ["Failed"]
 
-    lie = msgspec.structs.replace(verdict.at, step=6)
-    append(job, recorded.folder.id, Diverged(segment=verdict.segment, at=lie, coverage=verdict.coverage))
-    again = dossier_of(job.store)
-    found = reproduce(again.files, again.manifest, lambda _: None, lambda store, seal: job.room)
-    assert [r for _, r in told(found)] == ["Passed", "Passed", "Failed"], found
+    lies = [msgspec.structs.replace(verdict.at, **{name: value}) for name, value in (("step", 6), ("recorded", "00"))]
+    for lie in lies:
+        assert isinstance(compared(msgspec.structs.replace(verdict, at=lie), [verdict]), Failed)
+    matched = Matched(segment=verdict.segment, coverage=verdict.coverage)
+    assert isinstance(compared(verdict, [matched]), Failed)
+    open_ = Inconclusive(segment=verdict.segment, reasons=("another processor",))
+    assert isinstance(compared(verdict, [open_]), NotChecked)
+    assert isinstance(same_cause(explained, msgspec.structs.replace(explained, cause="seeded")), Failed)
     public = dossier_of(job.store, Audience.PUBLIC)
     assert not any(p.startswith(FOLDER) for p in public.files)
     assert isinstance(reproduce(public.files, public.manifest, lambda _: None)[0].result, NotChecked)

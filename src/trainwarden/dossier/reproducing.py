@@ -95,11 +95,11 @@ def _run(store: Store, run: str, head: LogHead | None, progress: Progress, rooms
             s = verdict.segment
             progress(f"replaying steps {s.first} to {s.last} of {run} …")
             found = Audit(recorded, room).run([s])
-            checks.append(Check(f"{name}, steps {s.first} to {s.last}", _compared(verdict, found)))
+            checks.append(Check(f"{name}, steps {s.first} to {s.last}", compared(verdict, found)))
             told = explanation_of(case.entries, verdict)
             if told is not None and told[1].cause and isinstance(checks[-1].result, Passed):
                 progress(f"trying causes at step {verdict.at.step} of {run} …")
-                cause = _same_cause(told[1], prove(recorded, room, verdict))
+                cause = same_cause(told[1], prove(recorded, room, verdict))
                 checks.append(Check(f"cause at step {verdict.at.step}, rank {verdict.at.rank}", cause))
         return checks
     except DossierTampered as e:
@@ -150,7 +150,8 @@ def _completed(store: Store, case: CaseFile) -> list[str]:
     return missing
 
 
-def _compared(recorded: Diverged, found: list[Verdict]) -> Result:
+def compared(recorded: Diverged, found: list[Verdict]) -> Result:
+    """A replay here against the verdict of the log."""
     match found[0] if found else None:
         case Diverged(at=at) if _place(at) == _place(recorded.at):
             return Passed(f"it differs at step {at.step}, rank {at.rank}, {at.words}, with the digests of the log")
@@ -169,7 +170,8 @@ def _place(at: Location) -> tuple[object, ...]:
     return at.step, at.rank, at.stage, at.tensor, at.before, at.recorded, at.replayed
 
 
-def _same_cause(recorded: Explanation, found: Explanation) -> Result:
+def same_cause(recorded: Explanation, found: Explanation) -> Result:
+    """The cause found here against that of the log."""
     if (found.cause, found.file) == (recorded.cause, recorded.file):
         file = f" with the file {found.file}" if found.file else ""
         return Passed(f"{found.cause}{file} gives the recorded digest bit for bit")

@@ -17,7 +17,7 @@ from trainwarden.dossier.view import (
 from trainwarden.report.words import when
 
 _UNKNOWN = "not known"
-_UNTOLD = set("type wall_ns signature key index approvals alert runs findings verdicts artefacts".split())
+_UNTOLD = ("type", "wall_ns", "signature", "key", "index", "approvals", "alert", "runs", "findings", "verdicts")
 _DECIDED = ("matched", "diverged", "inconclusive", "explanation")
 
 
