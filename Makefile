@@ -87,6 +87,7 @@ bench-defence: setup
 bench-incident: setup
 	$(PY) -m benchmarks.damage
 	$(PY) -m benchmarks.incident
+	$(PY) -m benchmarks.dossier
 	$(PY) -m benchmarks.docs
 
 # Nine minutes at the most; again to go on with what is left. FULL=1: everything. With TRAINCHECK=1 that peer as well.

@@ -62,6 +62,9 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser.add_argument(
         "--records-mb", metavar="MB", type=int, default=256, help="records that the organisation's edition carries"
     )
+    parser.add_argument("--kit", action="store_true", help="with all that a replay of the diverging steps takes")
+    parser.add_argument("--kit-environment", action="store_true", help="of the kit: with the sealed environment")
+    parser.add_argument("--kit-mb", metavar="MB", type=int, default=512, help="objects that the kit carries at most")
     parser.add_argument("--as", dest="actor", metavar="ACTOR", default="", help="who signs (default: your own key)")
 
 
@@ -79,7 +82,13 @@ def run(args: argparse.Namespace) -> int:
         with progress.status("gathering evidence …") as status:
             given = _given(args, store, incident)
             options = making.Options(
-                audience=Audience(args.audience), hide=tuple(args.hide), pdf=not args.no_pdf, records_mb=args.records_mb
+                audience=Audience(args.audience),
+                hide=tuple(args.hide),
+                pdf=not args.no_pdf,
+                records_mb=args.records_mb,
+                kit=args.kit or args.kit_environment,
+                kit_environment=args.kit_environment,
+                kit_mb=args.kit_mb,
             )
             made = making.make(store, by, incident, given, options, status.update)
             folder, file = making.write(made, args.output.absolute())

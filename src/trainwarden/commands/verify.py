@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, open_store, print_json
+from trainwarden.commands.common import (
+    CLEAN,
+    FINDING,
+    UNDECIDED,
+    Subparsers,
+    add_verb,
+    consoles,
+    open_store,
+    print_json,
+)
 from trainwarden.commands.reading import add_run, check_key, public_key
 from trainwarden.commands.witnesses import add_witnesses, read_policy
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
     from trainwarden.checks import Check, LogServer
+    from trainwarden.dossier.nouns import Manifest
 
 
 def add(subparsers: Subparsers[Any]) -> None:
@@ -49,6 +59,11 @@ def add(subparsers: Subparsers[Any]) -> None:
         "--log-key", metavar="HEX", default="", help="the log server's public key (default: the one this host names)"
     )
     parser.add_argument("--deep", action="store_true", help="hash every sealed file kept in the store, too")
+    parser.add_argument(
+        "--reproduce",
+        action="store_true",
+        help="of a dossier: replay its kit here, too; code of the job that it is about is run",
+    )
     add_witnesses(parser)
 
 
@@ -58,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
     if _is_dossier(args.run_name):
         return _verify_dossier(args)
+    if args.reproduce:
+        raise UsageError("--reproduce is of a dossier", hint=f"trainwarden audit {args.run_name} replays a run")
     policy = read_policy(args)
     store = open_store(args)
     folder = store.run(args.run_name)
@@ -84,6 +101,7 @@ def _is_dossier(name: str) -> bool:
 
 def _verify_dossier(args: argparse.Namespace) -> int:
     """Check a dossier; no key of this host is taken for its maker's."""
+    from trainwarden.dossier.container import unpack
     from trainwarden.dossier.reading import read_file, read_folder
     from trainwarden.dossier.verifying import verify_files, verify_zip
 
@@ -93,8 +111,15 @@ def _verify_dossier(args: argparse.Namespace) -> int:
         )
     key, policy = check_key(args.key) if args.key else "", read_policy(args)
     path = Path(args.run_name)
-    files = read_folder(path) if path.is_dir() else {}
-    _, checks = verify_files(files, key, policy) if files else verify_zip(read_file(path), key, policy)
+    if path.is_dir():
+        files = read_folder(path)
+        manifest, checks = verify_files(files, key, policy)
+    else:
+        data = read_file(path)
+        manifest, checks = verify_zip(data, key, policy)
+        files = unpack(data) if manifest is not None else {}
+    if args.reproduce:
+        checks += _reproduced(args, files, manifest, checks)
     code = _exit_code([c for c in checks if policy or c.name != "witnesses"])
     if args.json:
         print_json({"dossier": str(path), "checks": checks, "exit_code": code})
@@ -105,6 +130,19 @@ def _verify_dossier(args: argparse.Namespace) -> int:
 
     print_checks(Console(highlight=False), f"dossier {path}", checks)
     return code
+
+
+def _reproduced(
+    args: argparse.Namespace, files: Mapping[str, bytes], manifest: Manifest | None, checks: Sequence[Check]
+) -> list[Check]:
+    """Replay the kit of a dossier that holds."""
+    from trainwarden.checks import Check, Failed, NotChecked
+    from trainwarden.dossier.reproducing import reproduce
+
+    if manifest is None or any(isinstance(c.result, Failed) for c in checks):
+        return [Check("reproduction", NotChecked("the dossier does not hold, and nothing of it is run"))]
+    with consoles(args)[1].status("unpacking the kit …") as status:
+        return reproduce(files, manifest, status.update)
 
 
 def _exit_code(checks: Sequence[Check]) -> int:

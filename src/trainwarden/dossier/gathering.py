@@ -9,6 +9,7 @@ Rules
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -25,6 +26,7 @@ from trainwarden.dossier.techniques import technique_of
 from trainwarden.errors import StoreError
 from trainwarden.gate.ledger import read_gate
 from trainwarden.model import (
+    Artefact,
     CheckpointCleared,
     ClearanceRefused,
     CustodyEvent,
@@ -92,7 +94,7 @@ def gather(store: Store, book: LogBook, incident: Incident, given: Given, progre
         progress(f"reading run {run} …")
         cases += _run(store, book, register, incident, run)
     gate = _gate(store, book, register, incident)
-    artefacts = [_artefact(book, register, a) for a in incident.artefacts]
+    artefacts = [_artefact(store, book, register, a) for a in incident.artefacts]
     sources = {e.id: _records(store, book, register, custody, e) for e in incident.custody}
     progress("joining records …")
     told = attribute(store, incident)
@@ -102,7 +104,7 @@ def gather(store: Store, book: LogBook, incident: Incident, given: Given, progre
         _statement(store, book, register, custody, incident, said.digest)
     _damage(register, given)
     register.add("incident", _incident_fields(book, register, incident, gate))
-    names = _names(told, register, custody, lines)
+    names = _names(told, register, custody, lines, _named_in(store, incident))
     return Gathered(register=register, names=names, cases=tuple(cases))
 
 
@@ -183,12 +185,22 @@ def _gate(store: Store, book: LogBook, register: Register, incident: Incident) -
     return book.cite_all(register, GATE, wanted[:MOST_ENTRIES])
 
 
-def _artefact(book: LogBook, register: Register, artefact: object) -> str:
+def _artefact(store: Store, book: LogBook, register: Register, artefact: Artefact) -> str:
     fields = msgspec.to_builtins(artefact)
     at = fields.pop("at", None)
     evidence = [book.cite(register, at["run"], at["index"])] if at else []
-    fields["technique"] = technique_of(fields.get("what", ""))
+    fields["technique"] = technique_of(artefact.what)
+    fields["sha256"] = _sha256(store, artefact.digest)
     return register.add("artefact", {**fields, "evidence": [e for e in evidence if e]})
+
+
+def _sha256(store: Store, digest: str) -> str:
+    """The SHA-256 of a stored artefact, as other people's standards want it; "" where its bytes are not kept."""
+    try:
+        with store.object_path(digest).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (StoreError, OSError):
+        return ""
 
 
 def _records(store: Store, book: LogBook, register: Register, custody: Custody, evidence: Evidence) -> str:
@@ -248,6 +260,10 @@ def _incident_fields(book: LogBook, register: Register, incident: Incident, gate
 
 
 _Lines = dict[tuple[str, int], tuple[str, CustodyEvent | None]]
+_COLUMNS = (
+    (Named.ACCOUNT, "account"), (Named.ACCOUNT, "login"), (Named.PERSON, "person"), (Named.HOST, "host"),
+    (Named.ADDRESS, "origin"),
+)  # fmt: skip
 
 
 def _lines(store: Store, register: Register, incident: Incident, told: Attribution, sources: dict[str, str]) -> _Lines:
@@ -257,25 +273,31 @@ def _lines(store: Store, register: Register, incident: Incident, told: Attributi
         register.add(
             "gap", {"what": "lines of records", "why": f"{len(wanted) - MOST_LINES} of {len(wanted)} are not shown"}
         )
-    tables = open_tables(store, incident.custody)
+    events = _events(store, incident, wanted[:MOST_LINES])
     found: _Lines = {}
-    try:
-        tables.set_clocks(estimate(tables))
-        for at in wanted[:MOST_LINES]:
-            where = f"source = {_place(incident, at)} AND line = ?"
-            event = next(iter(tables.events(where, [at.line], limit=1)), None)
-            fields = (
-                {n: v for n, v in msgspec.to_builtins(event).items() if n != "type"} if event else {"line": at.line}
-            )
-            source = sources.get(at.source, "")
-            found[at.source, at.line] = register.add("line", {**fields, "source": source, "evidence": [source]}), event
-    finally:
-        tables.close()
+    for at in wanted[:MOST_LINES]:
+        event = events.get((at.source, at.line))
+        fields = {n: v for n, v in msgspec.to_builtins(event).items() if n != "type"} if event else {"line": at.line}
+        source = sources.get(at.source, "")
+        found[at.source, at.line] = register.add("line", {**fields, "source": source, "evidence": [source]}), event
     return found
 
 
-def _place(incident: Incident, at: At) -> int:
-    return next((n for n, e in enumerate(incident.custody) if e.id == at.source), -1)
+def _events(store: Store, incident: Incident, wanted: Sequence[At]) -> dict[tuple[str, int], CustodyEvent]:
+    """The events of these lines, with corrected times: one query a source."""
+    tables = open_tables(store, incident.custody)
+    found: dict[tuple[str, int], CustodyEvent] = {}
+    try:
+        tables.set_clocks(estimate(tables))
+        for n, evidence in enumerate(incident.custody):
+            lines = [at.line for at in wanted if at.source == evidence.id]
+            marks = ", ".join("?" * len(lines))
+            if lines:
+                events = tables.events(f"source = {n} AND line IN ({marks})", lines)
+                found |= {(e.source, e.line): e for e in reversed(events)}
+    finally:
+        tables.close()
+    return found
 
 
 def _cited(told: Attribution) -> Iterable[At]:
@@ -436,9 +458,22 @@ def _damage(register: Register, given: Given) -> None:
         )
 
 
-def _names(told: Attribution, register: Register, custody: Custody, lines: _Lines) -> Names:
-    """Every name that the items have, by what it is of."""
+def _named_in(store: Store, incident: Incident) -> dict[Named, set[str]]:
+    """Every name in any of the records."""
     found: dict[Named, set[str]] = {kind: set() for kind in Named}
+    tables = open_tables(store, incident.custody)
+    try:
+        for kind, column in _COLUMNS:
+            found[kind] |= {name for (name,) in tables.rows(f"SELECT DISTINCT {column} FROM raw")}
+    finally:
+        tables.close()
+    return found
+
+
+def _names(
+    told: Attribution, register: Register, custody: Custody, lines: _Lines, found: dict[Named, set[str]]
+) -> Names:
+    """Every name that the items have, by what it is of, with those in `found`."""
     events = [e for _, e in lines.values() if e is not None]
     firsts = [t.earliest for t in told.traces if t.earliest is not None]
     for e in (*events, *firsts):

@@ -35,7 +35,7 @@ class Register:
     def add(self, kind: str, fields: dict[str, object], proof: Proof | None = None) -> str:
         """Add one item and give its id; fields that are empty are left out."""
         number = self._counts[kind] = self._counts.get(kind, 0) + 1
-        kept = {n: msgspec.to_builtins(v) for n, v in fields.items() if v not in (None, "", (), [], {})}
+        kept = filled({n: msgspec.to_builtins(v) for n, v in fields.items()})
         self.items.append(Item(id=f"{kind}-{number}", kind=kind, fields=kept, proof=proof))
         return f"{kind}-{number}"
 
@@ -102,9 +102,9 @@ def entry_fields(log: str, index: int, data: bytes) -> dict[str, object]:
     """
     told = msgspec.json.decode(data, type=dict[str, object])
     own = {f"entry.{n}": v for n, v in told.items()}
-    return {
-        "log": log,
-        "index": index,
-        **own,
-        "leaf": data.decode(),
-    }
+    return filled({"log": log, "index": index, **own, "leaf": data.decode()})
+
+
+def filled(fields: dict[str, object]) -> dict[str, object]:
+    """The fields that say something."""
+    return {n: v for n, v in fields.items() if v is not None and v != "" and v != () and v != [] and v != {}}

@@ -21,6 +21,7 @@ from trainwarden.custody import ledger
 from trainwarden.dossier.commitments import disclosures, plain, register_root, shown_of
 from trainwarden.dossier.container import MAX_BYTES, pack
 from trainwarden.dossier.gathering import Gathered, Given, Progress, gather
+from trainwarden.dossier.kit import FOLDER, kit_of
 from trainwarden.dossier.logbook import CUSTODY, LogBook
 from trainwarden.dossier.masking import Mask, Named, Names, names_for, with_forms
 from trainwarden.dossier.nouns import FORMAT, Audience, Disclosure, Item, Manifest, Shown
@@ -36,6 +37,9 @@ from trainwarden.store import Store, store_errors
 
 _SECRET_BYTES = 32
 RECORDS_MB = 256
+KIT_MB = 512
+_NO_KIT = "none was asked for (--kit)"
+_KIT_STAYS = "it tells the ranks' variables and the records' names: only the organisation's edition has one"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +49,9 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     hide: tuple[str, ...] = ()  # further words
     pdf: bool = True
     records_mb: int = RECORDS_MB  # of records at most that the organisation's edition carries
-    kit: Mapping[str, bytes] = {}
-    no_kit: str = "none was asked for (--kit)"
+    kit: bool = False
+    kit_environment: bool = False
+    kit_mb: int = KIT_MB
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,9 +125,7 @@ def _edition(
         _add_records(store, gathered, options.records_mb, files, absent)
     else:
         absent["records/"] = "the records themselves name everybody: they stay with the organisation"
-    files |= options.kit
-    if not options.kit:
-        absent["kit/"] = options.no_kit
+    _add_kit(store, gathered, options, files, absent)
     manifest = _manifest(book, entry, len(items), options.audience, files, absent)
     pages = pages_of(items, manifest)
     printed, why = print_page(pages[PAGE], manifest.made_ns) if options.pdf else (b"", "none was asked for (--no-pdf)")
@@ -154,6 +157,17 @@ def _add_records(
             left -= size
         except StoreError as e:
             absent[path] = str(e)
+
+
+def _add_kit(
+    store: Store, gathered: Gathered, options: Options, files: dict[str, bytes], absent: dict[str, str]
+) -> None:
+    if not options.kit or options.audience is not Audience.ORGANISATION:
+        absent[FOLDER] = _KIT_STAYS if options.kit else _NO_KIT
+        return
+    kit = kit_of(store, gathered.cases, options.kit_mb, environment=options.kit_environment)
+    files |= kit.files
+    absent |= kit.absent
 
 
 def _manifest(

@@ -48,6 +48,11 @@ _SYSTEM = {"", "*", "root", "nobody", "daemon", "(unknown)"}  # accounts that ar
 _IDS = {"uid", "login_uid"}  # numbers that stand for an account
 _WHOLE = {"leaf", "raw"}  # fields that are shown as they are, or not at all
 _PATH = re.compile(r"(?<![\w/.])/(?:[^\s/'\"<>]+/)+[^\s/'\"<>,;:)]+")
+_ADDRESS = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}:)*[0-9a-f]{1,4}::[0-9a-f:.]*)"
+    r"(?![\w.:]*\w:)",
+    re.IGNORECASE,
+)
 _TAIL = 24  # characters of a file's name that stay visible, so that "adamw.py" does
 
 
@@ -63,7 +68,7 @@ class Mask:
 
     def __init__(self, names: Names, audience: Audience, secret: bytes) -> None:
         hides = HIDDEN[audience]
-        self._paths = Named.PATH in hides
+        self._paths, self._addresses = Named.PATH in hides, Named.ADDRESS in hides
         pseudonyms: dict[str, str] = {}
         for kind, found in names.found.items():
             if kind in hides:
@@ -96,6 +101,8 @@ class Mask:
             text = _PATH.sub(lambda m: f"…/{m[0].rsplit('/', 1)[-1][-_TAIL:]}", text)
         if self._pattern is not None:
             text = self._pattern.sub(lambda m: self._by_lower[m[0].lower()], text)
+        if self._addresses:  # those that are in nobody's records as an address, too
+            text = _ADDRESS.sub("(address)", text)
         return text
 
 

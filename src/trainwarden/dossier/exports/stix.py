@@ -29,7 +29,7 @@ def export(view: View) -> bytes:
     made = stamp(view.manifest.made_ns)
     maker = _object(view, "identity", "maker", made, name="TrainWarden", identity_class="system")
     techniques = _techniques(view, made)
-    files, accounts = _files(view), _accounts(view)
+    files, accounts = _files(view, made), _accounts(view)
     extension = _object(
         view,
         "extension-definition",
@@ -135,13 +135,19 @@ def _cyber(type: str, contributing: dict[str, object], /, **fields: object) -> d
     return {**head, **contributing, **fields}
 
 
-def _files(view: View) -> list[dict[str, object]]:
+def _files(view: View, made: str) -> list[dict[str, object]]:
+    """Files, and a note to each with its BLAKE3, which the vocabulary of hashes does not have."""
     found: dict[str, dict[str, object]] = {}
     for a in view.of("artefact"):
         name = view.text(a, "path").rsplit("/", 1)[-1] or "unnamed"
-        digest = {"hashes": {"BLAKE3": view.text(a, "digest")}} if view.value(a, "digest") else {}
-        made = _cyber("file", {"name": name, **digest})
-        found.setdefault(str(made["id"]), made)
+        hashes = {"hashes": {"SHA-256": view.text(a, "sha256")}} if view.value(a, "sha256") else {}
+        file = _cyber("file", {**hashes, "name": name})
+        found.setdefault(str(file["id"]), file)
+        if digest := view.text(a, "digest"):
+            note = _object(
+                view, "note", a.id, made, abstract="digest", content=f"BLAKE3 {digest}", object_refs=[file["id"]]
+            )
+            found[str(note["id"])] = note
     return list(found.values())
 
 

@@ -17,6 +17,7 @@ from trainwarden.dossier.view import (
 from trainwarden.report.words import when
 
 _UNKNOWN = "not known"
+_UNTOLD = ("type", "wall_ns", "signature", "key", "index", "approvals", "alert", "runs", "findings", "verdicts")
 _DECIDED = ("matched", "diverged", "inconclusive", "explanation")
 
 
@@ -71,25 +72,11 @@ def entries(view: View, *types: str) -> tuple[Row, ...]:
 
 def _told(view: View, entry: Shown) -> Cell:
     """What an entry says beside its type and time, its short fields only."""
-    skipped = {
-        "type",
-        "wall_ns",
-        "signature",
-        "key",
-        "index",
-        "approvals",
-        "alert",
-        "runs",
-        "findings",
-        "verdicts",
-        "artefacts",
-        "evidence",
-    }
     names = [n.removeprefix("entry.") for n in entry.names if n.startswith("entry.") and "@" not in n]
     parts: list[Cell] = []
     for name in names:
         cell = view.cell(entry, f"entry.{name}")
-        if name not in skipped and (isinstance(cell, Hidden) or len(cell) < 300):
+        if name not in _UNTOLD and (isinstance(cell, Hidden) or len(cell) < 300):
             parts.append(cell if isinstance(cell, Hidden) else f"{name.replace('_', ' ')}: {cell};")
     shown = [p for p in parts if not isinstance(p, Hidden)]
     return " ".join(shown) if shown else (parts[0] if parts else "")
