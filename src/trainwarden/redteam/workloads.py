@@ -165,9 +165,9 @@ WORKLOADS = {
         ),
     )
 }
-WORKLOADS["chat-long"] = replace(
-    WORKLOADS["chat"], name="chat-long", steps=400, has=WORKLOADS["chat"].has | {"long"}
-)  # for what takes half a minute to do harm
+WORKLOADS["chat-long"] = replace(  # some seconds before the strike, and what takes half a minute to do harm
+    WORKLOADS["chat"], name="chat-long", steps=1500, first=450, has=WORKLOADS["chat"].has | {"long"}
+)
 
 
 def workload(name: str) -> Workload:
