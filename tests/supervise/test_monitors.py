@@ -256,6 +256,14 @@ def test_ranks_that_wait_for_cpus_more_than_before_and_for_long_are_told_once(
     assert told.processes[0].pid == 7
 
 
+@pytest.mark.parametrize(("usual", "crowded", "times"), [(0.2, 0.5, 1), (0.2, 0.35, 0), (0.5, 0.8, 1), (0.1, 0.28, 0)])
+def test_ranks_that_waited_before_are_told_when_they_wait_clearly_more(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene, usual: float, crowded: float, times: int
+) -> None:
+    crowd_monitor(monkeypatch, scene, [usual] * 12 + [crowded] * 30)
+    assert len(of_kind(scene.entries, HostCrowded)) == times
+
+
 @pytest.mark.parametrize(
     "shares", [[0.5] * 40, [0.02] * 10 + [0.5] * 4 + [0.02] * 10, [0.02] * 20 + [0.5, *[0.05] * 4] * 8, [0.0] * 40]
 )

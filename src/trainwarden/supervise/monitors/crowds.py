@@ -28,8 +28,9 @@ from trainwarden.supervise.process import descends_from
 
 FIRST = 10  # looks that say what is usual, before any harm is seen
 WINDOW = 15  # looks
-LEAST_SHARE = 0.15
-RISE = 3.0
+LEAST_RISE = 0.15
+MOST_RISE = 0.2  # where ranks wait much anyhow: two busy processes beside two ranks add no more than 0.3 there
+RISE = 3.0  # times what is usual, in between
 LEAST_TAKEN = 0.3
 MOST_NAMED = 8
 _ACCELERATOR_LOOKS = 60  # looks between looks at accelerators
@@ -72,7 +73,7 @@ class Crowds:
 
     def _judge(self, ranks: list[Live], share: float) -> None:
         usual = sorted(self._usual)[len(self._usual) // 2] if self._usual else 0.0
-        level = max(LEAST_SHARE, RISE * usual, usual + LEAST_SHARE)
+        level = usual + max(LEAST_RISE, min((RISE - 1) * usual, MOST_RISE))
         known = len(self._usual) >= FIRST
         if not known or share <= level:
             self._usual.append(share)
