@@ -210,7 +210,7 @@ def _unknown(facts: Facts) -> list[str]:
         unknown.append(f"who wrote {', '.join(blank[:5])}{' …' if len(blank) > 5 else ''}: no source tells")
     jobs = [d for d in facts.deeds if d.by_job]
     if jobs:
-        unknown.append(f"who wrote what {len(jobs)} deeds were done by: jobs did them")
+        unknown.append(f"who wrote what the jobs ran that did {len(jobs)} of the deeds")
     cells = [c for r in facts.opportunity.rows for c in r.cells]
     dark = sum(c.presence is Presence.UNKNOWN for c in cells)
     if dark:

@@ -148,9 +148,9 @@ def _told(args: argparse.Namespace, incident: Incident) -> int:
     else:
         print(
             f"incident {incident.id}, {incident.status}: {incident.title}\n"
-            f"  {len(incident.runs)} runs, {len(incident.findings)} findings, {len(incident.verdicts)} verdicts, "
-            f"{len(incident.artefacts)} artefacts, {len(incident.custody)} sources with "
-            f"{sum(e.events for e in incident.custody):,} events"
+            f"  runs: {len(incident.runs)}, findings: {len(incident.findings)}, verdicts: {len(incident.verdicts)}, "
+            f"artefacts: {len(incident.artefacts)}, sources: {len(incident.custody)}, "
+            f"their events: {sum(e.events for e in incident.custody):,}"
         )
     return CLEAN
 
