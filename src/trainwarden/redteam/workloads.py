@@ -51,7 +51,7 @@ _WHEEL = _ROOT / "data" / "wheels" / "recbole-1.2.1-py3-none-any.whl"
 _SMALL = ("--width", "64", "--layers", "2", "--heads", "2", "--inner", "128", "--batch-size", "4", "--block", "64")
 
 _TRACKER = '''\
-"""A stand-in for a tracker (https://pypi.org/project/trackio/): the same call, and a file in the user's home."""
+"""A stand-in for the tracker trackio: the same call, and a file in the user's home."""
 
 import json
 import os
