@@ -61,13 +61,13 @@ system:
 demo: setup
 	@$(VENV)/bin/trainwarden demo
 
-# Hundreds of tests start whole guarded jobs. One to five that fail beside others are run again, alone: they fail for good
-# if they fail alone, and are named as "only beside others" if not.
+# Hundreds of tests start whole guarded jobs. Up to a dozen that fail beside others (a fixture that fails takes its file
+# along) are run again, alone: they fail for good if they fail alone, and are named as "only beside others" if not.
 test: setup system
 	@rm -f .pytest_cache/v/cache/lastfailed
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal || { code=$$?; [ $$code = 1 ] || exit $$code; \
 	  failed=$$(grep -c '": true' .pytest_cache/v/cache/lastfailed 2>/dev/null || echo 0); \
-  [ "$$failed" -gt 0 ] && [ "$$failed" -le 5 ] || exit $$code; \
+	  [ "$$failed" -gt 0 ] && [ "$$failed" -le 12 ] || exit $$code; \
 	  echo "$$failed failed; each of them again, alone:"; $(PY) -m pytest --last-failed --verbose && \
 	  echo "$$failed failed only beside others (named above)"; }
 
