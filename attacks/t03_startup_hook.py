@@ -11,23 +11,12 @@ Benign twin: a package is installed again over itself with equal bytes. Clean-up
 
 from __future__ import annotations
 
-from typing import Any
-
 from attacks._shared.deliver import before_start, startup_hook
 from attacks._shared.evidence import CHANGED, REFUSED, UPDATE
 from attacks._shared.payload import Payload
 from attacks._shared.reinstall import REINSTALLED
+from attacks.t18_lr_drift import lower_lr
 from trainwarden.redteam.interface import Effect, Evidence, Technique, Variant, When
-
-
-def lower_lr(scene: Any) -> None:
-    """The learning rate × 0.7 inside the update."""
-
-    def act(args: Any, kwargs: Any) -> None:
-        kwargs["lr"] = kwargs["lr"] * 0.7
-
-    scene.inside_update(act)
-
 
 PAYLOAD = Payload(lower_lr, lasts=1_000_000)
 
