@@ -34,7 +34,7 @@ from dataclasses import replace
 from typing import Any
 
 from attacks._shared.deliver import foothold
-from attacks._shared.payload import Payload
+from attacks._shared.payload import Payload, Trigger, notice
 from attacks.t30_weight_edit import scale_row
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
 from trainwarden.redteam.interface import Act, Moment
@@ -49,7 +49,7 @@ BETWEEN = 200  # steps from attack to attack
 STEPS = BETWEEN if FULL else 24
 EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
 STRIKES = (122,) if FULL else (12,)  # 2 steps after a checkpoint: as far on average as a strike at any time
-MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "64", "--block", "128")
+MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "160", "--block", "128")
 _CHAT = workload("chat")
 JOB = replace(
     _CHAT,
@@ -176,12 +176,15 @@ def trained(place: Range, strikes: Sequence[int], *, guarded: bool = False) -> d
 
 
 def struck_once(strikes: Sequence[int]) -> list[Act]:
-    """Acts that strike once before each of some steps, whatever is recovered and made again."""
+    """Acts that strike once before each of some steps, whatever is recovered and made again.
+
+    What told the payload to strike stays where it is: a replay reads it too, and judges no step whose input is gone.
+    """
     acts: list[Act] = []
     for step in strikes:
         delay = step - JOB.first
-        acts += foothold(Payload(scale_row, lasts=1, delay=delay))
-        acts.append(Act(Moment.STEP, lambda place: place.remove(place.strike), step=delay))  # carried out: gone
+        acts += foothold(Payload(scale_row, lasts=1, delay=delay, trigger=Trigger(noticed_every=0)))
+        acts.append(Act(Moment.STEP, notice, step=delay))  # carried out: it lies low from now on
     return acts
 
 
