@@ -10,10 +10,11 @@ still has to do, restore, start), steps made twice, steps replayed by a replay t
 checkpoints that are saved so often because of it. Beside that every guarded step is a little longer
 (`recovery_job_slower_pct`).
 
-The job is the chat workload's pretraining with a model and as many tokens a step as make a step of some seconds on one
-processor (6 s on the AMD EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is
-struck once, and `ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the
-costs of that one attack, put to 200 of its steps.
+The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step
+(8 MiB, detector `continuity`), and nearly all of its small data in a step: some seconds on one processor (4 s on the AMD
+EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is struck once, and
+`ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the costs of that one
+attack, put to 200 of its steps.
 `ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is
 fixed weighs more the shorter a step is.
 
@@ -49,7 +50,7 @@ BETWEEN = 200  # steps from attack to attack
 STEPS = BETWEEN if FULL else 24
 EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
 STRIKES = (122,) if FULL else (12,)  # 2 steps after a checkpoint: as far on average as a strike at any time
-MODEL = ("--width", "192", "--layers", "6", "--heads", "6", "--inner", "768", "--batch-size", "64", "--block", "128")
+MODEL = ("--width", "128", "--layers", "5", "--heads", "4", "--inner", "512", "--batch-size", "48", "--block", "256")
 _CHAT = workload("chat")
 JOB = replace(
     _CHAT,
