@@ -211,9 +211,10 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
 
 
 def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
-    reported = place.tracked
-    last = reported.read_text(encoding="utf-8").splitlines()[-1:] if reported.exists() else []
-    loss = round(json.loads(last[0])["train/loss"], 3) if last else None
+    reported = place.tracked  # replays report too, under the same HOME, and lag behind: the furthest step is the job's
+    lines = reported.read_text(encoding="utf-8").splitlines() if reported.exists() else []
+    last = max((json.loads(line) for line in lines), key=lambda told: int(told["step"]), default=None)
+    loss = round(last["train/loss"], 3) if last else None
     wall = times[-1] - times[0] if times else 0.0
     digest = measured(place, ran).weights if last_step(place) == STEPS else ""
     return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}
