@@ -232,7 +232,7 @@ def run(
             end(processes)
             if pace is not None:
                 pace.end()
-            server.close(drain_seconds=5)
+            server.close(drain_seconds=5, arrived_seconds=5)
     unfit = tuple(dict.fromkeys(stage.unfit))
     problems = [*unfit, *dict.fromkeys(stage.problems)]
     if not stop():
