@@ -33,7 +33,7 @@ from trainwarden.gate.decision import Checked, Cleared, Decision, Refused, Undec
 from trainwarden.gate.derive import TOLD, difference
 from trainwarden.gate.evaluate import evaluate, read_claims, unequal
 from trainwarden.gate.findings import finding_digest, open_findings
-from trainwarden.gate.incidents import open_on
+from trainwarden.gate.incidents import Incidents
 from trainwarden.gate.ledger import append, read_gate
 from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
 from trainwarden.gate.registry import fold
@@ -224,8 +224,8 @@ def _not_frozen(asked: _Asked) -> Checked:
 
 
 def _no_incident(asked: _Asked) -> Checked:
-    found = Checked()
-    for told in dict.fromkeys(t for run in asked.cases for t in open_on(asked.store, run)):
+    found, incidents = Checked(), Incidents(asked.store)
+    for told in dict.fromkeys(t for run in asked.cases for t in incidents.open_on(run)):
         found += lacks(told, "trainwarden incident show last")
     return found
 

@@ -23,6 +23,7 @@ import msgspec
 from trainwarden.errors import GateTampered, KeyUnusable, LogError, LogLocked, SignatureInvalid, UsageError
 from trainwarden.gate.registry import fold
 from trainwarden.keys import SigningKey
+from trainwarden.log.following import LogFollower
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.log.storage import HEAD
@@ -69,6 +70,45 @@ def read_gate(store: Store, keeper: str = "") -> tuple[GateEntry, ...]:
     return entries
 
 
+class GateLog:
+    """The gate's log while it grows: every entry is verified, and held against those before it, once."""
+
+    def __init__(self, store: Store) -> None:
+        self._folder = _folder(store)
+        self._log: LogFollower | None = None  # from the first good look on
+        self._entries: list[GateEntry] = []
+
+    def look(self, keeper: str = "") -> tuple[GateEntry, ...]:
+        """All entries; () before the first.
+
+        Raises:
+            GateTampered: the log does not verify, does not continue what was read, or another keeper signed it.
+        """
+        if self._log is None and not self._folder.is_dir():
+            return ()
+        try:
+            named, wanted = _named(self._folder), self._log.key if self._log else keeper
+            if not named and self._log is None:
+                return ()
+            if not named or (wanted and named != wanted):
+                raise GateTampered(f"the gate's log is kept by {named or 'nobody'}, expected {wanted}", hint=_EVIDENCE)
+            self._read(named)
+        except (LogError, SignatureInvalid, msgspec.DecodeError) as e:
+            raise GateTampered(f"the gate's log does not verify: {e}", hint=_EVIDENCE) from e
+        return tuple(self._entries)
+
+    def root(self, size: int) -> str:
+        """The root that the log had at that size, "" where no head of that size was ever kept."""
+        return self._log.root(size) if self._log else ""
+
+    def _read(self, key: str) -> None:
+        log, entries = (self._log, self._entries) if self._log else (LogFollower(self._folder, key, ORIGIN), [])
+        for batch in log.new():
+            entries.extend([decode_gate_entry(frame.data) for frame in batch.entries])
+        fold(entries)
+        self._log, self._entries = log, entries
+
+
 def append(store: Store, key: SigningKey, makes: Callable[[tuple[GateEntry, ...]], E]) -> E:
     """Append the entry that `makes` makes of all entries before it, and return it; what it raises appends nothing.
 
@@ -108,6 +148,13 @@ def _opened(folder: Path, key: SigningKey) -> LogWriter:
         except LogError:
             if begun or not (folder / HEAD).exists():  # else somebody began it meanwhile
                 raise
+
+
+def _named(folder: Path) -> str:
+    """The keeper's key that the log names, "" for none."""
+    with LogReader.open(folder) as log:
+        first = next((decode_gate_entry(data) for _, data in log.entries()), None)
+    return first.key if isinstance(first, GateBegun) else ""
 
 
 def _entries(folder: Path) -> tuple[GateEntry, ...]:
