@@ -53,9 +53,15 @@ class Following:
         self._incidents = Incidents(store)
         self._runs: dict[tuple[str, str], RunLog] = {}
         self._judged: dict[tuple[str, int, str], _Judged] = {}
+        self._told: dict[tuple[str, str], str] = {}  # what is wrong with each log, by this look
+
+    def look_again(self) -> None:
+        """From here on a new look: each log is looked at again, once."""
+        self._told.clear()
+        self._incidents.look_again()
 
     def against(self, clearance: CheckpointCleared) -> tuple[str, ...]:
-        """What is against a checkpoint now; () for nothing."""
+        """What is against a checkpoint as of this look; () for nothing."""
         found = (told for run in clearance.runs for told in self._of(clearance, run))
         return tuple(dict.fromkeys(found))
 
@@ -69,9 +75,10 @@ class Following:
     def _of(self, clearance: CheckpointCleared, run: RunSeen) -> tuple[str, ...]:
         log = self._runs.setdefault((run.run, run.key), RunLog(self._store, run.run, run.key))
         judged = self._judged.setdefault(_key(clearance, run), _Judged(run, clearance.findings))
-        trouble, incidents = log.look(), self._incidents.open_on(run.run)
-        found = (*incidents, *log.frozen, *judged.judge(log))
-        trouble = trouble or judged.is_another(log)
+        if (run.run, run.key) not in self._told:
+            self._told[run.run, run.key] = log.look()
+        trouble = self._told[run.run, run.key] or judged.is_another(log)
+        found = (*self._incidents.open_on(run.run), *log.frozen, *judged.judge(log))
         return (f"run {run.run} cannot be looked at: {trouble}", *found) if trouble else found
 
 

@@ -16,26 +16,40 @@ from trainwarden.store import Store
 
 
 class Incidents:
-    """The open incidents of a store, read again when the log of custody changed."""
+    """The open incidents of a store as of one look; read again at a later one if the log of custody changed."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._read_at: object = self  # equal to no head
+        self._looked, self._trouble = False, ""
+        self._read_at: bytes | None = None
         self._open: Sequence[Incident] = ()
         self._size = 0
 
+    def look_again(self) -> None:
+        """From here on a new look."""
+        self._looked = False
+
     def open_on(self, run: str) -> tuple[str, ...]:
         """Those that a run is part of, in words; () for none."""
-        head = look_at(folder(self._store) / HEAD)
-        if head != self._read_at:
-            try:
-                self._read(read_custody(self._store))
-            except (CustodyTampered, ActorsTampered) as e:
-                return (f"whether an incident is open on run {run} cannot be told: {e}",)
-            self._read_at = head
+        if not self._looked:
+            self._trouble, self._looked = self._look(), True
+        if self._trouble:
+            return (f"whether an incident is open on run {run} cannot be told: {self._trouble}",)
         return tuple(
             f"incident {i.id} is open on run {run}: {i.title or 'without a title'}" for i in self._open if run in i.runs
         )
+
+    def _look(self) -> str:
+        head = look_at(folder(self._store) / HEAD)
+        if head is not None and head == self._read_at:
+            return ""
+        self._read_at = None
+        try:
+            self._read(read_custody(self._store))
+        except (CustodyTampered, ActorsTampered) as e:
+            return str(e)
+        self._read_at = head
+        return ""
 
     def _read(self, custody: Custody) -> None:
         if custody.size < self._size:

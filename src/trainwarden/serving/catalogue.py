@@ -87,6 +87,7 @@ class GateCatalogue:
                     raise
                 trouble, self._entries_of = str(e), None
         promotions = served(self._entries, self._name)
+        self._following.look_again()
         versions, heads = self._looked_at(promotions, passed_over)
         self._heads = tuple(heads)
         self._following.keep([promotion.clearance for promotion in promotions])

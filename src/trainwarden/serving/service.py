@@ -231,7 +231,8 @@ class Service(Generic[T]):
         What is wanted is asked anew after each one, as it may have been found against while it was built.
         """
         with self._loading:
-            tried: set[str] = set()
+            with self._state:
+                tried = {v.digest for v in self._offer.versions if self._is_waiting(v)}
             while not self._closed.is_set():
                 with self._state:
                     offer, wanted = self._offer, self._worth_building(tried)[:most]
@@ -244,11 +245,7 @@ class Service(Generic[T]):
             return False
 
     def _worth_building(self, tried: Collection[str]) -> list[Version]:
-        return worth_holding(
-            v
-            for v in self._offer.versions
-            if v.digest in self._built or (v.digest not in tried and not self._is_waiting(v))
-        )
+        return worth_holding(v for v in self._offer.versions if v.digest in self._built or v.digest not in tried)
 
     def _look_further(self, offer: Offer) -> bool:
         """Ask for older versions than the offer has; are there any?"""
