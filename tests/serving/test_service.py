@@ -183,6 +183,7 @@ def test_what_is_refused_or_rolled_back_is_not_handed_out_any_more(gated: Gated)
     with opened(gated, keep=1) as chat:
         assert chat.current().digest == third
         gated.roll_back(second, third)
+        assert chat.status().digest != third, "nobody has asked for it since"
         assert chat.current().digest == second
         gated.refuse(second)
         assert (chat.current().digest, chat.current().model) == (first, 1.0)

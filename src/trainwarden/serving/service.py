@@ -139,6 +139,7 @@ class Service(Generic[T]):
 
     def status(self) -> Status:
         """What is served now, what is not and why, and how it stands with the logs."""
+        self._follow()
         with self._state:
             passed_over = [v for v in self._offer.versions if v.open or v.digest in self._failed]
             over = [
