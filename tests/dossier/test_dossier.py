@@ -314,7 +314,7 @@ def test_the_other_exports_have_the_fields_that_their_readers_want(editions: dic
 def test_notices_are_drafts_that_say_alleged_and_name_nobody(editions: dict[Audience, Made]) -> None:
     for audience, made in editions.items():
         drafts = {p: d.decode() for p, d in made.files.items() if p.startswith("notices/")}
-        assert set(drafts) == (set() if audience is Audience.ORGANISATION else {f"notices/{audience}.md"})
+        assert set(drafts) == {f"notices/{audience}.md"}
         for text in drafts.values():
             assert text.startswith("DRAFT, NOT SENT")
             assert "alleged" in text
