@@ -2,7 +2,8 @@
 
 Rules
 -----
-* An item of evidence names the lines of records that it stands on; a hypothesis, the items of evidence.
+* An item of evidence names the lines of records that it stands on, or where it is about replays what these said; a
+  hypothesis names the items of evidence.
 * What is left out for its length is an item `gap`.
 * Every name in any record is collected, so that an edition can hide it wherever it stands.
 """
@@ -39,11 +40,12 @@ Lines: TypeAlias = dict[tuple[str, int], tuple[str, CustodyEvent | None]]
 
 
 class Cited(NamedTuple):
-    """Items that attribution stands on: artefacts in order, lines by place, sources by digest."""
+    """Items that attribution stands on: artefacts in order, lines by place, sources by digest, what replays said."""
 
     artefacts: Sequence[str]
     lines: Lines
     sources: Mapping[str, str]
+    replays: Sequence[str]
 
     def at(self, ats: Iterable[At]) -> list[str]:
         """The items of these lines, each once; those that are not shown are left out."""
@@ -112,7 +114,10 @@ def attribution(register: Register, told: Attribution, cited: Cited) -> None:
         words = clock_words(clock)
         register.add("clock", {**msgspec.to_builtins(clock), "source": source, "words": words, "evidence": [source]})
     pieces = [
-        register.add("piece", {**msgspec.to_builtins(p), "told": [], "evidence": cited.at(p.told)}) for p in told.pieces
+        register.add(
+            "piece", {**msgspec.to_builtins(p), "told": [], "evidence": cited.at(p.told) or list(cited.replays)}
+        )
+        for p in told.pieces
     ]
     for standing in told.hypotheses:
         _hypothesis(register, standing, pieces)

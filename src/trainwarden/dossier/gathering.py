@@ -95,7 +95,7 @@ def gather(store: Store, book: LogBook, incident: Incident, given: Given, progre
     progress("joining records …")
     told = attribute(store, incident)
     lines = lines_of(store, register, incident, told, sources)
-    attribution(register, told, Cited(artefacts, lines, sources))
+    attribution(register, told, Cited(artefacts, lines, sources, _replays(register)))
     for said in incident.statements:
         _statement(store, book, register, custody, incident, said.digest)
     _damage(register, given)
@@ -224,6 +224,12 @@ def _reading(taken: EvidenceTaken) -> str:
     """A reading that was replaced, in words: what it is worth hangs on who could have edited it."""
     one = taken.evidence
     return f"read before as of host {one.host or 'not told'}, could be edited by {', '.join(one.editors) or 'nobody'}"
+
+
+def _replays(register: Register) -> list[str]:
+    """The entries in which replays say what they found."""
+    types = ("diverged", "explanation", "inconclusive")
+    return [i.id for i in register.items if i.kind == "entry" and i.fields.get("entry.type") in types]
 
 
 def _statement(

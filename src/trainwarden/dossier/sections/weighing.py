@@ -59,7 +59,8 @@ def _tried(view: View) -> Iterator[Row]:
     found = [(e, h) for e, h in found if h.get("outcome") != Outcome.NOT_TRIED]
     for e, h in sorted(found, key=lambda pair: pair[1].get("outcome") != Outcome.REPRODUCED):
         said = words_of(h.get("sentence") or h.get("name"))
-        yield Row((said, words_of(h.get("outcome")), short(words_of(h.get("digest")))), (e.id,))
+        digest = words_of(h.get("digest"))
+        yield Row((said, words_of(h.get("outcome")), short(digest) if digest else ""), (e.id,))
 
 
 def _not_tried(view: View) -> Iterator[Row]:
