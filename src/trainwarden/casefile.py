@@ -28,17 +28,20 @@ from trainwarden.lineage import History, against_disk, as_inherited, trace
 from trainwarden.log.reader import LogReader
 from trainwarden.log.verify import verify_log
 from trainwarden.model import (
+    STAGES,
     Checkpoint,
     CheckpointSaved,
     Diverged,
     Entry,
     Explanation,
     Inconclusive,
+    Location,
     Manifest,
     Matched,
     Recovered,
     Sealed,
     SignedSeal,
+    Stage,
     StepRecord,
     TreeHead,
     Verdict,
@@ -177,14 +180,20 @@ def earliest_divergence(entries: Sequence[Entry]) -> tuple[int, Diverged] | None
 
 
 def explanation_of(entries: Sequence[Entry], verdict: Diverged) -> tuple[int, Explanation] | None:
-    """The latest explanation of the place where `verdict` diverged, one with a cause before one without."""
+    """The latest explanation of the place where `verdict` diverged, one with a cause before one without.
+
+    An explanation may name another rank: what one does before or in the reduction shows on all of them.
+    """
     at = verdict.at
-    found = [
-        (index, e)
-        for index, e in indexed(entries, Explanation)
-        if (e.at.step, e.at.rank, e.at.order, e.at.tensor) == (at.step, at.rank, at.order, at.tensor)
-    ]
+    found = [(index, e) for index, e in indexed(entries, Explanation) if _explains(e.at, at)]
     return max(found, key=lambda pair: (pair[1].cause is not None, pair[0]), default=None)
+
+
+def _explains(place: Location, at: Location) -> bool:
+    same = (place.step, place.optimizer) == (at.step, at.optimizer)
+    if place.rank == at.rank:
+        return same and (place.order, place.tensor) == (at.order, at.tensor)
+    return same and place.order <= at.order and at.order >= STAGES.index(Stage.REDUCED_GRADIENTS)
 
 
 def file_digest(path: Path) -> str:

@@ -20,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from trainwarden.audit.capture import Capture
 from trainwarden.audit.hypotheses import BEFORE_THE_STEP, HYPOTHESES, RERUNS
 from trainwarden.audit.hypotheses.base import (
@@ -99,6 +101,7 @@ def explain(
     answers = _search(work, budget_s)
     work.spare = min(len(quarantined) + (len(quarantined) > 1), max(1, max_reruns // 2))
     hypotheses, cause = _judge(work, answers)
+    at = _whose(at, cause, answers)
     for again in RERUNS:
         listed = execute(work, again, proved=cause)
         cause = cause or (again.name if listed.outcome is Outcome.REPRODUCED else None)
@@ -135,6 +138,12 @@ def _cause_first(q: Question) -> Location:
                 tensors=tuple(t.name for t in differing if t.rank == rank),
             )
     return q.at
+
+
+def _whose(at: Location, cause: str | None, answers: Sequence[tuple[Idea, Answer]]) -> Location:
+    """The place with the rank whose doing the cause was: what it did in the reduction shows on all ranks alike."""
+    rank = next((answer.rank for idea, answer in answers if idea.name == cause), None)
+    return at if rank is None else msgspec.structs.replace(at, rank=rank)
 
 
 # --------------------------------------------------------------------------- functions of captured values

@@ -55,6 +55,9 @@ class Trial:
                     _reseed(p)
                 case perturb.Dropout():
                     self._patch(torch.nn.functional, "dropout", _dropout(torch.nn.functional.dropout, p.p))
+                case perturb.Loss():
+                    functional = torch.nn.functional
+                    self._patch(functional, "cross_entropy", perturbing.other_loss(p, functional.cross_entropy))
                 case perturb.EvalMode():
                     self._eval(module)
                 case perturb.Clip():

@@ -30,7 +30,7 @@ from trainwarden.audit.hypotheses.base import (
     search_tensors,
 )
 from trainwarden.audit.hypotheses.tensors import row_factors
-from trainwarden.audit.perturb import Scale, ScaleRows, TensorPerturbation, Ulp, Zero
+from trainwarden.audit.perturb import Scale, ScaleRows, TensorPerturbation, Ulp, Zero, decode
 from trainwarden.audit.perturbing import transform
 from trainwarden.model import STAGES, Stage
 from trainwarden.record.fingerprint import stage_root
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 ROWS = 512
 _W = Stage.WEIGHTS
+LOSS = "loss/0"
 ELEMENTS = 256
 LIMITS = "arbitrary values of one element, other rows and factors"
 
@@ -58,7 +59,8 @@ def _clean(q: Question, rank: int) -> str:
     return stage_root(q.key, digests, digests.values()) if digests else _claimed(q, rank)
 
 
-def _changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbation]]:
+def changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbation]]:
+    """What is tried on one tensor, with what is said of it."""
     yield "its sign was flipped", Scale(stage=_W, before=True, factor=-1.0)
     length = tensor.numel()
     for start, stop in ((0, length), (0, length // 2), (length // 2, length)):
@@ -99,7 +101,7 @@ def _edited(q: Question, budget: Budget) -> Answer:
 
 def _recipes(q: Question, target: Target) -> Iterator[Recipe]:
     if q.value(target).is_floating_point():
-        for text, change in _changes(q.value(target), len(q.captures)):
+        for text, change in changes(q.value(target), len(q.captures)):
             yield recipe(q, change, f"before the step {text}")
 
 
@@ -111,7 +113,7 @@ def _candidates(
         yield "", f"all weights were multiplied by {number(k)}", change
     for name in sorted(digests, key=lambda n: (tensors[n].numel(), n)):
         if tensors[name].is_floating_point():
-            yield from ((name, text, change) for text, change in _changes(tensors[name], len(q.captures)))
+            yield from ((name, text, change) for text, change in changes(tensors[name], len(q.captures)))
 
 
 def _changed(
@@ -147,7 +149,32 @@ def _reproduces(q: Question, rank: int, name: str, change: TensorPerturbation) -
     return stage_root(q.key, new, new.values()) == _claimed(q, rank)
 
 
+def _unrecorded(q: Question, budget: Budget) -> Answer:
+    found = {r: c.meta.sought for r, c in q.captures.items() if c.meta.sought}
+    here = found.get(q.at.rank)
+    if here is None:
+        return not_tried("the replay did not look for it")
+    if not here.change:
+        return Answer(tried=here.tried, limits=here.limits) if here.tried else not_tried(here.limits)
+    ranks = tuple(r for r in sorted(found) if found[r].change == here.change)
+    everywhere = () if ranks == tuple(sorted(q.captures)) else ranks
+    return Answer(
+        tried=here.tried,
+        sentence=f"before the step {here.tensor}: {here.said}, and the record says that nothing was",
+        parameters={"tensor": here.tensor, "ranks": list(ranks)},
+        perturbations=tuple(msgspec.structs.replace(c, ranks=everywhere) for c in decode(here.change.encode())),
+        covered=frozenset(Target(r, q.at.tensor) for r in ranks),
+        digest=q.claimed(q.at.rank, Stage.ACTIVATIONS)[LOSS].hex(),
+    )
+
+
 IDEAS = (
+    Idea(
+        "weights changed unrecorded",
+        "weights were changed between two steps, and the recorder was made to say that they were not",
+        frozenset({Stage.ACTIVATIONS}),
+        _unrecorded,
+    ),
     Idea(
         "weights changed before the step",
         "weights were changed between two steps",

@@ -26,9 +26,11 @@ from trainwarden.audit.hypotheses.base import (
     not_tried,
     number,
     search_tensors,
+    settings_of,
 )
-from trainwarden.audit.perturb import Clip, Division
-from trainwarden.audit.perturbing import clip_by_norm, mean_of_ranks
+from trainwarden.audit.hypotheses.tensors import local_changes
+from trainwarden.audit.perturb import Clip, Division, TensorPerturbation
+from trainwarden.audit.perturbing import clip_by_norm, mean_of_ranks, transform
 from trainwarden.model import Stage
 
 if TYPE_CHECKING:
@@ -202,11 +204,47 @@ def _order(q: Question, budget: Budget) -> Answer:
     return _reduced_otherwise(q, budget, forms)
 
 
+def _unrecorded(q: Question, budget: Budget) -> Answer:
+    reduction = _Reduction(q)
+    if missing := reduction.missing():
+        return not_tried(missing)
+    honest, norm = reduction.norm()
+    if honest is None:
+        return not_tried("the honest mean of the captured gradients does not rebuild the captured one")
+
+    def candidates(target: Target) -> Iterator[Recipe]:
+        own = q.clean(target.rank, Stage.LOCAL_GRADIENTS)[target.name]
+        for text, change in local_changes(own, len(q.captures)):
+            for rank in reduction.ranks:
+                said = f"rank {rank} gave another gradient to the reduction than it recorded: {text}"
+                make = functools.partial(_given, reduction, honest, norm, rank, change)
+                yield Recipe(said, {"rank": rank, **settings_of(change)}, make)
+
+    answer = search_tensors(q, budget, candidates, "other changes, and several ranks at once")
+    ranks = {r.parameters["rank"] for r in answer.solved.values()}
+    return replace(answer, rank=ranks.pop()) if len(ranks) == 1 else answer
+
+
+def _given(
+    reduction: _Reduction, form: _Form, norm: float | None, rank: int, change: TensorPerturbation, target: Target
+) -> Tensor:
+    """The reduced gradient where one rank's part of this tensor was changed."""
+    q = reduction.q
+    own = {r: q.clean(r, Stage.LOCAL_GRADIENTS) for r in form.ranks}
+    parts = {r: own[r][target.name] for r in form.ranks}
+    parts[rank] = transform(change, parts[rank], own[rank], target.name)
+    mean = mean_of_ranks([parts[r] for r in form.ranks], form.divisor, form.division)
+    if norm is None:
+        return mean
+    return clip_by_norm({**reduction.reduced(form), target.name: mean}, norm)[target.name]
+
+
 _STAGE = frozenset({Stage.REDUCED_GRADIENTS})
 IDEAS = (
     Idea("clipping off", "gradients were not clipped", _STAGE, _no_clipping),
     Idea("another clipping norm", "gradients were clipped to another norm", _STAGE, _other_norm),
     Idea("wrong divisor", "the reduction divided by another number than that of ranks", _STAGE, _divisor),
     Idea("rank left out", "one rank's gradients were left out of the reduction", _STAGE, _left_out),
+    Idea("gradient not the recorded one", "a rank reduced another gradient than it recorded", _STAGE, _unrecorded),
     Idea("order of addition", "ranks were added in another order, which is no sabotage", _STAGE, _order),
 )
