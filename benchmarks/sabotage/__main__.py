@@ -39,14 +39,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do what is asked for and write the results; 0 when every case of it is done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", nargs="?", choices=("run", "traincheck", "show"), default="run")
-    parser.add_argument("--workload", action="append", help="of the red team's (default: chat, toy; FULL=1: all)")
+    parser.add_argument("--workload", action="append", help="of the red team's (default: chat and toy; FULL=1: all)")
     parser.add_argument("--only", action="append", default=[], help="a technique's id; may be given again")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new is begun")
     given = parser.parse_args(argv)
 
     techniques = [t for t in load() if not given.only or t.id in given.only]
     ledger = Ledger(jobs.cache() / "rows.jsonl")
-    workloads = {name: WORKLOADS[name] for name in given.workload or (WORKLOADS if FULL else ("chat", "toy"))}
+    usual = ("toy",) if given.part == "traincheck" else WORKLOADS if FULL else ("chat", "toy")
+    workloads = {name: WORKLOADS[name] for name in given.workload or usual}
     done, begun = True, time.monotonic()
     for name in workloads if given.part != "show" else ():
         left = given.budget - (time.monotonic() - begun)

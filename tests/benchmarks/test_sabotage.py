@@ -229,7 +229,7 @@ def test_the_truth_of_an_attack_without_marks_begins_with_the_first_step_after_t
 
 
 def test_traincheck_gets_the_two_scripts_as_one_with_nothing_changed() -> None:
-    text = traincheck_job.flat(ROOT / "workloads" / "chat")
+    text = traincheck_job.flat([ROOT / "workloads" / "chat" / f"{name}.py" for name in ("loop", "pretrain")])
     assert text.startswith("from __future__ import annotations\n"), "TrainCheck puts lines after the first"
     functions = {n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)}
     assert {"train", "learning_rate", "main"} <= functions

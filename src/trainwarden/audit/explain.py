@@ -101,7 +101,7 @@ def explain(
     answers = _search(work, budget_s)
     work.spare = min(len(quarantined) + (len(quarantined) > 1), max(1, max_reruns // 2))
     hypotheses, cause = _judge(work, answers)
-    at = _whose(at, cause, answers)
+    at = _whose(q, cause, answers)
     for again in RERUNS:
         listed = execute(work, again, proved=cause)
         cause = cause or (again.name if listed.outcome is Outcome.REPRODUCED else None)
@@ -140,22 +140,25 @@ def _cause_first(q: Question) -> Location:
     return q.at
 
 
-def _whose(at: Location, cause: str | None, answers: Sequence[tuple[Idea, Answer]]) -> Location:
-    """The place with the rank whose doing the cause was: what it did in the reduction shows on all ranks alike."""
-    rank = next((answer.rank for idea, answer in answers if idea.name == cause), None)
-    return at if rank is None else msgspec.structs.replace(at, rank=rank)
+def _whose(q: Question, cause: str | None, answers: Sequence[tuple[Idea, Answer]]) -> Location:
+    """The place whose doing the cause was: what a rank does in the reduction shows on all ranks alike."""
+    found = next((answer.whose for idea, answer in answers if idea.name == cause), None)
+    if found is None or found not in q.targets:
+        return q.at
+    recorded, replayed = q.wanted(found).hex(), q.clean_digests(found.rank, q.at.stage)[found.name].hex()
+    return msgspec.structs.replace(q.at, rank=found.rank, tensor=found.name, recorded=recorded, replayed=replayed)
 
 
 # --------------------------------------------------------------------------- functions of captured values
 
 
 def _search(work: Work, budget_s: float) -> list[tuple[Idea, Answer]]:
-    end = time.monotonic() + budget_s
+    end = time.thread_time() + budget_s
     answers: list[tuple[Idea, Answer]] = []
     most = IDEA_SECONDS
     for idea in HYPOTHESES:
         work.begin(idea.name)
-        answer = _ask(work.q, idea, min(most, end - time.monotonic()), budget_s)
+        answer = _ask(work.q, idea, min(most, end - time.thread_time()), budget_s)
         answers.append((idea, answer))
         most = LATER_SECONDS if answer.found else most
     return answers

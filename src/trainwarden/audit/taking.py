@@ -154,7 +154,7 @@ def samples_of(loader: Any) -> Tensors:
     data = getattr(loader, "dataset", None)
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         return {}
-    kept, end = rng.states(), time.monotonic() + SAMPLE_SECONDS
+    kept, end = rng.states(), time.thread_time() + SAMPLE_SECONDS
     rows: dict[str, list[torch.Tensor]] = {}
     size = 0
     try:
@@ -162,7 +162,7 @@ def samples_of(loader: Any) -> Tensors:
             for name, t in stages.tensors_in(loader.collate_fn([data[index]])):
                 rows.setdefault(name, []).append(_copy(t[0]))
                 size += t.nbytes
-            if size > SAMPLE_BYTES or time.monotonic() > end:
+            if size > SAMPLE_BYTES or time.thread_time() > end:
                 break
     except (LookupError, TypeError, ValueError, RuntimeError):
         return {}  # a data set that is not asked like this: there are no samples to compare with

@@ -54,9 +54,12 @@ class BatchHistory(NamedTuple):
 
 
 class Budget:
-    """Seconds that one search may take; `spent` is asked between candidates."""
+    """Seconds that one search may take; `spent` is asked between candidates.
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    They are of this thread's own time, so that a busy host does not change what is found.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.thread_time) -> None:
         self.seconds = seconds
         self._clock = clock
         self._end = clock() + seconds
@@ -78,8 +81,8 @@ class Recipe(NamedTuple):
 class Answer:
     """What one hypothesis came to. `not_tried` excludes everything else; `covered` empty means excluded.
 
-    `follow` computes what later stages hold as a consequence, where executing the step again would not do it. `rank` is
-    whose doing it was, where the difference shows on others as well.
+    `follow` computes what later stages hold as a consequence, where executing the step again would not do it. `whose`
+    is the rank and tensor that did it, where the difference shows on others as well.
     """
 
     tried: int = 0
@@ -92,7 +95,7 @@ class Answer:
     digest: str = ""
     limits: str = ""
     not_tried: str = ""
-    rank: int | None = None
+    whose: Target | None = None
 
     @property
     def found(self) -> bool:

@@ -29,7 +29,7 @@ from trainwarden.audit.hypotheses.base import (
     recipe,
     search_tensors,
 )
-from trainwarden.audit.hypotheses.tensors import row_factors
+from trainwarden.audit.hypotheses.tensors import ROW_FACTORS, row_factors
 from trainwarden.audit.perturb import Scale, ScaleRows, TensorPerturbation, Ulp, Zero, decode
 from trainwarden.audit.perturbing import transform
 from trainwarden.model import STAGES, Stage
@@ -68,16 +68,22 @@ def changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbatio
             f"elements {start} to {stop - 1} of {length} were zeroed",
             Zero(stage=_W, before=True, start=start, stop=stop),
         )
+    rows = range(min(tensor.shape[0], ROWS) if tensor.dim() else 0)
+    for row in rows:
+        yield f"its row {row} was zeroed", Zero(stage=_W, before=True, dim=0, start=row, stop=row + 1)
+        yield from (_row(row, k) for k in ROW_FACTORS)
     for k in factors(world):
         yield f"it was multiplied by {number(k)}", Scale(stage=_W, before=True, factor=k)
-    for row in range(min(tensor.shape[0], ROWS) if tensor.dim() else 0):
-        for k in row_factors(tensor, 0, row, world):
-            change = ScaleRows(stage=_W, before=True, start=row, stop=row + 1, factor=k)
-            yield f"its row {row} was multiplied by {number(k)}", change
-        yield f"its row {row} was zeroed", Zero(stage=_W, before=True, dim=0, start=row, stop=row + 1)
+    for row in rows:
+        yield from (_row(row, k) for k in row_factors(tensor, 0, row, world) if k not in ROW_FACTORS)
     for index in range(min(length, ELEMENTS)):
         for ulps in (1, -1):
             yield f"element {index} was moved by {ulps} ulp", Ulp(stage=_W, before=True, index=index, ulps=ulps)
+
+
+def _row(row: int, factor: float) -> tuple[str, TensorPerturbation]:
+    change = ScaleRows(stage=_W, before=True, start=row, stop=row + 1, factor=factor)
+    return f"its row {row} was multiplied by {number(factor)}", change
 
 
 def _edited(q: Question, budget: Budget) -> Answer:

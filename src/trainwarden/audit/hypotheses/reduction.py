@@ -212,31 +212,54 @@ def _unrecorded(q: Question, budget: Budget) -> Answer:
     if honest is None:
         return not_tried("the honest mean of the captured gradients does not rebuild the captured one")
 
-    def candidates(target: Target) -> Iterator[Recipe]:
-        own = q.clean(target.rank, Stage.LOCAL_GRADIENTS)[target.name]
-        for text, change in local_changes(own, len(q.captures)):
-            for rank in reduction.ranks:
-                said = f"rank {rank} gave another gradient to the reduction than it recorded: {text}"
-                make = functools.partial(_given, reduction, honest, norm, rank, change)
-                yield Recipe(said, {"rank": rank, **settings_of(change)}, make)
+    given = functools.lru_cache(maxsize=4)(functools.partial(_given, reduction, honest, norm))
 
-    answer = search_tensors(q, budget, candidates, "other changes, and several ranks at once")
-    ranks = {r.parameters["rank"] for r in answer.solved.values()}
-    return replace(answer, rank=ranks.pop()) if len(ranks) == 1 else answer
+    def candidates(target: Target) -> Iterator[Recipe]:
+        # Clipping carries a change of one tensor over to all; without it, a tensor tells of itself alone.
+        own = q.clean(target.rank, Stage.LOCAL_GRADIENTS)
+        names = [target.name] if norm is None else sorted(own, key=lambda n: (own[n].numel(), n))
+        for name in names:
+            for text, change in local_changes(own[name], len(q.captures)):
+                for rank in reduction.ranks:
+                    said = f"rank {rank} gave another gradient of {name} to the reduction than it recorded: {text}"
+                    make = functools.partial(_part, q, given, rank, name, change)
+                    yield Recipe(said, {"rank": rank, "tensor": name, **settings_of(change)}, make)
+
+    answer = search_tensors(q, budget, candidates, "other changes, and several ranks or tensors at once")
+    here = answer.solved.get(q.place)
+    if here is None or len({r.parameters["rank"] for r in answer.solved.values()}) > 1:
+        return answer
+    return replace(answer, whose=Target(here.parameters["rank"], here.parameters["tensor"]))
 
 
 def _given(
-    reduction: _Reduction, form: _Form, norm: float | None, rank: int, change: TensorPerturbation, target: Target
+    reduction: _Reduction, form: _Form, norm: float | None, rank: int, name: str, change: TensorPerturbation
+) -> dict[str, Tensor]:
+    """The reduced gradients that follow where one rank's part of one tensor was changed."""
+    own = {r: reduction.q.clean(r, Stage.LOCAL_GRADIENTS) for r in form.ranks}
+    parts = {r: own[r][name] for r in form.ranks}
+    parts[rank] = transform(change, parts[rank], own[rank], name)
+    mean = {name: mean_of_ranks([parts[r] for r in form.ranks], form.divisor, form.division)}
+    return mean if norm is None else clip_by_norm({**reduction.reduced(form), **mean}, norm)
+
+
+def _part(
+    q: Question,
+    given: Callable[[int, str, TensorPerturbation], dict[str, Tensor]],
+    rank: int,
+    name: str,
+    change: TensorPerturbation,
+    target: Target,
 ) -> Tensor:
-    """The reduced gradient where one rank's part of this tensor was changed."""
-    q = reduction.q
-    own = {r: q.clean(r, Stage.LOCAL_GRADIENTS) for r in form.ranks}
-    parts = {r: own[r][target.name] for r in form.ranks}
-    parts[rank] = transform(change, parts[rank], own[rank], target.name)
-    mean = mean_of_ranks([parts[r] for r in form.ranks], form.divisor, form.division)
-    if norm is None:
-        return mean
-    return clip_by_norm({**reduction.reduced(form), target.name: mean}, norm)[target.name]
+    """The target as it follows; that tensor itself must fit too, since of the others only the norm is seen.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = given(rank, name, change)
+    if q.digest(q.at.stage, found[name]) != q.claimed(target.rank, q.at.stage).get(name):
+        raise ValueError(f"{name} does not fit")
+    return found[target.name]
 
 
 _STAGE = frozenset({Stage.REDUCED_GRADIENTS})

@@ -164,9 +164,7 @@ def _samples(q: Question, budget: Budget) -> Answer:
     search = _Search(q, budget)
 
     def candidates(target: Target) -> Iterator[Recipe]:
-        loader, _, name = target.name.partition(".")
-        if not loader.startswith("loader/"):
-            return  # equal values of the model's inputs follow
+        name = _name(q, target)
         for step in steps:
             for told in q.history.rows.get((step, target.rank), ()):
                 solved = search.rows(target, name, told) if name in told.names else None
@@ -174,6 +172,17 @@ def _samples(q: Question, budget: Budget) -> Answer:
                     yield _recipe(q, told, solved)
 
     return search_tensors(q, budget, candidates, "rows whose digests were not told, and other edits")
+
+
+def _name(q: Question, target: Target) -> str:
+    """The tensor of a sample that a target holds: itself, or what the loader gave with the same digests."""
+    clean = q.clean_digests(target.rank, Stage.BATCH)
+    pair = clean[target.name], q.wanted(target)
+    for other in (target, *q.targets):
+        same = other.rank == target.rank and (clean[other.name], q.wanted(other)) == pair
+        if same and other.name.startswith("loader/"):
+            return other.name.partition(".")[2]
+    return ""
 
 
 def _recipe(q: Question, told: Rows, solved: Mapping[int, _Row]) -> Recipe:
