@@ -28,7 +28,6 @@ from trainwarden.lineage import History, against_disk, as_inherited, trace
 from trainwarden.log.reader import LogReader
 from trainwarden.log.verify import verify_log
 from trainwarden.model import (
-    STAGES,
     Checkpoint,
     CheckpointSaved,
     Diverged,
@@ -41,7 +40,6 @@ from trainwarden.model import (
     Recovered,
     Sealed,
     SignedSeal,
-    Stage,
     StepRecord,
     TreeHead,
     Verdict,
@@ -182,7 +180,7 @@ def earliest_divergence(entries: Sequence[Entry]) -> tuple[int, Diverged] | None
 def explanation_of(entries: Sequence[Entry], verdict: Diverged) -> tuple[int, Explanation] | None:
     """The latest explanation of the place where `verdict` diverged, one with a cause before one without.
 
-    An explanation may name another rank: what one does before or in the reduction shows on all of them.
+    An explanation may name another rank or an earlier stage of the step, where what was done shows elsewhere first.
     """
     at = verdict.at
     found = [(index, e) for index, e in indexed(entries, Explanation) if _explains(e.at, at)]
@@ -190,10 +188,7 @@ def explanation_of(entries: Sequence[Entry], verdict: Diverged) -> tuple[int, Ex
 
 
 def _explains(place: Location, at: Location) -> bool:
-    same = (place.step, place.optimizer) == (at.step, at.optimizer)
-    if place.rank == at.rank:
-        return same and (place.order, place.tensor) == (at.order, at.tensor)
-    return same and place.order <= at.order and at.order >= STAGES.index(Stage.REDUCED_GRADIENTS)
+    return (place.step, place.optimizer) == (at.step, at.optimizer) and place.order <= at.order
 
 
 def file_digest(path: Path) -> str:

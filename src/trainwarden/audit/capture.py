@@ -54,7 +54,7 @@ class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     groups: tuple[dict[str, Any], ...] = ()
     loss: float | None = None
-    losses: tuple[dict[str, Any], ...] = ()  # the settings of each cross entropy
+    losses: tuple[tuple[int, int, float], ...] = ()  # reduction, index ignored, smoothing of each cross entropy
     sought: Sought | None = None
 
 

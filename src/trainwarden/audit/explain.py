@@ -20,8 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from trainwarden.audit.capture import Capture
 from trainwarden.audit.hypotheses import BEFORE_THE_STEP, HYPOTHESES, RERUNS
 from trainwarden.audit.hypotheses.base import (
@@ -101,7 +99,7 @@ def explain(
     answers = _search(work, budget_s)
     work.spare = min(len(quarantined) + (len(quarantined) > 1), max(1, max_reruns // 2))
     hypotheses, cause = _judge(work, answers)
-    at = _whose(q, cause, answers)
+    at = _place(at, cause, answers)
     for again in RERUNS:
         listed = execute(work, again, proved=cause)
         cause = cause or (again.name if listed.outcome is Outcome.REPRODUCED else None)
@@ -140,13 +138,9 @@ def _cause_first(q: Question) -> Location:
     return q.at
 
 
-def _whose(q: Question, cause: str | None, answers: Sequence[tuple[Idea, Answer]]) -> Location:
-    """The place whose doing the cause was: what a rank does in the reduction shows on all ranks alike."""
-    found = next((answer.whose for idea, answer in answers if idea.name == cause), None)
-    if found is None or found not in q.targets:
-        return q.at
-    recorded, replayed = q.wanted(found).hex(), q.clean_digests(found.rank, q.at.stage)[found.name].hex()
-    return msgspec.structs.replace(q.at, rank=found.rank, tensor=found.name, recorded=recorded, replayed=replayed)
+def _place(at: Location, cause: str | None, answers: Sequence[tuple[Idea, Answer]]) -> Location:
+    """Where the cause lies: what a rank does in the reduction, say, shows on all ranks alike."""
+    return next((a.place for idea, a in answers if idea.name == cause and a.place is not None), at)
 
 
 # --------------------------------------------------------------------------- functions of captured values

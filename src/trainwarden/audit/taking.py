@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, torch.Tensor]
 MOST_LOSSES = 8
-PLAIN_LOSS = frozenset({"ignore_index", "reduction", "label_smoothing"})  # settings that are written down
 MOST_SAMPLES = 1 << 16
 SAMPLE_BYTES = 64 << 20
 SAMPLE_SECONDS = 10.0
@@ -42,7 +41,7 @@ class Taker:
         self._done = False
         self._wants_samples = samples
         self._seeker = Seeker(replayer, seek) if seek else None
-        self._losses: list[dict[str, Any]] = []  # the settings of each cross entropy
+        self._losses: list[list[Any]] = []  # reduction, index that is ignored, smoothing of each cross entropy
         self._put_back: Callable[[], None] = lambda: None
         self._loader: Any = None  # the first one that handed out a batch
 
@@ -54,22 +53,22 @@ class Taker:
         self._watch_losses()
 
     def _watch_losses(self) -> None:
-        """What cross entropies are given, until the update."""
-        functional = torch.nn.functional
+        """What cross entropies are given, until the update: seen where every way to call one ends."""
+        inner = torch._C._nn
         self._losses.clear()
-        original = functional.cross_entropy
+        original = inner.cross_entropy_loss
 
-        def cross_entropy(input: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._seeker is not None and isinstance(input, torch.Tensor):
-                self._seeker.loss(input, lambda given: original(given, target, *args, **kwargs))
-            if not args and not kwargs.keys() - PLAIN_LOSS and len(self._losses) < MOST_LOSSES:
-                self._losses.append(kwargs)
-                number = len(self._losses) - 1
+        def cross_entropy_loss(input: Any, target: Any, weight: Any = None, *settings: Any) -> Any:
+            if self._seeker is not None:
+                self._seeker.loss(input, lambda given: original(given, target, weight, *settings))
+            if weight is None and len(self._losses) < MOST_LOSSES:
+                number = len(self._losses)
+                self._losses.append(list(settings))
                 self._keep("loss", {f"{number}.input": input, f"{number}.target": target})
-            return original(input, target, *args, **kwargs)
+            return original(input, target, weight, *settings)
 
-        functional.cross_entropy = cross_entropy
-        self._put_back = lambda: setattr(functional, "cross_entropy", original)
+        inner.cross_entropy_loss = cross_entropy_loss
+        self._put_back = lambda: setattr(inner, "cross_entropy_loss", original)
 
     def batch(self, number: int, batch: Any, loader: Any) -> None:
         """What a data loader handed out."""

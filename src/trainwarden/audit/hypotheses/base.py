@@ -81,8 +81,8 @@ class Recipe(NamedTuple):
 class Answer:
     """What one hypothesis came to. `not_tried` excludes everything else; `covered` empty means excluded.
 
-    `follow` computes what later stages hold as a consequence, where executing the step again would not do it. `whose`
-    is the rank and tensor that did it, where the difference shows on others as well.
+    `follow` computes what later stages hold as a consequence, where executing the step again would not do it. `place`
+    is where it was done, where that is not where it shows first.
     """
 
     tried: int = 0
@@ -95,7 +95,7 @@ class Answer:
     digest: str = ""
     limits: str = ""
     not_tried: str = ""
-    whose: Target | None = None
+    place: Location | None = None
 
     @property
     def found(self) -> bool:

@@ -32,7 +32,7 @@ from trainwarden.audit.hypotheses.base import (
 from trainwarden.audit.hypotheses.tensors import ROW_FACTORS, row_factors
 from trainwarden.audit.perturb import Scale, ScaleRows, TensorPerturbation, Ulp, Zero, decode
 from trainwarden.audit.perturbing import transform
-from trainwarden.model import STAGES, Stage
+from trainwarden.model import STAGES, Location, Stage
 from trainwarden.record.fingerprint import stage_root
 
 if TYPE_CHECKING:
@@ -171,6 +171,9 @@ def _unrecorded(q: Question, budget: Budget) -> Answer:
         perturbations=tuple(msgspec.structs.replace(c, ranks=everywhere) for c in decode(here.change.encode())),
         covered=frozenset(Target(r, q.at.tensor) for r in ranks),
         digest=q.claimed(q.at.rank, Stage.ACTIVATIONS)[LOSS].hex(),
+        place=Location(
+            step=q.at.step, rank=q.at.rank, stage=_W, tensor=here.tensor, optimizer=q.at.optimizer, before=True
+        ),
     )
 
 

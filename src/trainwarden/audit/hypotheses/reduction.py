@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from trainwarden.audit.hypotheses.base import (
     Answer,
     Budget,
@@ -31,7 +33,7 @@ from trainwarden.audit.hypotheses.base import (
 from trainwarden.audit.hypotheses.tensors import local_changes
 from trainwarden.audit.perturb import Clip, Division, TensorPerturbation
 from trainwarden.audit.perturbing import clip_by_norm, mean_of_ranks, transform
-from trainwarden.model import Stage
+from trainwarden.model import Location, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -227,9 +229,17 @@ def _unrecorded(q: Question, budget: Budget) -> Answer:
 
     answer = search_tensors(q, budget, candidates, "other changes, and several ranks or tensors at once")
     here = answer.solved.get(q.place)
-    if here is None or len({r.parameters["rank"] for r in answer.solved.values()}) > 1:
-        return answer
-    return replace(answer, whose=Target(here.parameters["rank"], here.parameters["tensor"]))
+    return (
+        answer if here is None else replace(answer, place=_whose(q, here.parameters["rank"], here.parameters["tensor"]))
+    )
+
+
+def _whose(q: Question, rank: int, name: str) -> Location:
+    """The located step with the rank and tensor that it comes from: all ranks show it."""
+    recorded, replayed = (
+        d.get(name, b"").hex() for d in (q.claimed(rank, q.at.stage), q.clean_digests(rank, q.at.stage))
+    )
+    return msgspec.structs.replace(q.at, rank=rank, tensor=name, recorded=recorded, replayed=replayed)
 
 
 def _given(
