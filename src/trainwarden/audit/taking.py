@@ -50,17 +50,20 @@ class Taker:
         for optimizer, index in self._replayer.optimizers.items():
             if index == self._index:
                 self._sections["before"] = self._state(optimizer)
-        self._watch_losses()
+        if self._seeker is not None:
+            self._watch_losses(self._seeker)
 
-    def _watch_losses(self) -> None:
+    def _watch_losses(self, seeker: Seeker) -> None:
         """What cross entropies are given, until the update: seen where every way to call one ends."""
+        self._put_back()
         inner = torch._C._nn
         self._losses.clear()
         original = inner.cross_entropy_loss
 
         def cross_entropy_loss(input: Any, target: Any, weight: Any = None, *settings: Any) -> Any:
-            if self._seeker is not None:
-                self._seeker.loss(input, lambda given: original(given, target, weight, *settings))
+            if torch.compiler.is_compiling():
+                return original(input, target, weight, *settings)
+            seeker.loss(input, lambda given: original(given, target, weight, *settings))
             if weight is None and len(self._losses) < MOST_LOSSES:
                 number = len(self._losses)
                 self._losses.append(list(settings))

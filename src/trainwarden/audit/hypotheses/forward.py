@@ -39,7 +39,7 @@ SMOOTHINGS = (0.1, 0.05, 0.2, 0.01, 0.02, 0.3, 0.5)
 
 
 def _loss(q: Question) -> Iterator[tuple[str, tuple[Perturbation, ...]]]:
-    """Only what gives the recorded loss from the captured outputs is worth an execution; without them, a few."""
+    """Only what gives the recorded loss from the captured outputs is worth an execution."""
     ranks, where = next(_everywhere_or_here(q))
     rank = ranks[0] if ranks else min(q.captures)
     given, wanted = q.captures[rank].losses, q.records[rank].loss if rank in q.records else None

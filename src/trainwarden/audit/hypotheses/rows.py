@@ -82,7 +82,10 @@ class _Search:
         if sample is not None:
             return _Row(f"sample {sample} stood in its place", samples[name][sample])
         for edit in itertools.chain(self.found, edits(clean, samples.get(name))):
-            value = edit.make(clean)
+            try:
+                value = edit.make(clean)
+            except RuntimeError:  # a value that this type does not hold
+                continue
             if digest_of(value) == wanted:
                 if edit not in self.found:
                     self.found.append(edit)
@@ -100,12 +103,16 @@ class _Search:
 
 def digest_of(row: Tensor) -> bytes:
     """A row's digest, as the recorder gives it."""
-    return row_digest(str(row.dtype), tuple(row.shape), row.contiguous().numpy().tobytes())
+    import torch
+
+    return row_digest(str(row.dtype), tuple(row.shape), row.reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _wanted(told: Rows, name: str) -> Iterator[tuple[int, bytes]]:
     """(place in the batch, digest) of the rows that were told, of one tensor."""
     count, at = len(told.names), told.names.index(name)
+    if len(told.rows) % 4 or len(told.digests) != len(told.rows) // 4 * count * SAMPLE_BYTES:
+        return
     for i, row in enumerate(array("I", told.rows)):
         start = (i * count + at) * SAMPLE_BYTES
         yield row, told.digests[start : start + SAMPLE_BYTES]
@@ -134,9 +141,9 @@ def edits(row: Tensor, samples: Tensor | None) -> Iterator[_Edit]:
 def _elements(row: Tensor, samples: Tensor | None) -> Iterator[_Edit]:
     """One integer in place of another: those of the data set first, then small ones."""
     known = (samples if samples is not None else row).unique().tolist()[:VALUES]
+    old = row.reshape(-1)[:VALUES].tolist()
     for value in dict.fromkeys((*known, *range(16), -100)):
-        for i in range(min(row.numel(), VALUES)):
-            was = row.reshape(-1)[i].item()
+        for i, was in enumerate(old):
             yield _Edit(f"element {i} was changed from {was} to {value}", partial(_put, i, i + 1, value))
 
 
@@ -186,7 +193,7 @@ def _name(q: Question, target: Target) -> str:
 
 
 def _recipe(q: Question, told: Rows, solved: Mapping[int, _Row]) -> Recipe:
-    indexes = array("q", told.indexes)
+    indexes = array("q", told.indexes[: len(told.indexes) // 8 * 8])
 
     def named(row: int) -> str:
         return f"row {row}" + (f" (sample {indexes[row]})" if row < len(indexes) else "")
