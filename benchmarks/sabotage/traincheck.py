@@ -2,7 +2,7 @@
 
     python -m benchmarks.sabotage.traincheck setup       its environment, once (torch's CPU build: about 1.5 GB)
     python -m benchmarks.sabotage traincheck             the toy job's attacks and honest runs, within a budget of time
-    python -m benchmarks.sabotage traincheck --workload chat     those of chat: more than ten minutes for one check
+    python -m benchmarks.sabotage traincheck --workload chat     those of chat: minutes for one check
 
 How it is used, after its own documentation: a full trace of a short honest run (it advises about ten iterations),
 `traincheck-infer` on it, then each attacked run is traced for these invariants, every step of it, and checked with

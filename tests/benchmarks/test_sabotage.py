@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from benchmarks.sabotage import jobs, ledger, matrix, report, running, scoring, traincheck, traincheck_job
+from benchmarks.sabotage.__main__ import USUAL
 from benchmarks.sabotage.ledger import Ledger
 from benchmarks.sabotage.matrix import Case
 from benchmarks.sabotage.traces import Run as RunNoun
@@ -132,6 +133,17 @@ def test_the_sampled_matrix_has_every_technique_and_its_twin_and_the_whole_one_e
     assert {(c.technique, c.variant, c.seed) for c in all_of_them if c.kind == "attack"} == variants
     assert all(c.audit for c in all_of_them if c.kind == "attack")
     assert len({c.name for c in all_of_them}) == len(all_of_them), "every case has a name of its own"
+
+
+def test_what_is_run_by_default_has_an_honest_run_and_an_audited_attack_of_every_workload() -> None:
+    techniques = catalogue.load()
+    cases = [case for name in USUAL for case in matrix.usual(techniques, name)]
+    for name in ("chat", "toy", "ranking", "video"):
+        assert any(c.kind == "honest" and c.workload == name for c in cases)
+        assert any(c.kind == "attack" and c.workload == name for c in cases)
+    assert {c.workload for c in cases if c.audit} == {"toy", "ranking", "video"}
+    assert {c.technique for c in cases if c.kind == "attack"} == {t.id for t in techniques}
+    assert len({c.name for c in cases}) == len(cases)
 
 
 def test_what_was_not_found_live_is_audited_before_the_twins_and_what_was_after_them() -> None:
