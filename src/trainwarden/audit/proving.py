@@ -126,7 +126,8 @@ def _history(recorded: Recorded, attempt: int, at: Location) -> BatchHistory:
                 if stage in parts:
                     parts[stage][step, rank] = detail
     rows = read_rows(recorded.folder.private, attempt, range(at.step - AHEAD, at.step + 1))
-    return BatchHistory(*parts.values(), rows)
+    batches, states, weights, moments = parts.values()
+    return BatchHistory(batches, states, weights, moments, rows)
 
 
 def _details(updates: Mapping[tuple[int, int], Mapping[int, Seen]], at: Location) -> Details:

@@ -82,7 +82,7 @@ class Seeker:
 
 def _in_turns(weights: Mapping[str, torch.Tensor], world: int) -> Iterator[tuple[str, str, perturb.TensorPerturbation]]:
     """(tensor, what is said, change): one of each tensor in turns, those of the last layers first."""
-    waiting = [(name, changes(t, world)) for name, t in reversed(weights.items())]
+    waiting = [(name, changes(t, world)) for name, t in reversed(list(weights.items()))]
     while waiting:
         turn, waiting = waiting, []
         for name, candidates in turn:

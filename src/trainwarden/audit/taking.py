@@ -153,7 +153,7 @@ class Taker:
 
 def samples_of(loader: Any) -> Tensors:
     """A map-style data set's samples, as rows of the tensors of a batch; those that it gives within the limits."""
-    data = getattr(loader, "dataset", None)
+    data: Any = getattr(loader, "dataset", None)
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         return {}
     kept, end = rng.states(), time.thread_time() + SAMPLE_SECONDS
