@@ -10,13 +10,12 @@ still has to do, restore, start), steps made twice, steps replayed by a replay t
 checkpoints that are saved so often because of it. Beside that every guarded step is a little longer
 (`recovery_job_slower_pct`).
 
-The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step
-(8 MiB, detector `continuity`), and nearly all of its small data in a step: some seconds on one processor (5 s on the
-AMD EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is struck once, and
+The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step (8
+MiB, detector `continuity`), and nearly all of its small data in a step: some seconds on one processor (5 s on the AMD
+EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is struck once, and
 `ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the costs of that one
-attack, put to 200 of its steps.
-`ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is
-fixed weighs more the shorter a step is.
+attack, put to 200 of its steps. `ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which
+is where the limit lies: what is fixed weighs more the shorter a step is.
 
 A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
 has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
