@@ -15,14 +15,24 @@ from __future__ import annotations
 
 from trainwarden.casefile import read_entries
 from trainwarden.checks.begun import check_approvals, check_key, check_log, check_own_seal
-from trainwarden.checks.elsewhere import check_log_servers, check_witnesses
+from trainwarden.checks.elsewhere import check_cosigned, check_log_servers, check_witnesses
 from trainwarden.checks.files import check_checkpoints, check_objects
 from trainwarden.checks.records import check_details, check_draws, check_records
 from trainwarden.checks.results import Check, Failed, LogServer, NotChecked, Passed, Progress, Result
 from trainwarden.model import Sealed, UnitsDrawn
 from trainwarden.store import Store
 
-__all__ = ["Check", "Failed", "LogServer", "NotChecked", "Passed", "Result", "check_witnesses", "verify_run"]
+__all__ = [
+    "Check",
+    "Failed",
+    "LogServer",
+    "NotChecked",
+    "Passed",
+    "Result",
+    "check_cosigned",
+    "check_witnesses",
+    "verify_run",
+]
 
 _AFTER_LOG = ("seal", "approvals", "records", "details", "checkpoints", "stored objects")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -36,12 +37,16 @@ def check_witnesses(store: Store, run: str, public_key: str, policy: Policy | No
         UsageError: there is no such run.
     """
     folder = store.run(run)
+    return check_cosigned(folder.log, lambda: public_key or _named_key(folder), policy)
+
+
+def check_cosigned(log_folder: Path, key: Callable[[], str], policy: Policy | None) -> Check:
+    """Check that the head of the log in a folder is cosigned as `policy` demands."""
     if policy is None or policy.quorum == NONE:
         return Check("witnesses", NotChecked("no cosignature was asked for; name witnesses with --witness or --policy"))
     try:
-        note = read_cosigned(folder.log)
-        key = public_key or _named_key(folder)
-        with LogReader.open(folder.log, key) as log:
+        note = read_cosigned(log_folder)
+        with LogReader.open(log_folder, key()) as log:
             return Check("witnesses", _witnessed(judge_cosigned(log, note, policy)))
     except TrainWardenError as e:
         return Check("witnesses", Failed(str(e)))
