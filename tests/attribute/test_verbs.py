@@ -101,16 +101,21 @@ def test_from_records_to_a_conclusion_about_an_account(place: Path, capsys: pyte
     code, taken = told(capsys, "ingest", *files, "--host", "node3", "--passwd", "passwd")
     assert code == 0
     assert [e["evidence"]["kind"] for e in taken["evidence"]] == ["audit", "journal", "wtmp", "teleport"]
-    assert {e["new"] for e in taken["evidence"]} == {True}
-    assert {e["new"] for e in told(capsys, "ingest", *files)[1]["evidence"]} == {False}
+    assert {e["state"] for e in taken["evidence"]} == {"new"}
+    assert {e["state"] for e in told(capsys, "ingest", *files)[1]["evidence"]} == {"was in already"}
 
     code, opened = told(capsys, "incident", "open", "last", "--title", "weights", "--passwd", "passwd")
     incident = opened["incident"]
     assert (code, incident["id"], incident["status"]) == (0, "i1", "open")
     assert [len(incident[k]) for k in ("runs", "findings", "verdicts", "artefacts", "custody")] == [1, 1, 2, 5, 5]
-    assert (
-        main(["ingest", "tetragon.json", "--editors", "admin:collector", "--passwd", "passwd", "--incident", "i1"]) == 0
+    assert main(["ingest", "tetragon.json", "--incident", "i1"]) == 0  # what was forgotten is said, and told anew
+    assert "known by number only" in capsys.readouterr().out
+    assert main(["ingest", "tetragon.json", "--editors", "admin:collector", "--passwd", "passwd"]) == 0
+    assert "--again" in capsys.readouterr().out
+    code, again = told(
+        capsys, "ingest", "tetragon.json", "--editors", "admin:collector", "--passwd", "passwd", "--again"
     )
+    assert (code, again["evidence"][0]["state"]) == (0, "read again")
 
     code, shown = told(capsys, "incident", "show", incident["runs"][0], "--timeline", "t.parquet", "--html", "i.html")
     assert code == 0
