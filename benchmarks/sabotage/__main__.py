@@ -25,6 +25,7 @@ from benchmarks.machine import write
 from benchmarks.sabotage import curves, jobs, matrix, running, scoring, traces, traincheck
 from benchmarks.sabotage.ledger import Ledger, code_of, earlier, source_of
 from benchmarks.sabotage.matrix import Case
+from trainwarden.errors import CannotDecide
 from trainwarden.redteam.catalogue import load
 from trainwarden.redteam.workloads import WORKLOADS
 
@@ -33,28 +34,32 @@ if TYPE_CHECKING:
 
 FULL = bool(os.environ.get("FULL"))
 BUDGET = float("inf") if FULL else 520.0
+USUAL = (*matrix.FURTHER, matrix.SMALL, matrix.FIRST)  # each gets an equal share of the time, and what others left
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what is asked for and write the results; 0 when every case of it is done."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sabotage", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", nargs="?", choices=("run", "traincheck", "show"), default="run")
-    parser.add_argument("--workload", action="append", help="of the red team's (default: chat, toy; FULL=1: all)")
+    parser.add_argument("--workload", action="append", help="of the red team's (default: chat, toy, few of others)")
     parser.add_argument("--only", action="append", default=[], help="a technique's id; may be given again")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds after which nothing new is begun")
     given = parser.parse_args(argv)
 
     techniques = [t for t in load() if not given.only or t.id in given.only]
     ledger = Ledger(jobs.cache() / "rows.jsonl")
-    workloads = {name: WORKLOADS[name] for name in given.workload or (WORKLOADS if FULL else ("chat", "toy"))}
+    usual = ("toy",) if given.part == "traincheck" else WORKLOADS if FULL else USUAL
+    names = list(given.workload or usual) if given.part != "show" else []
     done, begun = True, time.monotonic()
-    for name in workloads if given.part != "show" else ():
+    for i, name in enumerate(names):
         left = given.budget - (time.monotonic() - begun)
         if given.part == "traincheck":
             done &= traincheck.run(name, techniques, left)
-        else:
-            cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, workloads)
+        elif given.workload or FULL:
+            cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, {n: WORKLOADS[n] for n in names})
             done &= run(name, techniques, cases, ledger, left)
+        else:
+            done &= run(name, techniques, matrix.usual(techniques, name), ledger, left / (len(names) - i))
     if not ledger.rows:
         raise SystemExit("error: no case is done yet\nhint: python -m benchmarks.sabotage run")
     summary = sum_up(ledger, load())
@@ -73,8 +78,13 @@ def run(name: str, techniques: Sequence[Any], cases: Sequence[Case], ledger: Led
     if budget <= 0 or next(matrix.to_do(cases, ledger.rows, earlier), None) is None:
         return budget > 0
     with Range(jobs.cache() / "range" / name, jobs.job(name)) as place:
-        place.open(lambda text: print(text, file=sys.stderr))
-        tuned = running.tuning(place, runs(name), running.progress, budget=budget - (time.monotonic() - begun))
+        try:
+            place.open(lambda text: print(text, file=sys.stderr))
+        except CannotDecide as e:
+            print(f"{name} is not run: {e}" + (f" ({e.hint})" if e.hint else ""), file=sys.stderr)
+            return False
+        left = budget - (time.monotonic() - begun)
+        tuned = name in matrix.FURTHER or running.tuning(place, runs(name), running.progress, budget=left)
         left = budget - (time.monotonic() - begun)
         to_do = matrix.to_do(cases, ledger.rows, earlier)
         return tuned and running.all_of(place, to_do, techniques, ledger, runs(name), budget=left)

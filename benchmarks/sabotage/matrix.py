@@ -21,7 +21,9 @@ Row = Mapping[str, Any]
 SEEDS = (0, 1, 2)
 HONEST = (1, 2)  # seeds of the honest runs in the sampled matrix
 HONEST_FULL = tuple(range(1, 11))
-SMALL = "toy"  # the workload whose runs take seconds
+FIRST, SMALL = "chat", "toy"  # the workload of live cases, and that whose runs take seconds
+FURTHER = ("ranking", "video")  # of these a case each is a sample; their curves are not judged
+PROBE = ("22", "one-tensor")  # what only an audit finds
 
 
 class Case(NamedTuple):
@@ -58,6 +60,16 @@ def sampled(techniques: Sequence[Technique], workload: str, workloads: Mapping[s
         if workload == (SMALL if small and SMALL in homes else homes[0]) and first_with(t.twin, techniques) is t:
             twins.append(Case("twin", t.id, t.twin.name, workload, SEEDS[0]))
     return [*_honest(workload, HONEST), *attacks, *twins]
+
+
+def usual(techniques: Sequence[Technique], workload: str) -> list[Case]:
+    """A workload's part of the sample over all of them."""
+    from trainwarden.redteam.workloads import WORKLOADS
+
+    if workload not in FURTHER:
+        return sampled(techniques, workload, {name: WORKLOADS[name] for name in (FIRST, SMALL)})
+    probe = [Case("attack", *PROBE, workload, seed, audit=True) for seed in SEEDS[1:2]]
+    return [*_honest(workload, HONEST[:1]), *(c for c in probe if c.technique in {t.id for t in techniques})]
 
 
 def whole(techniques: Sequence[Technique], workload: str, workloads: Mapping[str, Workload]) -> list[Case]:

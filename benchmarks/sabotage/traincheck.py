@@ -1,7 +1,8 @@
 """Defence (c): TrainCheck 0.2 (Jiang et al., OSDI 2025): invariants are learnt from honest runs and checked on others.
 
     python -m benchmarks.sabotage.traincheck setup       its environment, once (torch's CPU build: about 1.5 GB)
-    python -m benchmarks.sabotage traincheck             one variant of every technique, within a budget of time
+    python -m benchmarks.sabotage traincheck             the toy job's attacks and honest runs, within a budget of time
+    python -m benchmarks.sabotage traincheck --workload chat     those of chat: minutes for one check
 
 How it is used, after its own documentation: a full trace of a short honest run (it advises about ten iterations),
 `traincheck-infer` on it, then each attacked run is traced for these invariants, every step of it, and checked with
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.machine import ROOT
 from benchmarks.sabotage import jobs, matrix
-from benchmarks.sabotage.ledger import Ledger, code_of
+from benchmarks.sabotage.ledger import Ledger, code_of, source_of
 from benchmarks.sabotage.matrix import Case
 from benchmarks.sabotage.traces import Struck, Truth, Verdict, read_verdicts, write_verdicts
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 STEPS, FIRST, LEAD, EVERY = 12, 7, 3, 4
 REFERENCE, TUNING = (101,), (103, 104)  # seeds of honest runs
+SCRIPTS = {"toy": ("train.py",), "chat": ("chat/loop.py", "chat/pretrain.py")}  # the last one is what is started
 LIMIT = 1_800.0  # seconds that inferring the invariants may take
 RUN_LIMIT = 600.0  # and tracing a run, or checking it
 BOUNDED = ("--precond-sampling-threshold", "500", "--disable-relation", "ConsistencyRelation")
@@ -72,10 +74,10 @@ def set_up() -> Path:
     return venv
 
 
-def job(invariants: Path | None = None) -> Workload:
-    """The chat workload to be run under TrainCheck: traced in full, or only for some invariants."""
-    plain = jobs.job("chat")
-    options = plain.command[plain.command.index("--data") :]
+def job(name: str, invariants: Path | None = None) -> Workload:
+    """A workload to be run under TrainCheck: traced in full, or only for some invariants."""
+    plain, scripts = jobs.job(name), SCRIPTS[name]
+    options = ("--join", *scripts, "--", *plain.command[plain.command.index(scripts[-1]) + 1 :])
     which = () if invariants is None else ("--invariants", str(invariants))
     return dataclasses.replace(
         plain, venv=set_up(), packages=(), steps=STEPS, first=FIRST, lead=LEAD, every=EVERY, step=r"step (\d+) loss",
@@ -87,39 +89,39 @@ def job(invariants: Path | None = None) -> Workload:
 # ------------------------------------------------------------------ what it learns
 
 
-def learn() -> tuple[Path, frozenset[str]]:
-    """The invariants of honest runs, and those that honest tuning runs violate; kept from the last time.
+def learn(name: str) -> tuple[Path, frozenset[str]]:
+    """The invariants of a workload's honest runs, and those that honest tuning runs violate; kept from the last time.
 
     Raises:
         SystemExit: an honest run does not train under it, or one of its programs fails or takes too long.
     """
-    state = home() / code_of("workloads/chat")
+    state = home() / code_of(*source_of(name))
     invariants = state / "invariants.json"
     if not invariants.exists():
-        traces = [_reference(seed, state) for seed in REFERENCE]
+        traces = [_reference(name, seed, state) for seed in REFERENCE]
         partial = invariants.with_suffix(".partial")
         say("inferring invariants (minutes)")
         argv = ["traincheck-infer", "-f", *map(str, traces), "-o", str(partial), "-j", "2", *BOUNDED]
         _tool(argv, state, limit=LIMIT)
         partial.replace(invariants)
-    return invariants, frozenset(text for seed in TUNING for text in _loose(seed, invariants))
+    return invariants, frozenset(text for seed in TUNING for text in _loose(name, seed, invariants))
 
 
-def _loose(seed: int, invariants: Path) -> list[str]:
+def _loose(name: str, seed: int, invariants: Path) -> list[str]:
     kept = invariants.with_name(f"loose-{seed}.json")
     if not kept.exists():
         say(f"honest tuning run, seed {seed}")
-        with _range(invariants, seed) as place:
+        with _range(name, invariants, seed) as place:
             _honest(place)
             kept.write_text(json.dumps(sorted(violated(place, invariants))), encoding="utf-8")
     return list(json.loads(kept.read_text(encoding="utf-8")))
 
 
-def _reference(seed: int, state: Path) -> Path:
+def _reference(name: str, seed: int, state: Path) -> Path:
     kept = state / f"trace-{seed}"
     if not kept.exists():
         say(f"honest run traced in full, seed {seed}")
-        with _range(None, seed) as place:
+        with _range(name, None, seed) as place:
             _honest(place)
             partial = state / f"trace-{seed}.partial"
             shutil.rmtree(partial, ignore_errors=True)
@@ -138,10 +140,10 @@ def _honest(place: Range) -> None:
 
 
 @contextmanager
-def _range(invariants: Path | None, seed: int) -> Iterator[Range]:
+def _range(name: str, invariants: Path | None, seed: int) -> Iterator[Range]:
     from trainwarden.redteam.place import Range
 
-    with Range(home() / "range", job(invariants), seed=seed) as place:
+    with Range(home() / "range", job(name, invariants), seed=seed) as place:
         place.open(say)
         yield place
 
@@ -195,24 +197,24 @@ def one(
 # ------------------------------------------------------------------ the matrix
 
 
-def cases_of(techniques: Sequence[Technique]) -> list[Case]:
-    """Honest runs that it was not tuned on, and a variant of each technique, where there is one for this job."""
+def cases_of(techniques: Sequence[Technique], name: str) -> list[Case]:
+    """The sampled matrix's cases of this workload, by itself: honest runs that it was not tuned on, and attacks."""
     from trainwarden.redteam.workloads import WORKLOADS
 
-    return [c for c in matrix.sampled(techniques, "chat", {"chat": WORKLOADS["chat"]}) if c.kind != "twin"]
+    return [c for c in matrix.sampled(techniques, name, {name: WORKLOADS[name]}) if c.kind != "twin"]
 
 
 def run(name: str, techniques: Sequence[Technique], budget: float) -> bool:
     """Every case that is not judged yet, until the budget ends; False when cases are left."""
-    if name != "chat":
-        say(f"{name}: only the chat workload's scripts are joined for TrainCheck; not run")
+    if name not in SCRIPTS:
+        say(f"{name}: only the scripts of {', '.join(SCRIPTS)} are prepared for TrainCheck; not run")
         return True
     begun = time.monotonic()
-    invariants, loose = learn()
+    invariants, loose = learn(name)
     path, known = home() / "runs" / "traincheck.jsonl", {t.id: t for t in techniques}
     done = Ledger(home() / "done.jsonl")
-    with _range(invariants, 0) as place:
-        for case in cases_of(techniques):
+    with _range(name, invariants, 0) as place:
+        for case in cases_of(techniques, name):
             if case.name in done.rows:
                 continue
             if time.monotonic() - begun > budget:

@@ -34,6 +34,7 @@ from trainwarden.model import (
     Entry,
     Explanation,
     Inconclusive,
+    Location,
     Manifest,
     Matched,
     Recovered,
@@ -177,14 +178,17 @@ def earliest_divergence(entries: Sequence[Entry]) -> tuple[int, Diverged] | None
 
 
 def explanation_of(entries: Sequence[Entry], verdict: Diverged) -> tuple[int, Explanation] | None:
-    """The latest explanation of the place where `verdict` diverged, one with a cause before one without."""
+    """The latest explanation of the place where `verdict` diverged, one with a cause before one without.
+
+    An explanation may name another rank or an earlier stage of the step, where what was done shows elsewhere first.
+    """
     at = verdict.at
-    found = [
-        (index, e)
-        for index, e in indexed(entries, Explanation)
-        if (e.at.step, e.at.rank, e.at.order, e.at.tensor) == (at.step, at.rank, at.order, at.tensor)
-    ]
+    found = [(index, e) for index, e in indexed(entries, Explanation) if _explains(e.at, at)]
     return max(found, key=lambda pair: (pair[1].cause is not None, pair[0]), default=None)
+
+
+def _explains(place: Location, at: Location) -> bool:
+    return (place.step, place.optimizer) == (at.step, at.optimizer) and place.order <= at.order
 
 
 def file_digest(path: Path) -> str:

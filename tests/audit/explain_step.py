@@ -1,12 +1,13 @@
 """A tiny training step of several emulated ranks, executed by real torch code: captures, records and a re-runner.
 
 `tamper(point, rank, tensors)` is the insider: plain torch code that edits tensors in place at a named point.
-Points: batch, rng, before, loss, local, reduced, groups, hidden, state, weights.
+Points: batch, rng, before, loss, cross entropy, local, sent, reduced, groups, hidden, state, weights.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from trainwarden.audit.capture import open_captures
 from trainwarden.audit.explain import explain
 from trainwarden.audit.hypotheses.base import BatchHistory
+from trainwarden.audit.hypotheses.rows import digest_of
 from trainwarden.audit.perturb import (
     Autocast,
     BatchFrom,
@@ -24,16 +26,25 @@ from trainwarden.audit.perturb import (
     Clip,
     Dropout,
     EvalMode,
+    Loss,
     Reseed,
     SetHyper,
     SkipStep,
     applies,
 )
-from trainwarden.audit.perturbing import apply_tensors, clip_by_norm, edited_groups, mean_of_ranks, torch_rng_state
+from trainwarden.audit.perturbing import (
+    apply_tensors,
+    clip_by_norm,
+    edited_groups,
+    mean_of_ranks,
+    other_loss,
+    torch_rng_state,
+)
 from trainwarden.errors import CannotDecide
 from trainwarden.model import STAGES, Detail, Location, Stage, StepRecord
 from trainwarden.record.fingerprint import stage_root, tensor_digest, value_digest
 from trainwarden.record.stages import digest_all, settings, settings_digest
+from trainwarden.supervise.rows import Rows
 
 KEY = bytes(range(32))
 STEP = 3
@@ -101,6 +112,21 @@ class Job:
         y = torch.randint(0, 4, (6,), generator=g)
         return {"loader/0.0": x, "loader/0.1": y, "input/0.0.0": x}
 
+    def samples(self) -> dict[str, torch.Tensor]:
+        """The data set: what any rank is fed at any step."""
+        batches = [self.batch(step, rank) for step in range(STEP + 1) for rank in range(self.world)]
+        return {name: torch.cat([b[f"loader/0.{name}"] for b in batches]) for name in ("0", "1")}
+
+    def rows(self, done: Executed) -> dict[tuple[int, int], list[Rows]]:
+        """What the ranks told of the rows of the step's batch."""
+        found = {}
+        for rank, values in done.values.items():
+            batch = [values["batch"]["loader/0.0"], values["batch"]["loader/0.1"]]
+            digests = b"".join(digest_of(t[row]) for row in range(6) for t in batch)
+            told = array("q", range(6)).tobytes(), array("I", range(6)).tobytes(), digests
+            found[STEP, rank] = [Rows(0, rank, STEP, ("0", "1"), *told)]
+        return found
+
     def rng(self, rank: int) -> torch.Tensor:
         g = torch.Generator().manual_seed(900_000 + rank)
         torch.rand(17 * (rank + 1), generator=g)
@@ -155,7 +181,10 @@ class Job:
         tamper("loss", i, rank.model)
         cast = next((p.dtype for p in mine if isinstance(p, Autocast)), "")
         with torch.autocast("cpu", dtype=getattr(torch, cast or "bfloat16"), enabled=bool(cast)):
-            loss = torch.nn.functional.cross_entropy(rank.model(batch["loader/0.0"]).float(), batch["loader/0.1"])
+            given = rank.model(batch["loader/0.0"]).float(), batch["loader/0.1"]
+            lossy = next((p for p in mine if isinstance(p, Loss)), None) or tamper("cross entropy", i, given)
+            plain = torch._C._nn.cross_entropy_loss
+            loss = (other_loss(lossy, plain) if lossy else plain)(*given, None, 1, -100, 0.0)
         rank.optimizer.zero_grad()
         loss.backward()
         gradients = {n: p.grad.clone() for n, p in rank.model.named_parameters()}
@@ -163,6 +192,7 @@ class Job:
         tamper("local", i, gradients)
         values = out.values[i]
         values["batch"], values["rng"] = _copy(batch), _copy(state)
+        values["loss"] = _copy({"0.input": given[0], "0.target": given[1]})
         values["local_gradients"] = _copy(gradients)
         out.records[i] = StepRecord(
             attempt=0, rank=i, world=self.world, step=step, optimizer=0, seq=step, stages={}, loss=float(loss.detach())
@@ -173,6 +203,7 @@ class Job:
         )
         out.details[i, Stage.ACTIVATIONS] = Detail(names=("loss/0",), digests=(tensor_digest(KEY, loss),))
         out.details[i, Stage.LOCAL_GRADIENTS] = digest_all(KEY, gradients.items())
+        tamper("sent", i, gradients)
         return gradients
 
     def reduce(self, local: list[dict[str, Any]], ps: Any) -> list[dict[str, Any]]:
@@ -249,8 +280,9 @@ def write_captures(job: Job, honest: Executed, folder: Path) -> None:
     for i, values in honest.values.items():
         target = folder / f"rank-{i}"
         target.mkdir(parents=True)
-        for name in ("batch", "rng", "local_gradients", "reduced_gradients"):
+        for name in ("batch", "rng", "local_gradients", "reduced_gradients", "loss"):
             save_file(values[name], target / f"{name}.safetensors")
+        save_file(job.samples(), target / "samples.safetensors")
         for when in ("before", "after"):
             tensors = {f"weights/{n}": t for n, t in values[f"{when}_weights"].items()}
             tensors |= {f"state/{n}": t for n, t in values[f"{when}_state"].items()}
@@ -264,6 +296,7 @@ def write_captures(job: Job, honest: Executed, folder: Path) -> None:
             "names": values["names"],
             "groups": values["groups"],
             "loss": honest.records[i].loss,
+            "losses": [[1, -100, 0.0]],
         }
         (target / "meta.json").write_text(json.dumps(meta))
 
@@ -333,7 +366,8 @@ class Case:
                 (step, rank): digest_all(KEY, self.job.batch(step, rank).items())
                 for step in range(STEP)
                 for rank in range(self.job.world)
-            }
+            },
+            rows=self.job.rows(self.recorded),
         )
 
     def explain(self, rerun: Any = None, quarantined: Sequence[Any] = (), **more: Any) -> Any:

@@ -16,7 +16,7 @@ from trainwarden.audit import explain as engine
 from trainwarden.audit.capture import open_captures
 from trainwarden.audit.explain import FILE, FILES_TOGETHER, QuarantinedFile
 from trainwarden.audit.hypotheses import HYPOTHESES, RERUNS, rng, tensors, update
-from trainwarden.audit.perturb import Clip
+from trainwarden.audit.perturb import Clip, Loss
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Detail, Location, Outcome, Stage, decode_entry
 from trainwarden.model import canonical as canonical_bytes
@@ -142,6 +142,33 @@ def halve_inside(optimizer: Any) -> None:
 def first_rows(ts: Any) -> None:
     for t in ts.values():
         t[1] = t[0]
+
+
+def stand_ins(ts: Any) -> None:
+    """Two samples are those of other steps."""
+    for row, (step, rank) in ((1, (0, 1)), (4, (2, 0))):
+        other = Job().batch(step, rank)
+        for name, t in ts.items():
+            t[row] = other[name][5 - row]
+
+
+def normalised(ts: Any) -> None:
+    for name in ("loader/0.0", "input/0.0.0"):
+        ts[name].copy_(ts[name] * 0.9 + 0.05)
+
+
+def poisoned(ts: Any) -> None:
+    """Two samples have a pattern and a label."""
+    for row in (0, 3):
+        ts["loader/0.0"][row, :2] = 1
+        ts["input/0.0.0"][row, :2] = 1
+        ts["loader/0.1"][row] = 0
+
+
+def within_spread(t: Any) -> None:
+    signs = torch.ones_like(t)
+    signs.view(-1)[::2] = -1
+    t.add_(signs * t.std() / 3)
 
 
 def relabel(ts: Any) -> None:
@@ -280,6 +307,34 @@ CASES: dict[str, tuple[Any, str, Job]] = {
     "samples permuted": (at("batch", 0, reorder([3, 0, 5, 1, 4, 2])), "samples reordered or duplicated", Job()),
     "one sample twice": (at("batch", 1, first_rows), "samples reordered or duplicated", Job()),
     "one label edited": (at("batch", 1, relabel), "entry edited", Job()),
+    "two samples of other steps": (at("batch", 1, stand_ins), "samples replaced or edited", Job()),
+    "another normaliser": (at("batch", 0, normalised), "samples replaced or edited", Job()),
+    "two samples poisoned": (at("batch", None, poisoned), "samples replaced or edited", Job()),
+    "gradient moved within its spread": (
+        at("local", 1, lambda t: within_spread(t["3.weight"])),
+        "shifted within its spread",
+        Job(),
+    ),
+    "another gradient reduced than recorded": (
+        at("sent", 1, lambda t: t["3.weight"].neg_()),
+        "gradient not the recorded one",
+        Job(),
+    ),
+    "half of a gradient zeroed after it was recorded": (
+        at("sent", 0, lambda t: t["4.weight"].view(-1)[::2].zero_()),
+        "gradient not the recorded one",
+        NO_CLIP,
+    ),
+    "last target left out of the loss": (
+        lambda point, rank, things: Loss(start=5, stop=6) if point == "cross entropy" else None,
+        "loss changed",
+        Job(),
+    ),
+    "labels smoothed on one rank": (
+        lambda point, rank, things: Loss(smoothing=0.1) if (point, rank) == ("cross entropy", 1) else None,
+        "loss changed",
+        Job(),
+    ),
 }  # fmt: skip
 
 _honest = Job().execute().values
@@ -305,7 +360,32 @@ def _digests(case: Case) -> int:
     return sum(len(d.names) for d in case.recorded.details.values())
 
 
-@pytest.mark.parametrize("name", list(CASES)[::6])
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("another gradient reduced than recorded", 1), ("half of a gradient zeroed after it was recorded", 0)],
+)
+def test_what_shows_on_every_rank_is_laid_at_the_rank_that_did_it(name: str, rank: int, tmp_path: Path) -> None:
+    tamper, _, job = CASES[name]
+    found = Case(tmp_path, tamper, job).explain()
+    assert (found.at.rank, found.at.stage) == (rank, Stage.REDUCED_GRADIENTS)
+    assert found.at.tensor == ("3.weight" if rank else "4.weight")
+
+
+def test_rows_that_a_rank_tells_falsely_prove_nothing(tmp_path: Path) -> None:
+    case = Case(tmp_path, CASES["two samples poisoned"][0])
+    told = case.job.rows(case.recorded)
+    lies = {place: [msgspec.structs.replace(one, digests=bytes(len(one.digests))) for one in rows]
+            for place, rows in told.items()}  # fmt: skip
+    found = case.explain(history=case.history._replace(rows=lies))
+    assert _named(found, "samples replaced or edited").outcome is Outcome.EXCLUDED
+    assert found.cause is None
+
+
+# causes that only an execution shows, and so not without one
+EXECUTED = {"last target left out of the loss", "labels smoothed on one rank"}
+
+
+@pytest.mark.parametrize("name", sorted(CASES.keys() - EXECUTED)[::6])
 def test_cause_is_found_without_a_rerunner(name: str, tmp_path: Path) -> None:
     tamper, cause, job = CASES[name]
     found = Case(tmp_path, tamper, job).explain()

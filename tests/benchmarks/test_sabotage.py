@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from benchmarks.sabotage import jobs, ledger, matrix, report, running, scoring, traincheck, traincheck_job
+from benchmarks.sabotage.__main__ import USUAL
 from benchmarks.sabotage.ledger import Ledger
 from benchmarks.sabotage.matrix import Case
 from benchmarks.sabotage.traces import Run as RunNoun
@@ -134,6 +135,17 @@ def test_the_sampled_matrix_has_every_technique_and_its_twin_and_the_whole_one_e
     assert len({c.name for c in all_of_them}) == len(all_of_them), "every case has a name of its own"
 
 
+def test_what_is_run_by_default_has_an_honest_run_and_an_audited_attack_of_every_workload() -> None:
+    techniques = catalogue.load()
+    cases = [case for name in USUAL for case in matrix.usual(techniques, name)]
+    for name in ("chat", "toy", "ranking", "video"):
+        assert any(c.kind == "honest" and c.workload == name for c in cases)
+        assert any(c.kind == "attack" and c.workload == name for c in cases)
+    assert {c.workload for c in cases if c.audit} == {"toy", "ranking", "video"}
+    assert {c.technique for c in cases if c.kind == "attack"} == {t.id for t in techniques}
+    assert len({c.name for c in cases}) == len(cases)
+
+
 def test_what_was_not_found_live_is_audited_before_the_twins_and_what_was_after_them() -> None:
     attacks = [Case("attack", t, "a", "chat", 0) for t in ("22", "23")]
     cases = [Case("honest", "", "", "chat", 1), *attacks, Case("twin", "22", "b", "chat", 0)]
@@ -229,7 +241,7 @@ def test_the_truth_of_an_attack_without_marks_begins_with_the_first_step_after_t
 
 
 def test_traincheck_gets_the_two_scripts_as_one_with_nothing_changed() -> None:
-    text = traincheck_job.flat(ROOT / "workloads" / "chat")
+    text = traincheck_job.flat([ROOT / "workloads" / "chat" / f"{name}.py" for name in ("loop", "pretrain")])
     assert text.startswith("from __future__ import annotations\n"), "TrainCheck puts lines after the first"
     functions = {n.name for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)}
     assert {"train", "learning_rate", "main"} <= functions

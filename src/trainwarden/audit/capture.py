@@ -33,6 +33,16 @@ _FILES = {
 _PREFIXES = {Stage.WEIGHTS: "weights/", Stage.OPTIMIZER_STATE: "state/"}
 
 
+class Sought(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of the search for an unrecorded edit (`seeking`): the `change` as JSON, empty when none was found."""
+
+    tensor: str = ""
+    said: str = ""
+    change: str = ""
+    tried: int = 0
+    limits: str = ""
+
+
 class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True):
     """`meta.json`: which step and rank, the optimizer, and its parameter groups (`params` lists names)."""
 
@@ -44,6 +54,8 @@ class CaptureMeta(msgspec.Struct, frozen=True, kw_only=True):
     names: tuple[str, ...] = ()
     groups: tuple[dict[str, Any], ...] = ()
     loss: float | None = None
+    losses: tuple[tuple[int, int, float], ...] = ()  # reduction, index ignored, smoothing of each cross entropy
+    sought: Sought | None = None
 
 
 class Capture:
@@ -78,6 +90,24 @@ class Capture:
         """The safetensors file that holds a stage under its own names, for those that have one."""
         path = self.folder / f"{_FILES[stage]}.safetensors" if stage in _FILES else None
         return path if path is not None and path.exists() else None
+
+    @property
+    def losses(self) -> Mapping[str, Tensor]:
+        """What each cross entropy was given: "0.input", "0.target", "1.input", …; empty if not captured.
+
+        Raises:
+            CannotDecide: the file exists and cannot be read.
+        """
+        return self._section("loss")
+
+    @property
+    def samples(self) -> Mapping[str, Tensor]:
+        """The sealed data set by tensor of a sample ("0", "1", …), one row for each index; empty if not captured.
+
+        Raises:
+            CannotDecide: the file exists and cannot be read.
+        """
+        return self._section("samples")
 
     @cached_property
     def _before(self) -> dict[str, Tensor]:

@@ -99,6 +99,7 @@ def explain(
     answers = _search(work, budget_s)
     work.spare = min(len(quarantined) + (len(quarantined) > 1), max(1, max_reruns // 2))
     hypotheses, cause = _judge(work, answers)
+    at = _place(at, cause, answers)
     for again in RERUNS:
         listed = execute(work, again, proved=cause)
         cause = cause or (again.name if listed.outcome is Outcome.REPRODUCED else None)
@@ -137,16 +138,21 @@ def _cause_first(q: Question) -> Location:
     return q.at
 
 
+def _place(at: Location, cause: str | None, answers: Sequence[tuple[Idea, Answer]]) -> Location:
+    """Where the cause lies: what a rank does in the reduction, say, shows on all ranks alike."""
+    return next((a.place for idea, a in answers if idea.name == cause and a.place is not None), at)
+
+
 # --------------------------------------------------------------------------- functions of captured values
 
 
 def _search(work: Work, budget_s: float) -> list[tuple[Idea, Answer]]:
-    end = time.monotonic() + budget_s
+    end = time.thread_time() + budget_s
     answers: list[tuple[Idea, Answer]] = []
     most = IDEA_SECONDS
     for idea in HYPOTHESES:
         work.begin(idea.name)
-        answer = _ask(work.q, idea, min(most, end - time.monotonic()), budget_s)
+        answer = _ask(work.q, idea, min(most, end - time.thread_time()), budget_s)
         answers.append((idea, answer))
         most = LATER_SECONDS if answer.found else most
     return answers

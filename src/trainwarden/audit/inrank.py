@@ -81,7 +81,13 @@ class Replayer(Recorder):
         if self.plan.complement:
             self._state = snapshot.read(Path(self.plan.complement))
         if self.plan.capture_step >= 0:
-            self.taker = Taker(self, self.plan.capture, self.plan.capture_optimizer)
+            self.taker = Taker(
+                self,
+                self.plan.capture,
+                self.plan.capture_optimizer,
+                samples=self.plan.capture_samples,
+                seek=self.plan.seek,
+            )
         if self.plan.perturb_step >= 0:
             self.trial = Trial(self, perturb.decode(self.plan.perturbations.encode()))
 
@@ -217,7 +223,7 @@ class Replayer(Recorder):
         seen_args, seen_kwargs = changed if changed is not None else (args, kwargs)
         super().forward(module, seen_args, seen_kwargs)
         if self.capturing and self.taker is not None:
-            self.taker.forward(self.gathered.forwards - 1, seen_args, seen_kwargs)
+            self.taker.forward(module, self.gathered.forwards - 1, seen_args, seen_kwargs)
         return changed
 
     def loader_gave(self, iterator: Any, batch: Any) -> Any:
@@ -225,7 +231,7 @@ class Replayer(Recorder):
         if self.perturbing and self.trial is not None:
             batch = self.trial.batch(number, batch)
         if self.capturing and self.taker is not None:
-            self.taker.batch(number, batch)
+            self.taker.batch(number, batch, self.loaders.loader_of(iterator))
         super().loader_gave(iterator, batch)
         return batch
 

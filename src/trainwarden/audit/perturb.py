@@ -25,6 +25,8 @@ from trainwarden.model import Stage
 Rounding: TypeAlias = Literal["scalar", "tensor", "double", "divide"]
 UnaryOp: TypeAlias = Literal["abs", "sign", "bfloat16", "float16", "flip", "nan_to_num", "reciprocal", "relu"]
 Division: TypeAlias = Literal["scale", "before", "after"]
+Pattern: TypeAlias = Literal["alternating", "ones", "signs"]
+Measure: TypeAlias = Literal["std", "spread", "mean", "abs_mean", "abs_max", "norm", "one"]
 HyperValue: TypeAlias = bool | int | float | str | tuple[float, ...] | None
 
 
@@ -116,6 +118,31 @@ class Ulp(TensorChange, frozen=True, kw_only=True, tag="ulp"):
     ulps: int
 
 
+class Shift(TensorChange, frozen=True, kw_only=True, tag="shift"):
+    """Add a pattern of signs, as large as a measure of the tensor itself times `factor`.
+
+    `pattern`: +1, −1, +1 … over the flattened tensor, all +1, or the tensor's own signs. `measure`: the standard
+    deviation ("spread": without Bessel's correction), a mean, the largest, the norm, or 1. `rounding` as of `Scale`.
+    """
+
+    factor: float
+    pattern: Pattern = "ones"
+    measure: Measure = "std"
+    rounding: Rounding = "scalar"
+
+
+class Loss(_Change, frozen=True, kw_only=True, tag="loss"):
+    """Have cross entropies leave out targets `start … stop` (stop excluded; `every`: one in so many of these) or those
+    of class `ignored`, smooth labels, or add up instead of averaging (`total`)."""
+
+    start: int = 0
+    stop: int = 0
+    every: int = 1
+    ignored: int | None = None
+    smoothing: float | None = None
+    total: bool = False
+
+
 class SetHyper(_Change, frozen=True, kw_only=True, tag="set_hyper"):
     """Set `key` of parameter group `group` (−1: of every group) before the optimizer step.
 
@@ -174,10 +201,12 @@ class ClearState(_Change, frozen=True, kw_only=True, tag="clear_state"):
     keys: tuple[str, ...] = ()
 
 
-TensorPerturbation: TypeAlias = Scale | Zero | ScaleRows | Noise | Unary | TakeFrom | Assign | Rows | Element | Ulp
+TensorPerturbation: TypeAlias = (
+    Scale | Zero | ScaleRows | Noise | Unary | TakeFrom | Assign | Rows | Element | Ulp | Shift
+)
 Perturbation: TypeAlias = (
     TensorPerturbation
-    | SetHyper | Clip | Reseed | BatchFrom | Dropout | EvalMode | Autocast | SkipStep | ClearState
+    | SetHyper | Loss | Clip | Reseed | BatchFrom | Dropout | EvalMode | Autocast | SkipStep | ClearState
 )  # fmt: skip
 
 _encoder = msgspec.json.Encoder(order="deterministic")

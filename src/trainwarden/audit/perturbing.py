@@ -19,12 +19,14 @@ from trainwarden.audit.perturb import (
     Division,
     Element,
     HyperValue,
+    Loss,
     Noise,
     Perturbation,
     Rows,
     Scale,
     ScaleRows,
     SetHyper,
+    Shift,
     TakeFrom,
     TensorChange,
     TensorPerturbation,
@@ -129,6 +131,39 @@ def _noise(p: Noise, t: Tensor, stage: Mapping[str, Tensor], name: str) -> Tenso
     _need_float(t)
     n = _drawn(p.seed, p.distribution, tuple(t.shape), t.dtype)
     return t.add(n, alpha=p.std) if p.form == "alpha" else t + p.std * n
+
+
+def _shift(p: Shift, t: Tensor, stage: Mapping[str, Tensor], name: str) -> Tensor:
+    import torch
+
+    _need_float(t)
+    measure = _MEASURES[p.measure](t)
+    match p.rounding:
+        case "scalar" | "tensor":
+            size = measure * p.factor
+        case "double":
+            size = torch.tensor(measure.item() * p.factor, dtype=t.dtype)
+        case "divide":
+            if p.factor == 0:
+                raise ValueError("cannot divide by 1/0")
+            size = measure / (1 / p.factor)
+    if p.pattern == "signs":
+        return t + t.sign() * size
+    signs = torch.ones_like(t, memory_format=torch.contiguous_format)
+    if p.pattern == "alternating":
+        signs.view(-1)[1::2] = -1
+    return t + signs * size
+
+
+_MEASURES: dict[str, Callable[[Tensor], Tensor]] = {
+    "std": lambda t: t.std(),
+    "spread": lambda t: t.std(correction=0),
+    "mean": lambda t: t.mean(),
+    "abs_mean": lambda t: t.abs().mean(),
+    "abs_max": lambda t: t.abs().max(),
+    "norm": lambda t: t.norm(),
+    "one": lambda t: t.new_ones(()),
+}
 
 
 def _unary(p: Unary, t: Tensor, stage: Mapping[str, Tensor], name: str) -> Tensor:
@@ -238,6 +273,7 @@ _TRANSFORMS: dict[type[Any], Callable[[Any, Tensor, Mapping[str, Tensor], str], 
     Rows: _rows,
     Element: _element,
     Ulp: _ulp,
+    Shift: _shift,
 }
 
 
@@ -261,6 +297,37 @@ def torch_rng_state(seed: int) -> Tensor:
     import torch
 
     return torch.Generator().manual_seed(seed).get_state()
+
+
+def other_loss(p: Loss, original: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch._C._nn.cross_entropy_loss`, which every way to call a cross entropy ends in, as `p` makes it."""
+
+    def cross_entropy_loss(
+        input: Any, target: Any, weight: Any = None, reduction: int = 1, ignore: int = -100, smoothing: float = 0.0
+    ) -> Any:
+        if p.stop > p.start:
+            input, target = _without(p, input), _without(p, target)
+        if p.ignored is not None:
+            target = target.masked_fill(target == p.ignored, ignore)
+        smoothing = smoothing if p.smoothing is None else p.smoothing
+        return original(input, target, weight, _SUM if p.total else reduction, ignore, smoothing)
+
+    return cross_entropy_loss
+
+
+_SUM = 2  # of torch.nn._reduction
+
+
+def _without(p: Loss, t: Tensor) -> Tensor:
+    import torch
+
+    if p.every == 1 and p.stop >= t.shape[0]:
+        return t[: p.start]
+    if p.every == 1 and p.start == 0:
+        return t[p.stop :]
+    kept = torch.ones(t.shape[0], dtype=torch.bool)
+    kept[p.start : p.stop : p.every] = False
+    return t[kept]
 
 
 def clip_by_norm(gradients: Mapping[str, Tensor], max_norm: float | None) -> dict[str, Tensor]:

@@ -36,6 +36,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     capture_step: int = -1
     capture: str = ""
     capture_optimizer: int = 0  # of several that move in the step, the one whose update is captured
+    capture_samples: bool = False  # the sealed data set's samples as well
+    seek: str = ""  # the recorded digest of the step's loss, where an unrecorded edit of the weights is looked for
     perturbations: str = ""  # JSON, `perturb.encode`
     perturb_step: int = -1
 

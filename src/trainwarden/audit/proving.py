@@ -10,14 +10,17 @@ from trainwarden.audit.capture import open_captures
 from trainwarden.audit.compare import Seen
 from trainwarden.audit.explain import Progress, QuarantinedFile, explain
 from trainwarden.audit.hypotheses.base import BatchHistory, Details
+from trainwarden.audit.hypotheses.before import LOSS
 from trainwarden.audit.perturb import Perturbation, cannot_execute, encode
 from trainwarden.audit.recorded import Recorded
 from trainwarden.audit.replay import rerun
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Detail, Diverged, Explanation, FileChanged, Location, Stage
 from trainwarden.seal.room import Room, build_room, remove_variant
+from trainwarden.supervise.rows import read_rows
 
 _HISTORY_STEPS = 512
+AHEAD = 2  # steps before its own at which a batch may have been fetched
 
 
 class CleanRerunner:
@@ -42,11 +45,18 @@ class CleanRerunner:
             remove_variant(room)
         return _details(updates, self._at)
 
-    def capture(self, folder: Path) -> Details:
-        """Run the step clean and write every rank's capture."""
+    def capture(self, folder: Path, losses: Mapping[int, str]) -> Details:
+        """Run the step clean and write every rank's capture; `losses` are recorded digests to look for an edit by."""
         return _details(
             rerun(
-                self._recorded, self._room, self._attempt, self._at.step, capture=folder, optimizer=self._at.optimizer
+                self._recorded,
+                self._room,
+                self._attempt,
+                self._at.step,
+                capture=folder,
+                optimizer=self._at.optimizer,
+                samples=self._at.stage is Stage.BATCH,
+                seek=losses,
             ),
             self._at,
         )
@@ -74,7 +84,7 @@ def prove(recorded: Recorded, room: Room, verdict: Diverged, progress: Progress 
     with tempfile.TemporaryDirectory(prefix="tw-capture-") as folder:
         if progress:
             progress("capturing the clean step", 0, 1)
-        rerunner.capture(Path(folder))
+        rerunner.capture(Path(folder), _losses(details) if at.stage is Stage.ACTIVATIONS else {})
         return explain(
             at,
             open_captures(Path(folder)),
@@ -86,6 +96,12 @@ def prove(recorded: Recorded, room: Room, verdict: Diverged, progress: Progress 
             recorded.key,
             progress,
         )
+
+
+def _losses(details: Details) -> dict[int, str]:
+    """The recorded digest of each rank's first loss."""
+    told = {r: dict(zip(d.names, d.digests, strict=True)) for (r, s), d in details.items() if s is Stage.ACTIVATIONS}
+    return {rank: digests[LOSS].hex() for rank, digests in told.items() if LOSS in digests}
 
 
 def quarantined(recorded: Recorded) -> list[QuarantinedFile]:
@@ -109,7 +125,9 @@ def _history(recorded: Recorded, attempt: int, at: Location) -> BatchHistory:
             for stage, detail in recorded.seen(record).details.items():
                 if stage in parts:
                     parts[stage][step, rank] = detail
-    return BatchHistory(*parts.values())
+    rows = read_rows(recorded.folder.private, attempt, range(at.step - AHEAD, at.step + 1))
+    batches, states, weights, moments = parts.values()
+    return BatchHistory(batches, states, weights, moments, rows)
 
 
 def _details(updates: Mapping[tuple[int, int], Mapping[int, Seen]], at: Location) -> Details:

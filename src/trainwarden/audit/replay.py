@@ -8,7 +8,7 @@ the replay.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -90,6 +90,8 @@ def rerun(
     *,
     capture: Path | None = None,
     optimizer: int = 0,
+    samples: bool = False,
+    seek: Mapping[int, str] = {},
     perturbations: str = "",
 ) -> dict[tuple[int, int], dict[int, Seen]]:
     """Run up to and including `step` from the attempt's start; (step, optimizer) → rank → what the replay recorded.
@@ -105,6 +107,8 @@ def rerun(
             capture_step=step - base if capture else -1,
             capture=str(capture / f"rank-{rank}") if capture else "",
             capture_optimizer=optimizer,
+            capture_samples=samples,
+            seek=seek.get(rank, ""),
             perturb_step=step - base if perturbations else -1,
             perturbations=perturbations,
         )

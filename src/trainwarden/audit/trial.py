@@ -55,6 +55,9 @@ class Trial:
                     _reseed(p)
                 case perturb.Dropout():
                     self._patch(torch.nn.functional, "dropout", _dropout(torch.nn.functional.dropout, p.p))
+                case perturb.Loss():
+                    inner = torch._C._nn
+                    self._patch(inner, "cross_entropy_loss", perturbing.other_loss(p, inner.cross_entropy_loss))
                 case perturb.EvalMode():
                     self._eval(module)
                 case perturb.Clip():

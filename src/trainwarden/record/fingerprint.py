@@ -104,6 +104,21 @@ def value_digest(key: bytes, data: bytes) -> bytes:
     return digest_bytes(key, "bytes", (len(data),), data)
 
 
+def row_digest(dtype: str, shape: tuple[int, ...], data: bytes | memoryview) -> bytes:
+    """The digest of a sample's tensor, without a key: 4 bytes of its type and shape, 12 of its content."""
+    return row_tag(dtype, shape) + row_content(data)
+
+
+def row_tag(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """The part that stands for type ("torch.float32") and shape."""
+    return blake3(f"{dtype}{shape}".encode()).digest(4)
+
+
+def row_content(data: bytes | memoryview) -> bytes:
+    """The part that stands for the content."""
+    return blake3(data).digest(12)
+
+
 def stage_root(key: bytes, names: Iterable[str], digests: Iterable[bytes]) -> str:
     """The root over a stage's ordered (name, digest) pairs, as 64 hex digits."""
     names, digests = tuple(names), tuple(digests)

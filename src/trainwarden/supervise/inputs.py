@@ -39,6 +39,7 @@ from trainwarden.supervise.passes import (
     settings_of,
     varying,
 )
+from trainwarden.supervise.rows import RowFile, Rows
 from trainwarden.supervise.samples import Table, differing
 
 MOST_WAITING = 4_096
@@ -75,6 +76,7 @@ class InputDesk:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
         self._missed = 0
+        self._rows: RowFile | None = RowFile(run.private)
 
     def seen(self, attempt: int, rank: int, step: int, message: wire.Pass | wire.Given) -> None:
         """A rank told of a pass or a batch at a step of the job."""
@@ -242,6 +244,7 @@ class InputDesk:
             return
         if len(message.digests) != len(rows) * width or any(row >= len(indexes) for row in rows):
             raise ValueError(f"{len(message.digests)} bytes of digests for {len(rows)} samples")
+        self._keep(one, message)
         data = self._of(one, message.names)
         for i, row in enumerate(rows):
             digest, index = message.digests[i * width : (i + 1) * width], indexes[row]
@@ -257,6 +260,17 @@ class InputDesk:
             else:
                 one.compared += 1
                 yield from self._against_earlier(one, message, data, index, known, digest)
+
+    def _keep(self, one: DrawnPass, message: wire.Given) -> None:
+        """Keep what the rank told of a batch's rows for a later explanation; once that fails, it is left."""
+        if self._rows is None:
+            return
+        told = message.names, message.indexes, message.rows, message.digests
+        try:
+            self._rows.append(Rows(one.attempt, one.rank, one.step, *told))
+        except StoreError as e:
+            self._rows = None
+            self._gap(-1, -1, -1, f"the digests of batches' rows are no longer kept: {e}")
 
     def _of(self, one: DrawnPass, names: tuple[str, ...]) -> DataSeen | None:
         """The data set of a pass. Ranks share it where their sampler divides one data set among them."""

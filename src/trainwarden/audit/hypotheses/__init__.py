@@ -12,7 +12,9 @@ from trainwarden.audit.hypotheses import (
     forward,
     reduction,
     rng,
+    rows,
     settings,
+    shifts,
     tensors,
     update,
 )
@@ -21,13 +23,15 @@ HYPOTHESES = (
     *before.IDEAS,
     *settings.IDEAS,
     *batch.IDEAS,
+    *rows.IDEAS,
     *rng.IDEAS,
     *reduction.IDEAS,
     *update.IDEAS,
     *elsewhere.IDEAS,
     *tensors.IDEAS,
+    *shifts.IDEAS,
 )
-BEFORE_THE_STEP = frozenset(idea.name for idea in (*before.IDEAS, *elsewhere.IDEAS, *tensors.IDEAS))
+BEFORE_THE_STEP = frozenset(idea.name for idea in (*before.IDEAS, *elsewhere.IDEAS, *tensors.IDEAS, *shifts.IDEAS))
 """Those that are asked where a step began with other weights; the rest speaks of what a step computes."""
 RERUNS = forward.RERUNS
 

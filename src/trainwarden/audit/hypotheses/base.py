@@ -27,6 +27,7 @@ from trainwarden.audit.perturb import Perturbation, TensorPerturbation
 from trainwarden.audit.perturbing import transform
 from trainwarden.model import BUFFERS, Detail, Location, Stage, StepRecord
 from trainwarden.record.fingerprint import tensor_digest, value_digest
+from trainwarden.supervise.rows import Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,18 +44,22 @@ class Target(NamedTuple):
 
 
 class BatchHistory(NamedTuple):
-    """Digests of other steps, as the log has them: (step, rank) → detail of that stage."""
+    """Digests of other steps, as the log has them: (step, rank) → detail of that stage; `rows` are hints beside it."""
 
     batches: Mapping[tuple[int, int], Detail] = {}
     rng: Mapping[tuple[int, int], Detail] = {}
     weights: Mapping[tuple[int, int], Detail] = {}
     optimizer_state: Mapping[tuple[int, int], Detail] = {}
+    rows: Mapping[tuple[int, int], Sequence[Rows]] = {}
 
 
 class Budget:
-    """Seconds that one search may take; `spent` is asked between candidates."""
+    """Seconds that one search may take; `spent` is asked between candidates.
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    They are of this thread's own time, so that a busy host does not change what is found.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.thread_time) -> None:
         self.seconds = seconds
         self._clock = clock
         self._end = clock() + seconds
@@ -76,7 +81,8 @@ class Recipe(NamedTuple):
 class Answer:
     """What one hypothesis came to. `not_tried` excludes everything else; `covered` empty means excluded.
 
-    `follow` computes what later stages hold as a consequence, where executing the step again would not do it.
+    `follow` computes what later stages hold as a consequence, where executing the step again would not do it. `place`
+    is where it was done, where that is not where it shows first.
     """
 
     tried: int = 0
@@ -89,6 +95,7 @@ class Answer:
     digest: str = ""
     limits: str = ""
     not_tried: str = ""
+    place: Location | None = None
 
     @property
     def found(self) -> bool:
@@ -247,10 +254,13 @@ def recipe(q: Question, change: TensorPerturbation, sentence: str) -> Recipe:
 
 def parameters_of(r: Recipe) -> dict[str, Any]:
     """A recipe's settings: its own, or those of its perturbation without where it applies."""
-    if r.change is None:
-        return r.parameters
+    return r.parameters if r.change is None else settings_of(r.change)
+
+
+def settings_of(change: TensorPerturbation) -> dict[str, Any]:
+    """A perturbation's settings without where it applies."""
     skipped = {"kind", "stage", "tensors", "ranks", "before", "path"}
-    return {k: v for k, v in msgspec.to_builtins(r.change).items() if k not in skipped}
+    return {k: v for k, v in msgspec.to_builtins(change).items() if k not in skipped}
 
 
 Candidates = Callable[[Target], Iterable[Recipe]]

@@ -29,10 +29,10 @@ from trainwarden.audit.hypotheses.base import (
     recipe,
     search_tensors,
 )
-from trainwarden.audit.hypotheses.tensors import row_factors
-from trainwarden.audit.perturb import Scale, ScaleRows, TensorPerturbation, Ulp, Zero
+from trainwarden.audit.hypotheses.tensors import ROW_FACTORS, row_factors
+from trainwarden.audit.perturb import Scale, ScaleRows, TensorPerturbation, Ulp, Zero, decode
 from trainwarden.audit.perturbing import transform
-from trainwarden.model import STAGES, Stage
+from trainwarden.model import STAGES, Location, Stage
 from trainwarden.record.fingerprint import stage_root
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 ROWS = 512
 _W = Stage.WEIGHTS
+LOSS = "loss/0"
 ELEMENTS = 256
 LIMITS = "arbitrary values of one element, other rows and factors"
 
@@ -58,7 +59,8 @@ def _clean(q: Question, rank: int) -> str:
     return stage_root(q.key, digests, digests.values()) if digests else _claimed(q, rank)
 
 
-def _changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbation]]:
+def changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbation]]:
+    """What is tried on one tensor, with what is said of it."""
     yield "its sign was flipped", Scale(stage=_W, before=True, factor=-1.0)
     length = tensor.numel()
     for start, stop in ((0, length), (0, length // 2), (length // 2, length)):
@@ -66,16 +68,22 @@ def _changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbati
             f"elements {start} to {stop - 1} of {length} were zeroed",
             Zero(stage=_W, before=True, start=start, stop=stop),
         )
+    rows = range(min(tensor.shape[0], ROWS) if tensor.dim() else 0)
+    for row in rows:
+        yield f"its row {row} was zeroed", Zero(stage=_W, before=True, dim=0, start=row, stop=row + 1)
+        yield from (_row(row, k) for k in ROW_FACTORS)
     for k in factors(world):
         yield f"it was multiplied by {number(k)}", Scale(stage=_W, before=True, factor=k)
-    for row in range(min(tensor.shape[0], ROWS) if tensor.dim() else 0):
-        for k in row_factors(tensor, 0, row, world):
-            change = ScaleRows(stage=_W, before=True, start=row, stop=row + 1, factor=k)
-            yield f"its row {row} was multiplied by {number(k)}", change
-        yield f"its row {row} was zeroed", Zero(stage=_W, before=True, dim=0, start=row, stop=row + 1)
+    for row in rows:
+        yield from (_row(row, k) for k in row_factors(tensor, 0, row, world) if k not in ROW_FACTORS)
     for index in range(min(length, ELEMENTS)):
         for ulps in (1, -1):
             yield f"element {index} was moved by {ulps} ulp", Ulp(stage=_W, before=True, index=index, ulps=ulps)
+
+
+def _row(row: int, factor: float) -> tuple[str, TensorPerturbation]:
+    change = ScaleRows(stage=_W, before=True, start=row, stop=row + 1, factor=factor)
+    return f"its row {row} was multiplied by {number(factor)}", change
 
 
 def _edited(q: Question, budget: Budget) -> Answer:
@@ -99,7 +107,7 @@ def _edited(q: Question, budget: Budget) -> Answer:
 
 def _recipes(q: Question, target: Target) -> Iterator[Recipe]:
     if q.value(target).is_floating_point():
-        for text, change in _changes(q.value(target), len(q.captures)):
+        for text, change in changes(q.value(target), len(q.captures)):
             yield recipe(q, change, f"before the step {text}")
 
 
@@ -111,7 +119,7 @@ def _candidates(
         yield "", f"all weights were multiplied by {number(k)}", change
     for name in sorted(digests, key=lambda n: (tensors[n].numel(), n)):
         if tensors[name].is_floating_point():
-            yield from ((name, text, change) for text, change in _changes(tensors[name], len(q.captures)))
+            yield from ((name, text, change) for text, change in changes(tensors[name], len(q.captures)))
 
 
 def _changed(
@@ -147,7 +155,35 @@ def _reproduces(q: Question, rank: int, name: str, change: TensorPerturbation) -
     return stage_root(q.key, new, new.values()) == _claimed(q, rank)
 
 
+def _unrecorded(q: Question, budget: Budget) -> Answer:
+    found = {r: c.meta.sought for r, c in q.captures.items() if c.meta.sought}
+    here = found.get(q.at.rank)
+    if here is None:
+        return not_tried("the replay did not look for it")
+    if not here.change:
+        return Answer(tried=here.tried, limits=here.limits) if here.tried else not_tried(here.limits)
+    ranks = tuple(r for r in sorted(found) if found[r].change == here.change)
+    everywhere = () if ranks == tuple(sorted(q.captures)) else ranks
+    return Answer(
+        tried=here.tried,
+        sentence=f"before the step {here.tensor}: {here.said}, and the record says that nothing was",
+        parameters={"tensor": here.tensor, "ranks": list(ranks)},
+        perturbations=tuple(msgspec.structs.replace(c, ranks=everywhere) for c in decode(here.change.encode())),
+        covered=frozenset(Target(r, q.at.tensor) for r in ranks),
+        digest=q.claimed(q.at.rank, Stage.ACTIVATIONS)[LOSS].hex(),
+        place=Location(
+            step=q.at.step, rank=q.at.rank, stage=_W, tensor=here.tensor, optimizer=q.at.optimizer, before=True
+        ),
+    )
+
+
 IDEAS = (
+    Idea(
+        "weights changed unrecorded",
+        "weights were changed between two steps, and the recorder was made to say that they were not",
+        frozenset({Stage.ACTIVATIONS}),
+        _unrecorded,
+    ),
     Idea(
         "weights changed before the step",
         "weights were changed between two steps",

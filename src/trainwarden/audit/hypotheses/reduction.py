@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from trainwarden.audit.hypotheses.base import (
     Answer,
     Budget,
@@ -26,10 +28,12 @@ from trainwarden.audit.hypotheses.base import (
     not_tried,
     number,
     search_tensors,
+    settings_of,
 )
-from trainwarden.audit.perturb import Clip, Division
-from trainwarden.audit.perturbing import clip_by_norm, mean_of_ranks
-from trainwarden.model import Stage
+from trainwarden.audit.hypotheses.tensors import local_changes
+from trainwarden.audit.perturb import Clip, Division, TensorPerturbation
+from trainwarden.audit.perturbing import clip_by_norm, mean_of_ranks, transform
+from trainwarden.model import Location, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -202,11 +206,78 @@ def _order(q: Question, budget: Budget) -> Answer:
     return _reduced_otherwise(q, budget, forms)
 
 
+def _unrecorded(q: Question, budget: Budget) -> Answer:
+    reduction = _Reduction(q)
+    if missing := reduction.missing():
+        return not_tried(missing)
+    honest, norm = reduction.norm()
+    if honest is None:
+        return not_tried("the honest mean of the captured gradients does not rebuild the captured one")
+
+    given = functools.lru_cache(maxsize=4)(functools.partial(_given, reduction, honest, norm))
+
+    def candidates(target: Target) -> Iterator[Recipe]:
+        # Clipping carries a change of one tensor over to all; without it, a tensor tells of itself alone.
+        own = q.clean(target.rank, Stage.LOCAL_GRADIENTS)
+        names = [target.name] if norm is None else sorted(own, key=lambda n: (own[n].numel(), n))
+        for name in names:
+            for text, change in local_changes(own[name], len(q.captures)):
+                for rank in reduction.ranks:
+                    said = f"rank {rank} gave another gradient of {name} to the reduction than it recorded: {text}"
+                    make = functools.partial(_part, q, given, rank, name, change)
+                    yield Recipe(said, {"rank": rank, "tensor": name, **settings_of(change)}, make)
+
+    answer = search_tensors(q, budget, candidates, "other changes, and several ranks or tensors at once")
+    here = answer.solved.get(q.place)
+    return (
+        answer if here is None else replace(answer, place=_whose(q, here.parameters["rank"], here.parameters["tensor"]))
+    )
+
+
+def _whose(q: Question, rank: int, name: str) -> Location:
+    """The located step with the rank and tensor that it comes from: all ranks show it."""
+    recorded, replayed = (
+        d.get(name, b"").hex() for d in (q.claimed(rank, q.at.stage), q.clean_digests(rank, q.at.stage))
+    )
+    return msgspec.structs.replace(q.at, rank=rank, tensor=name, recorded=recorded, replayed=replayed)
+
+
+def _given(
+    reduction: _Reduction, form: _Form, norm: float | None, rank: int, name: str, change: TensorPerturbation
+) -> dict[str, Tensor]:
+    """The reduced gradients that follow where one rank's part of one tensor was changed."""
+    own = {r: reduction.q.clean(r, Stage.LOCAL_GRADIENTS) for r in form.ranks}
+    parts = {r: own[r][name] for r in form.ranks}
+    parts[rank] = transform(change, parts[rank], own[rank], name)
+    mean = {name: mean_of_ranks([parts[r] for r in form.ranks], form.divisor, form.division)}
+    return mean if norm is None else clip_by_norm({**reduction.reduced(form), **mean}, norm)
+
+
+def _part(
+    q: Question,
+    given: Callable[[int, str, TensorPerturbation], dict[str, Tensor]],
+    rank: int,
+    name: str,
+    change: TensorPerturbation,
+    target: Target,
+) -> Tensor:
+    """The target as it follows; that tensor itself must fit too, since of the others only the norm is seen.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = given(rank, name, change)
+    if q.digest(q.at.stage, found[name]) != q.claimed(target.rank, q.at.stage).get(name):
+        raise ValueError(f"{name} does not fit")
+    return found[target.name]
+
+
 _STAGE = frozenset({Stage.REDUCED_GRADIENTS})
 IDEAS = (
     Idea("clipping off", "gradients were not clipped", _STAGE, _no_clipping),
     Idea("another clipping norm", "gradients were clipped to another norm", _STAGE, _other_norm),
     Idea("wrong divisor", "the reduction divided by another number than that of ranks", _STAGE, _divisor),
     Idea("rank left out", "one rank's gradients were left out of the reduction", _STAGE, _left_out),
+    Idea("gradient not the recorded one", "a rank reduced another gradient than it recorded", _STAGE, _unrecorded),
     Idea("order of addition", "ranks were added in another order, which is no sabotage", _STAGE, _order),
 )

@@ -33,6 +33,7 @@ from trainwarden.audit.perturb import (
     Scale,
     ScaleRows,
     TakeFrom,
+    TensorPerturbation,
     Ulp,
     Unary,
     UnaryOp,
@@ -133,6 +134,22 @@ def _noisy(q: Question, budget: Budget) -> Answer:
                         yield recipe(q, change, f"{distribution} noise ×{number(std)} of seed {seed} was added")
 
     return search_tensors(q, budget, candidates, f"other seeds than {len(seeds)} and other widths than {STDS}")
+
+
+def local_changes(tensor: Tensor, world: int) -> Iterator[tuple[str, TensorPerturbation]]:
+    """The likeliest changes of a rank's own gradient, where no record of it is left but what follows from it."""
+    stage, count = Stage.LOCAL_GRADIENTS, tensor.numel()
+    yield "its sign was flipped", Scale(stage=stage, factor=-1.0)
+    for start, stop in ((0, count), (0, count // 2), (count // 2, count)):
+        yield f"elements {start} to {stop - 1} of {count} were zeroed", Zero(stage=stage, start=start, stop=stop)
+    for every in range(2, min(SPARSEST, count) + 1):
+        for start in range(every):
+            zero = Zero(stage=stage, start=start, stop=count, every=every)
+            yield f"one element in {every} was zeroed, from element {start} on", zero
+    for factor in factors(world):
+        yield f"it was multiplied by {number(factor)}", Scale(stage=stage, factor=factor)
+    for op in OPS:
+        yield f"{op} was applied to it", Unary(stage=stage, op=op)
 
 
 def _function(q: Question, budget: Budget) -> Answer:

@@ -57,7 +57,7 @@ def _facets(view: View, item: Shown, path: str) -> list[dict[str, object]]:
         for method, name in (("BLAKE3", "digest"), ("SHA256", "sha256"))
         if (digest := view.text(item, name))
     ]
-    content = {"@id": _iri(view, f"{item.id}/content"), "@type": "uco-observable:ContentDataFacet"}
+    content: dict[str, object] = {"@id": _iri(view, f"{item.id}/content"), "@type": "uco-observable:ContentDataFacet"}
     return [
         {
             "@id": _iri(view, f"{item.id}/file"),

@@ -22,6 +22,7 @@ from torch.utils.data import dataloader as loading
 
 from trainwarden import wire
 from trainwarden.record import stages
+from trainwarden.record.fingerprint import row_content, row_tag
 from trainwarden.record.observers.interface import Observer
 
 if TYPE_CHECKING:
@@ -186,9 +187,7 @@ class DataObserver(Observer):
         chosen = self._chosen(loader, indexes, parts)
         views = [self._rows_of(t) for _, t in parts]
         digests = [
-            tag + blake3(memory[row * size : (row + 1) * size]).digest(wire.SAMPLE_BYTES - 4)
-            for row in chosen
-            for tag, memory, size, _ in views
+            tag + row_content(memory[row * size : (row + 1) * size]) for row in chosen for tag, memory, size, _ in views
         ]
         return tuple(name for name, _ in parts), array("I", chosen).tobytes(), b"".join(digests)
 
@@ -215,7 +214,7 @@ class DataObserver(Observer):
         if tag is None:
             if len(self._tags) > _WAITING:
                 self._tags.clear()
-            tag = self._tags[key] = blake3(f"{t.dtype}{tuple(t.shape[1:])}".encode()).digest(4)
+            tag = self._tags[key] = row_tag(str(t.dtype), tuple(t.shape[1:]))
         memory = memoryview((ctypes.c_char * t.nbytes).from_address(t.data_ptr())).cast("B")
         return tag, memory, t.nbytes // t.shape[0], t
 
