@@ -23,7 +23,9 @@ DIES = "import os, signal\n" + TELLS + "os.kill(os.getpid(), signal.SIGKILL)\n"
 class Desk:
     """An `Auditing` with a stand-in for the auditor, and what it submits."""
 
-    def __init__(self, folder: Path, script: str, budget: float = 1.0, start_seconds: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path, script: str, budget: float = 1.0, start_seconds: float = 0.0, finish: bool = False
+    ) -> None:
         store = Store.open(folder / "store", create=True)
         self.entries: list[Entry] = []
         self._came = threading.Condition()
@@ -35,6 +37,7 @@ class Desk:
             argv=[sys.executable, "-c", script],
             start_seconds=start_seconds,
             look_seconds=0.01,
+            finish=finish,
         )
         self.auditing.joined(os.getpid())
 
@@ -64,6 +67,13 @@ def test_what_it_draws_is_logged_and_the_end_of_the_run_ends_it(tmp_path: Path, 
     process = desk.auditing._process
     assert process is not None
     assert process.poll() is not None
+
+
+def test_one_that_may_finish_is_waited_for_and_what_is_left_is_beyond_the_budget(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, HEARS_THE_END, finish=True)
+    desk.wait_for(UnitsDrawn)
+    ended = desk.end()
+    assert (ended.waiting, ended.reason) == (3, "the budget does not pay for more")
 
 
 def test_a_killed_auditor_is_a_finding_and_the_rest_is_said_to_be_unchecked(tmp_path: Path) -> None:

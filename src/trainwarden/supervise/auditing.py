@@ -161,7 +161,9 @@ class Auditing:
         if self._process is None:
             paid = f"{self._budget:.3g} of {job / 1e9:.1f} CPU seconds"
             return f"the budget did not buy a unit: {paid} is less than an auditor's start takes"
-        return "the run ended first" if self._used.waiting else ""
+        if not self._used.waiting:
+            return ""
+        return "the budget does not pay for more" if self._finish else "the run ended first"
 
     # -- the thread
 
