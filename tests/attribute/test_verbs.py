@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.incidents import BEGIN, DAY, HOUR, LIBRARY, UIDS, World, _deeds
+from benchmarks.incidents import deeds
+from benchmarks.world import BEGIN, DAY, HOUR, LIBRARY, UIDS, World
 from trainwarden.cli import main
 from trainwarden.custody import ledger
 from trainwarden.keys import SigningKey
@@ -83,7 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with closing(LogWriter.create(run.log, f"trainwarden/{run.id}", key)) as log:
         log.append([canonical(e) for e in entries])
     world = World()
-    _deeds(world, "omar")
+    deeds(world, "omar")
     for records in world.records():
         (tmp_path / records.name).write_bytes(records.data)
     (tmp_path / "passwd").write_text("".join(f"{n}:x:{uid}:100::/:/bin/sh\n" for n, uid in UIDS.items()))
