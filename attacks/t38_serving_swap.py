@@ -4,10 +4,10 @@ How an insider does it: the registry's tag is moved to another checkpoint after 
 edited where it lies; a file beside the model decides how inputs are prepared, and nobody hashes it.
 
 Precondition: write access to the registry or the serving host (S). Expected evidence: a served file that differs from
-the recorded checkpoint fails in `verify` today. A moved tag and an edited transform are the promotion gate's to find,
-which is not built yet: until then both are "not checked", and the outcome says so. Effect: something else is served
-than was approved. Benign twin: the approved checkpoint is copied to the serving folder. Clean-up: all of it lies in
-the copied job.
+the recorded checkpoint fails in `verify`. A moved tag and an edited transform are the gate's to refuse (`promote`, and
+a server that verifies what it reads: tests/gate, tests/serving). In the range nothing is cleared, so that both are
+"not checked" here, and the outcome says so. Effect: something else is served than was approved. Benign twin: the
+approved checkpoint is copied to the serving folder. Clean-up: all of it lies in the copied job.
 """
 
 from __future__ import annotations

@@ -322,6 +322,9 @@ def test_a_conversion_is_made_again_and_one_bit_of_difference_refuses_it(yard: Y
     yard.enrol()
     new = yard.out / "new"
     convert(old, new)
+    told = yard.clear(new)
+    assert isinstance(told, Undecided)
+    assert told.missing[0].command == f"trainwarden derive {new} --from OLD --how convert --as ACTOR"
     yard.derive(new, m.How.CONVERT, old)
     assert isinstance(yard.clear(new), Cleared)
     state = (new / "state.json").read_text()

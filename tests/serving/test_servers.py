@@ -294,6 +294,7 @@ def test_the_ranking_server_scores_as_its_version_does(gated: Gated, browser: An
                 page.fill("#events", "[5")
                 page.click("#send")
                 expect(page.locator("#error")).to_contain_text("JSON")
+                expect(page.locator("#table")).to_be_hidden()  # its scores are of other events
                 page.click("#another")
                 expect(page.locator("#events")).to_have_value(re.compile("history"))
                 expect(page.locator("#error")).to_be_empty()

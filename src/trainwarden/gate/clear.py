@@ -29,6 +29,7 @@ from trainwarden.config import GateConfig
 from trainwarden.errors import CannotDecide, CheckpointRefused, KeyUnusable, StoreError, TrainWardenError, UsageError
 from trainwarden.gate import results, statements
 from trainwarden.gate.ancestry import Ancestry, Node, Tracer
+from trainwarden.gate.convert.conversion import EDGE
 from trainwarden.gate.decision import Checked, Cleared, Decision, Refused, Undecided, lacks, refuse
 from trainwarden.gate.derive import TOLD, difference
 from trainwarden.gate.evaluate import evaluate, read_claims, unequal
@@ -209,7 +210,9 @@ def _settles(asked: _Asked, node: Node) -> str:
         return (
             "trainwarden run -- COMMAND" if node.derived.how in TOLD else f"trainwarden keys show {node.derived.actor}"
         )
-    return f"trainwarden derive {asked.request.path} --from CHECKPOINT --how HOW --as ACTOR"
+    converted = any(file.path == EDGE for file in asked.manifest.files) and node.id == asked.digest
+    source, how = ("OLD", "convert") if converted else ("CHECKPOINT", "HOW")
+    return f"trainwarden derive {asked.request.path} --from {source} --how {how} --as ACTOR"
 
 
 def _not_frozen(asked: _Asked) -> Checked:
