@@ -348,7 +348,7 @@ def test_the_gates_log_is_cosigned_and_what_was_put_back_since_is_told(
 
     def answers(url: str, key: VerifierKey, note: str, proof: Callable[[int], list[bytes]]) -> Reply:
         text = split_note(note.encode())[0]
-        return Cosigned(verify_cosignature(text, cosign(text, key.name, witness, 9), key))
+        return Cosigned(verify_cosignature(text, cosign(text, key.name, witness, 9)[:-1], key))
 
     def status() -> tuple[int, str]:
         capsys.readouterr()

@@ -25,8 +25,8 @@ from trainwarden.seal.interpreter import ask_interpreter
 from trainwarden.seal.latent import latent_places
 from trainwarden.seal.manifest import compare, decode_manifest, make_manifest, manifest_ref, path_real, path_text
 from trainwarden.seal.seal import read_seal, relevant_env, write_seal
-from trainwarden.supervise.guarded import sealed_samples
 from trainwarden.supervise.samples import Table
+from trainwarden.supervise.sealed import sealed_samples
 
 
 def paths(site: Site, kind: str) -> set[str]:

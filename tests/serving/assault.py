@@ -51,10 +51,10 @@ class Attacker:
         first = self._new()
         self._promote(first, keep=True)
         self._gated.begin_run()
-        self._gated.promote_lost(LOST, self._name)
 
     def attack(self, seconds: float) -> None:
-        """Go on with one act after the other for that long."""
+        """Go on with one act after the other for that long, each at least once, after many versions that are lost."""
+        self._gated.promote_lost(LOST, self._name)
         acts = (
             self.promote, self.poison, self.truncate, self.exchange_while_read, self.retag, self.delete,
             self.found, self.incident, self.refuse, self.roll_back, self.put_back,

@@ -345,6 +345,27 @@ def test_a_build_that_fails_is_passed_over_and_said(gated: Gated) -> None:
         assert chat.reload().digest == first
 
 
+def test_while_nothing_is_served_what_failed_is_tried_again_before_long(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cause that no file shows, such as too little memory: an hour is long only while something else is served."""
+    first, second = gated.promote(gated.checkpoint(1)), gated.promote(gated.checkpoint(2))
+    full = {second}
+
+    def build(files: Files) -> float:
+        if files.digest in full:
+            raise MemoryError
+        return weight(files)
+
+    with serving.open(NAME, build, store=gated.store.path, config=gated.configured(poll_seconds=3600)) as chat:
+        assert chat.current().digest == first
+        full.clear()
+        monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 61))
+        assert chat.current().digest == first
+        gated.refuse(first)
+        assert chat.current().digest == second
+
+
 def test_what_is_found_while_a_version_is_built_keeps_it_out(gated: Gated) -> None:
     first = gated.promote(gated.checkpoint(1))
     building, go_on = threading.Event(), threading.Event()

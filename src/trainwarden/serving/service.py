@@ -36,6 +36,7 @@ from trainwarden.serving.offers import Catalogue, Offer, Version, worth_holding
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 _LONGEST_WAIT = 3600.0  # between tries of a version that failed
+_LONGEST_OUTAGE = 60.0  # the same while nothing is served
 _MOST_TOLD, _MOST_SAID = 64, 4  # versions that are passed over: in the status, in an error
 
 
@@ -74,7 +75,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 class _Failure(msgspec.Struct):
     why: str
     tries: int
-    again: float
+    at: float
+    wait: float
     files: object  # what its files looked like
 
 
@@ -255,7 +257,10 @@ class Service(Generic[T]):
 
     def _is_waiting(self, version: Version) -> bool:
         failure = self._failed.get(version.digest)
-        return failure is not None and time.monotonic() < failure.again and _looks(version) == failure.files
+        if failure is None:
+            return False
+        wait = failure.wait if self._current else min(failure.wait, _LONGEST_OUTAGE)
+        return time.monotonic() < failure.at + wait and _looks(version) == failure.files
 
     def _try(self, version: Version) -> None:
         """Build `version` and put it in place, unless something was found against it meanwhile."""
@@ -275,7 +280,7 @@ class Service(Generic[T]):
         with self._state:
             tries = self._failed[version.digest].tries + 1 if version.digest in self._failed else 1
             wait = min(_LONGEST_WAIT, self._settings.poll_seconds * 2 ** min(tries, 20))
-            self._failed[version.digest] = _Failure(why, tries, time.monotonic() + wait, looks)
+            self._failed[version.digest] = _Failure(why, tries, time.monotonic(), wait, looks)
 
     # ------------------------------------------------------------------ words
 

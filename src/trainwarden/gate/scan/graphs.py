@@ -22,6 +22,8 @@ _DOMAINS: Final = frozenset(
 )
 _MODEL_FIELDS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _DEEPEST: Final = 12
+_MOST_TOLD: Final = 20
+_MOST_BESIDE: Final = 4096  # files with data of one model
 
 
 def read_hdf5(window: Window, place: Place) -> Decision:
@@ -125,7 +127,7 @@ def read_onnx(window: Window, place: Place) -> Decision:
             elif number == 8 and kind == 2:
                 domain = _text(window, begin, end, 1)
                 if domain not in _DOMAINS:
-                    told.bad.append((begin, "opset_import", domain, "operators of a library that must be loaded first"))
+                    told.object(begin, "opset_import", domain, "operators of a library that must be loaded first")
             elif number == 25 and kind == 2:
                 for inner, sort, start, stop in _fields(window, begin, end, [0]):
                     if inner == 7 and sort == 2:
@@ -133,8 +135,7 @@ def read_onnx(window: Window, place: Place) -> Decision:
     except (_Bad, RecursionError) as e:
         return place.undecided("onnx", f"it cannot be read ({e})")
     found = [
-        refused("onnx", place.path, why, offset=at, field=field, name=name[:80])
-        for at, field, name, why in told.bad[:20]
+        refused("onnx", place.path, why, offset=at, field=field, name=name[:80]) for at, field, name, why in told.bad
     ]
     return joined("onnx", found) if found else Clean(kind="onnx", beside=tuple(sorted(told.beside.items())))
 
@@ -144,6 +145,15 @@ class _Told(msgspec.Struct):
 
     bad: list[tuple[int, str, str, str]] = []
     beside: dict[str, int] = {}
+
+    def object(self, at: int, field: str, name: str, why: str) -> None:
+        if len(self.bad) < _MOST_TOLD:
+            self.bad.append((at, field, name, why))
+
+    def needs(self, name: str, end: int) -> None:
+        if len(self.beside) >= _MOST_BESIDE and name not in self.beside:
+            raise _Bad("data in too many files")
+        self.beside[name] = max(end, self.beside.get(name, 0))
 
 
 def _text(window: Window, begin: int, end: int, wanted: int) -> str:
@@ -168,7 +178,7 @@ def _node(window: Window, begin: int, end: int, told: _Told, spent: list[int], d
     operator = _text(window, begin, end, 4)
     domain = _text(window, begin, end, 7)
     if domain not in _DOMAINS or operator == "PyOp":
-        told.bad.append((begin, "node", f"{domain}.{operator}", "an operator of a library that must be loaded first"))
+        told.object(begin, "node", f"{domain}.{operator}", "an operator of a library that must be loaded first")
     for number, kind, start, stop in _fields(window, begin, end, spent):
         if number != 5 or kind != 2:
             continue
@@ -188,10 +198,10 @@ def _tensor(window: Window, begin: int, end: int, told: _Told, spent: list[int])
         return
     place = external["location"]
     if place.startswith("/") or ".." in place.split("/") or "\\" in place or not place:
-        told.bad.append((begin, "external_data", place, "data from outside of the model's folder"))
+        told.object(begin, "external_data", place, "data from outside of the model's folder")
         return
     numbers = [external.get(key, "0") for key in ("offset", "length")]
     if not all(number.isascii() and number.isdigit() and len(number) < 20 for number in numbers):
-        told.bad.append((begin, "external_data", place, "its offset or length is no number"))
+        told.object(begin, "external_data", place, "its offset or length is no number")
         return
-    told.beside[place] = max(sum(map(int, numbers)), told.beside.get(place, 0))
+    told.needs(place, sum(map(int, numbers)))
