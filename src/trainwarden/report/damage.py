@@ -33,12 +33,13 @@ def headline(account: Account) -> str:
 
 def subline(account: Account) -> str:
     """What that is of what was held, and what it costs."""
-    share = percent_of(account.lost.mid, account.held)
+    beyond = sum(a.hours.mid for a in account.amounts if a.line in (Line.REPLAY, Line.PREEMPTION))
+    share = percent_of(account.lost.mid - beyond, account.held)
     held = f"{amount(account.held)} GPU-hours held"
     of = f"{amount(share)} % of {held}" if share else held
-    return (
-        f"{of} by {count(len(account.jobs), 'job')} on {account.gpus:,.0f} GPUs. Cost: {_money(account.cost, account)}."
-    )
+    on = f"by {count(len(account.jobs), 'job')} on {account.gpus:,.0f} GPUs"
+    outside = f", and {amount(beyond)} GPU-hours outside of them" if beyond else ""
+    return f"{of} {on}{outside}. Cost: {_money(account.cost, account)}."
 
 
 def render(account: Account, claims: Sequence[Held] = ()) -> str:
