@@ -2,12 +2,12 @@
 
     python -m benchmarks.defence [attacks | honest | recovery | overhead | ID/VARIANT of an attack …]
 
-Without a name all parts, in about twelve minutes on two quiet cores; `FULL=1` takes more seeds, audits every attacked
+Without a name all parts, in about seventeen minutes on two quiet cores; `FULL=1` takes each seed, audits every attacked
 run, and measures the large job with its whole batch. Each part replaces its own figures in results/defence.json, each
 attack its own rows.
 
 * attacks: `ATTACKS`, variants of the catalogue (docs/attacks.md), against the chat workload's pretraining, made small
-  (two ranks, 120 steps). What no detector tells is audited in full, by replay.
+  (two ranks, 120 steps), on its seeds in turn. What no detector tells is audited in full, by replay.
 * honest: the same job with other seeds, longer, and the honest twins of attacks. Every finding that is more than a note
   is a false alarm.
 * recovery: an attack every 200 steps under the policy `recover`, beside the same run left alone and an honest one
@@ -39,7 +39,7 @@ from trainwarden.redteam.trial import attack
 from trainwarden.redteam.workloads import Workload, workload
 
 FULL = bool(os.environ.get("FULL"))
-SEEDS = (0, 1, 2) if FULL else (0,)
+SEEDS = (0, 1, 2)
 HONEST_STEPS = 3_000 if FULL else 1_200
 HONEST_SEEDS = range(1, 9) if FULL else range(1, 4)
 CHAT_STEPS = 76
@@ -92,12 +92,17 @@ def attacks(wanted: Sequence[str] = ()) -> tuple[dict[str, Any], list[dict[str, 
     """Carry out attacks one by one; rows of those not wanted now are kept from before."""
     rows: dict[tuple[str, int], dict[str, Any]] = {}
     if wanted:
-        rows = {(r["attack"], r["seed"]): r for r in earlier("attacks")}
+        rows = {(r["attack"], r["seed"]): r for r in earlier("attacks") if r["attack"] not in wanted}
     for name in wanted or ATTACKS:
-        for seed in SEEDS:
+        for seed in seeds(name):
             rows[name, seed] = one(name, seed)
             say_row(rows[name, seed])
     return summed(list(rows.values())), list(rows.values())
+
+
+def seeds(name: str) -> tuple[int, ...]:
+    """The seeds of the job that an attack is carried out on: one of `SEEDS` in turn, or with `FULL=1` each."""
+    return SEEDS if FULL else (SEEDS[ATTACKS.index(name) % len(SEEDS)],)
 
 
 def one(name: str, seed: int) -> dict[str, Any]:

@@ -83,7 +83,7 @@ FIGURES = (
     Figure("defence", "found_audit", "found by replay alone", "", "the rest"),
     Figure("defence", "median_steps_to_detect", "steps from the first tampered one to the finding, median", "", "≤ 1"),
     Figure("defence", "median_seconds_to_detect", "the same in seconds", " s", "none set"),
-    Figure("defence", "ettr_pct", "effective training time, an attack in 200 steps of 2.6 s", " %", "≥ 97 %"),
+    Figure("defence", "ettr_pct", "effective training time, an attack in 200 steps", " %", "≥ 97 %"),
     Figure("defence", "final_state_equals_honest_run", "final weights after recovery are the honest run's", "", "True"),
     Figure("defence", "false_alarms_per_10k_steps", "findings in 10,000 honest steps, benign twins included", "", "0"),
     Figure("defence", "chat_overhead_pct", "everything on, chat, 2 × 128 tokens a rank", " %", "≤ 3 %"),

@@ -20,8 +20,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.incidents import BEGIN, DAY, HOUR, LIBRARY, UIDS, insider_alone
+from benchmarks.incidents import insider_alone
 from benchmarks.machine import merge
+from benchmarks.world import BEGIN, DAY, HOUR, LIBRARY, UIDS
 from trainwarden import model as m
 from trainwarden.attribute.gathering import bring_up_to_date
 from trainwarden.checks import Failed

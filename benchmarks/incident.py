@@ -25,8 +25,9 @@ from typing import Any
 import duckdb
 from blake3 import blake3
 
-from benchmarks.incidents import SCENARIOS, UIDS, Records, Scenario
+from benchmarks.incidents import SCENARIOS
 from benchmarks.machine import merge
+from benchmarks.world import UIDS, Records, Scenario
 from trainwarden.attribute.attributing import attribution_of
 from trainwarden.attribute.nouns import Attribution, Kind
 from trainwarden.attribute.tables import Tables

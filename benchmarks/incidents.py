@@ -1,254 +1,19 @@
 """Scripted incidents with known truth, as records of the kinds that organisations have.
 
-A scenario is a few weeks of an ordinary cluster, written by `World` as its programs write them, with one story in it.
-`truth` is what happened; `decidable` says whether the records that were kept can tell. Nobody in them exists.
+A scenario is a `World` with one story in it. `truth` is what happened; `decidable` says whether the records that were
+kept can tell. Nobody in them exists.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import NamedTuple
+from collections.abc import Callable
 
+from benchmarks.world import BEGIN, DAY, HOUR, LIBRARY, Scenario, World, iso
 from trainwarden.attribute.facts import Replayed
 from trainwarden.attribute.nouns import Hypothesis, Kind
-from trainwarden.model import Artefact, SourceKind
-
-SECOND = 1_000_000_000
-HOUR, DAY = 3600, 86_400
-BEGIN = int(datetime(2026, 9, 1, tzinfo=UTC).timestamp())
-_UTMP = struct.Struct("<hxxi32s4s32s256s4xiii16s20x")
-UIDS = {"omar": 1001, "vera": 1002, "noor": 1003, "ipsen": 1004, "trainer": 1010, "agent-tuner": 1020, "root": 0}
-HOMES = {"omar": "10.1.0.11", "vera": "10.1.0.12", "noor": "10.1.0.13", "ipsen": "10.1.0.14", "trainer": "10.1.0.9"}
-LIBRARY = "/shared/env/torch/optim/"
-_EXPLAINED = Replayed(diverged=2, explained=1)
 
 
-class Records(NamedTuple):
-    """One file of records, and what whoever takes it in says of it."""
-
-    name: str
-    data: bytes
-    kind: SourceKind
-    editors: tuple[str, ...] = ()
-    account: str = ""
-
-
-class Scenario(NamedTuple):
-    """An incident: what is known of it, and what is true."""
-
-    name: str
-    story: str
-    records: tuple[Records, ...]
-    artefacts: tuple[Artefact, ...]
-    truth: Hypothesis
-    decidable: bool
-    innocent: tuple[str, ...]  # accounts whose holders did nothing
-    replayed: Replayed
-    aliases: Mapping[str, Sequence[str]]  # other names of artefacts' digests
-
-
-class World:
-    """A cluster's records while they are written. Times are seconds since `BEGIN`, by the true clock."""
-
-    def __init__(self, *, audit: bool = True, tetragon: bool = True, teleport: bool = True) -> None:
-        self.on = {"audit": audit, "tetragon": tetragon, "teleport": teleport}
-        self.lines: dict[str, list[tuple[float, str]]] = {}
-        self.utmp: list[tuple[float, bytes]] = []
-        self.serial, self.pid = 100, 5000
-        self.artefacts: list[Artefact] = []
-        for day in range(20):
-            for n, who in enumerate(("omar", "vera", "noor", "ipsen")):
-                self.session(day * DAY + 8 * HOUR + n * 700, who, hours=1)
-
-    def put(self, name: str, t: float, line: str) -> None:
-        self.lines.setdefault(name, []).append((t, line))
-
-    # ---------------------------------------------------------------- what people and programs do
-
-    def session(
-        self, t: float, who: str, *, origin: str = "", hours: float = 2, factor: bool = True, host: str = "node3"
-    ) -> int:
-        """A login over ssh by way of Teleport, and its end; its process id."""
-        self.pid += 7
-        pid, origin, end = self.pid, origin or HOMES.get(who, "10.1.0.99"), t + hours * HOUR
-        node = t + 0.4  # its clock
-        self.put(
-            "auth.log",
-            node,
-            f"{_iso(node)} {host} sshd[{pid}]: Accepted publickey for {who} from {origin} port 5022 ssh2: ED25519 SHA256:k{who}",
-        )
-        self.put(
-            "auth.log",
-            end,
-            f"{_iso(end + 0.4)} {host} sshd[{pid}]: pam_unix(sshd:session): session closed for user {who}",
-        )
-        for at, kind, user in ((node, 7, who), (end + 0.4, 8, "")):
-            whole, part = divmod(BEGIN * 1_000_000 + round(at * 1_000_000), 1_000_000)
-            self.utmp.append(
-                (at, _UTMP.pack(kind, pid, b"pts/%d" % pid, b"", user.encode(), origin.encode(), 0, whole, part, b""))
-            )
-        if self.on["teleport"]:
-            away = t - 7.25  # the clock of the login service is behind
-            sid = f"sid-{pid}"
-            common = {"user": who, "login": who, "sid": sid, "server_hostname": host, "addr.remote": f"{origin}:40001"}
-            start = {"ei": 0, "event": "session.start", "code": "T2000I", "time": _iso(away), **common}
-            if factor:
-                start["with_mfa"] = f"device-of-{who}"
-            self.put("teleport.json", away, json.dumps(start))
-            self.put(
-                "teleport.json",
-                end,
-                json.dumps({"ei": 9, "event": "session.end", "code": "T2004I", "time": _iso(end - 7.25), **common}),
-            )
-            self.pid_of_sshd(t, who, pid, host, origin)
-        return pid
-
-    def pid_of_sshd(self, t: float, who: str, pid: int, host: str, origin: str) -> None:
-        """The audit record of the same login."""
-        if self.on["audit"]:
-            self.audit(
-                t,
-                host,
-                "USER_LOGIN",
-                f'pid={pid} uid=0 auid={UIDS[who]} ses={pid} msg=\'op=login id={UIDS[who]} exe="/usr/sbin/sshd" hostname={origin} addr={origin} terminal=ssh res=success\'\x1dUID="root" AUID="{who}" ID="{who}"',
-            )
-
-    def audit(self, t: float, host: str, kind: str, body: str) -> None:
-        self.put("audit.log", t, f"node={host} type={kind} msg=audit({BEGIN + t + 0.4:.3f}:{self.serial}): {body}")
-
-    def write(
-        self,
-        t: float,
-        who: str,
-        path: str,
-        *,
-        session: int = 0,
-        host: str = "node3",
-        program: str = "/usr/bin/vim",
-        parents: tuple[str, ...] = ("/bin/bash",),
-        uid: str = "",
-    ) -> None:
-        """A write as the kernel sees it, told by Linux audit and by Tetragon."""
-        self.pid += 3
-        self.serial += 1
-        run_as = uid or who
-        if self.on["audit"]:
-            self.audit(
-                t,
-                host,
-                "SYSCALL",
-                f'arch=c000003e syscall=257 success=yes exit=3 a0=ffffff9c a1=0 a2=241 a3=1b6 items=1 ppid={self.pid - 1} pid={self.pid} auid={UIDS[who]} uid={UIDS[run_as]} ses={session} comm="x" exe="{program}" key="env"\x1dSYSCALL=openat AUID="{who}" UID="{run_as}"',
-            )
-            self.audit(
-                t,
-                host,
-                "PATH",
-                f'item=0 name="{path}" inode=12 dev=08:01 mode=0100644 ouid=0 ogid=0 rdev=00:00 nametype=NORMAL',
-            )
-        if self.on["tetragon"]:
-            tree = [{"pid": self.pid - 1 - n, "binary": p} for n, p in enumerate(parents)]
-            event = {
-                "process_kprobe": {
-                    "process": {"pid": self.pid, "uid": UIDS[run_as], "auid": UIDS[who], "binary": program, "arguments": path},
-                    "parent": tree[0] if tree else {}, "ancestors": tree[1:], "function_name": "security_file_permission",
-                    "args": [{"file_arg": {"path": path}}, {"int_arg": 2}],
-                },
-                "node_name": host, "time": _iso(t + 0.4),
-            }  # fmt: skip
-            self.put("tetragon.json", t, json.dumps(event))
-
-    def run(self, t: float, who: str, *argv: str, session: int = 0, host: str = "node3", uid: str = "") -> None:
-        """A program started."""
-        self.pid += 3
-        self.serial += 1
-        run_as = uid or who
-        if self.on["audit"]:
-            self.audit(
-                t,
-                host,
-                "SYSCALL",
-                f'arch=c000003e syscall=59 success=yes exit=0 a0=0 a1=0 a2=0 a3=0 items=1 ppid={self.pid - 1} pid={self.pid} auid={UIDS[who]} uid={UIDS[run_as]} ses={session} comm="x" exe="/usr/bin/{argv[0]}" key="exec"\x1dSYSCALL=execve AUID="{who}" UID="{run_as}"',
-            )
-            self.audit(t, host, "EXECVE", f"argc={len(argv)} " + " ".join(f'a{n}="{a}"' for n, a in enumerate(argv)))
-            self.audit(
-                t,
-                host,
-                "PATH",
-                f'item=0 name="/usr/bin/{argv[0]}" inode=1 dev=08:01 mode=0100755 ouid=0 ogid=0 rdev=00:00 nametype=NORMAL',
-            )
-        if self.on["tetragon"]:
-            event = {
-                "process_exec": {
-                    "process": {"pid": self.pid, "uid": UIDS[run_as], "auid": UIDS[who], "binary": f"/usr/bin/{argv[0]}", "arguments": " ".join(argv[1:])},
-                    "parent": {"pid": self.pid - 1, "binary": "/bin/bash"},
-                },
-                "node_name": host, "time": _iso(t + 0.4),
-            }  # fmt: skip
-            self.put("tetragon.json", t, json.dumps(event))
-
-    def say(self, t: float, act: str, **fields: object) -> None:
-        """A statement: a badge reader, minutes, a personnel record."""
-        until = fields.pop("until", None)
-        told = {"act": act, "time": _iso(t), **fields}
-        if isinstance(until, int | float):
-            told["until"] = _iso(until)
-        self.put("statements.jsonl", t, json.dumps(told))
-
-    def changed(self, t: float, path: str, n: int = 0) -> None:
-        """An artefact: a sealed file that a run found changed."""
-        digest = f"{n:02x}" * 32
-        self.artefacts.append(
-            Artefact(path=path, digest=digest, what="changed code", found_ns=int((BEGIN + t) * SECOND))
-        )
-
-    # ---------------------------------------------------------------- what is left of it
-
-    def records(self) -> tuple[Records, ...]:
-        """Every file, its lines in order."""
-        own = {
-            "audit.log": (SourceKind.AUDIT, ("root",), ""),
-            "tetragon.json": (SourceKind.TETRAGON, ("admin:collector",), ""),  # sent to another host
-            "auth.log": (SourceKind.JOURNAL, ("root",), ""),
-            "teleport.json": (SourceKind.TELEPORT, ("admin:teleport",), ""),
-            "statements.jsonl": (SourceKind.STATEMENT, ("admin:hr",), ""),
-            "git.log": (SourceKind.GIT, (), ""),
-            "find.txt": (SourceKind.FILES, (), ""),
-        }
-        found = []
-        for name, lines in self.lines.items():
-            kind, editors, account = own.get(name) or (SourceKind.SHELL, (), name.partition(".")[0])
-            text = "\n".join(line for _, line in sorted(lines, key=lambda pair: pair[0])) + "\n"
-            found.append(Records(name, text.encode(), kind, editors, account))
-        utmp = b"".join(record for _, record in sorted(self.utmp))
-        return (*found, Records("wtmp", utmp, SourceKind.WTMP, ("root",)))
-
-    def scenario(
-        self,
-        name: str,
-        story: str,
-        truth: Hypothesis,
-        *,
-        decidable: bool = True,
-        innocent: tuple[str, ...] = (),
-        replayed: Replayed = _EXPLAINED,
-        aliases: Mapping[str, Sequence[str]] = {},
-    ) -> Scenario:
-        return Scenario(
-            name, story, self.records(), tuple(self.artefacts), truth, decidable, innocent, replayed, aliases
-        )
-
-
-def _iso(t: float) -> str:
-    return datetime.fromtimestamp(BEGIN + t, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-# --------------------------------------------------------------------------- the stories
-
-
-def _deeds(
+def deeds(
     world: World, who: str, *, days: tuple[int, ...] = (6, 8, 10, 13), hide: bool = True, **session: object
 ) -> None:
     """An account changes a file on each of these days, in a session of its own, and sets its time back."""
@@ -263,7 +28,7 @@ def _deeds(
 
 def insider_alone() -> Scenario:
     world = World()
-    _deeds(world, "omar")
+    deeds(world, "omar")
     for day in (6, 8, 10, 13):
         world.say(day * DAY + 10 * HOUR, "disclose", account="omar", note=f"daily meeting: part {day} is suspected")
     world.say(0, "holds", account="omar", person="P1", kind="person")
@@ -273,7 +38,7 @@ def insider_alone() -> Scenario:
 
 def framing_seen() -> Scenario:
     world = World()
-    _deeds(world, "vera", hide=False)
+    deeds(world, "vera", hide=False)
     for n in range(4):
         path, t = f"{LIBRARY}part{n}.py", 14 * DAY + n * 60
         world.run(t, "vera", "sudo", "chown", "omar", path, uid="root")
@@ -291,9 +56,9 @@ def framing_blind() -> Scenario:
         world.put(
             "auth.log",
             day * DAY,
-            f"{_iso(day * DAY)} node3 sudo[77]:     vera : TTY=pts/3 ; PWD=/ ; USER=root ; COMMAND=/bin/bash",
+            f"{iso(day * DAY)} node3 sudo[77]:     vera : TTY=pts/3 ; PWD=/ ; USER=root ; COMMAND=/bin/bash",
         )
-    _deeds(world, "omar", factor=False)
+    deeds(world, "omar", factor=False)
     return world.scenario("framing_blind", "all records lie on a host where vera is root, and say that omar did it; vera wrote them",
                           Hypothesis(kind=Kind.FRAMING, account="omar"), decidable=False, innocent=("omar", "noor", "ipsen"))  # fmt: skip
 
@@ -302,7 +67,7 @@ def framing_in_session() -> Scenario:
     world = World(tetragon=False)
     for day in (3, 4):
         world.run(day * DAY, "vera", "sudo", "-i", uid="root")
-    _deeds(world, "omar")
+    deeds(world, "omar")
     return world.scenario("framing_in_session", "omar works, with his second factor; vera, root there, has the host's audit say that he wrote",
                           Hypothesis(kind=Kind.FRAMING, account="omar"), decidable=False, innocent=("omar", "noor", "ipsen"))  # fmt: skip
 
@@ -329,14 +94,14 @@ def stolen_account() -> Scenario:
 
 def stolen_blind() -> Scenario:
     world = World()
-    _deeds(world, "omar", factor=False)
+    deeds(world, "omar", factor=False)
     return world.scenario("stolen_blind", "somebody at omar's own desk, without a second factor: no record can tell",
                           Hypothesis(kind=Kind.STOLEN, account="omar"), decidable=False, innocent=("omar", "vera", "noor", "ipsen"))  # fmt: skip
 
 
 def another_intern() -> Scenario:
     world = World()
-    _deeds(world, "noor", days=(8, 10, 13))
+    deeds(world, "noor", days=(8, 10, 13))
     world.put("ipsen.bash_history", 0, f"#{BEGIN + 8 * DAY}\nvim {LIBRARY}part0.py")
     world.say(7 * DAY, "revoke", account="ipsen", path="/shared/env", note="left the team")
     world.say(15 * DAY, "other", account="noor", note="it was another intern")
@@ -354,7 +119,7 @@ def hardware() -> Scenario:
         world.put(
             "auth.log",
             t,
-            f"{_iso(t)} node3 kernel: NVRM: Xid (PCI:0000:41:00): 94, pid=4242, name=python, Contained: SM (0x1)",
+            f"{iso(t)} node3 kernel: NVRM: Xid (PCI:0000:41:00): 94, pid=4242, name=python, Contained: SM (0x1)",
         )
     return world.scenario("hardware", "losses differ on replay, nothing was changed, and the accelerator tells errors",
                           Hypothesis(kind=Kind.HARDWARE), innocent=("omar", "vera", "noor", "ipsen"),
@@ -393,7 +158,7 @@ def agent_instructed() -> Scenario:
 
 def victim_runs_payload() -> Scenario:
     world = World()
-    _deeds(world, "omar", days=(6, 8, 10))
+    deeds(world, "omar", days=(6, 8, 10))
     for n, day in enumerate((7, 9, 11)):
         path = f"/shared/ckpt/step_{n}.pt"
         world.write(day * DAY, "noor", path, program="/usr/bin/python3", parents=("/usr/sbin/slurmstepd",))
@@ -404,7 +169,7 @@ def victim_runs_payload() -> Scenario:
 
 def shared_account() -> Scenario:
     world = World()
-    _deeds(world, "trainer", factor=False)
+    deeds(world, "trainer", factor=False)
     return world.scenario("shared_account", "everybody logs in as trainer, and nothing tells who",
                           Hypothesis(kind=Kind.INSIDER, account="ipsen"), decidable=False, innocent=("omar", "vera", "noor"))  # fmt: skip
 

@@ -10,12 +10,12 @@ still has to do, restore, start), steps made twice, steps replayed by a replay t
 checkpoints that are saved so often because of it. Beside that every guarded step is a little longer
 (`recovery_job_slower_pct`).
 
-The job is the chat workload's pretraining with as many tokens a step as make a step of some seconds on one processor
-(2.6 s on the AMD EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is
-struck once, and `ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the
-costs of that one attack, put to 200 of its steps.
-`ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is
-fixed weighs more the shorter a step is.
+The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step (8
+MiB, detector `continuity`), and nearly all of its small data in a step: some seconds on one processor (5 s on the AMD
+EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is struck once, and
+`ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the costs of that one
+attack, put to 200 of its steps. `ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which
+is where the limit lies: what is fixed weighs more the shorter a step is.
 
 A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
 has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
@@ -34,7 +34,7 @@ from dataclasses import replace
 from typing import Any
 
 from attacks._shared.deliver import foothold
-from attacks._shared.payload import Payload
+from attacks._shared.payload import Payload, Trigger, notice
 from attacks.t30_weight_edit import scale_row
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
 from trainwarden.redteam.interface import Act, Moment
@@ -49,7 +49,7 @@ BETWEEN = 200  # steps from attack to attack
 STEPS = BETWEEN if FULL else 24
 EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
 STRIKES = (122,) if FULL else (12,)  # 2 steps after a checkpoint: as far on average as a strike at any time
-MODEL = ("--width", "128", "--layers", "4", "--heads", "4", "--inner", "512", "--batch-size", "64", "--block", "128")
+MODEL = ("--width", "128", "--layers", "5", "--heads", "4", "--inner", "512", "--batch-size", "48", "--block", "256")
 _CHAT = workload("chat")
 JOB = replace(
     _CHAT,
@@ -176,12 +176,15 @@ def trained(place: Range, strikes: Sequence[int], *, guarded: bool = False) -> d
 
 
 def struck_once(strikes: Sequence[int]) -> list[Act]:
-    """Acts that strike once before each of some steps, whatever is recovered and made again."""
+    """Acts that strike once before each of some steps, whatever is recovered and made again.
+
+    What told the payload to strike stays where it is: a replay reads it too, and judges no step whose input is gone.
+    """
     acts: list[Act] = []
     for step in strikes:
         delay = step - JOB.first
-        acts += foothold(Payload(scale_row, lasts=1, delay=delay))
-        acts.append(Act(Moment.STEP, lambda place: place.remove(place.strike), step=delay))  # carried out: gone
+        acts += foothold(Payload(scale_row, lasts=1, delay=delay, trigger=Trigger(noticed_every=0)))
+        acts.append(Act(Moment.STEP, notice, step=delay))  # carried out: it lies low from now on
     return acts
 
 
@@ -207,9 +210,10 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
 
 
 def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
-    reported = place.tracked
-    last = reported.read_text(encoding="utf-8").splitlines()[-1:] if reported.exists() else []
-    loss = round(json.loads(last[0])["train/loss"], 3) if last else None
+    reported = place.tracked  # replays report too, under the same HOME, and lag behind: the furthest step is the job's
+    lines = reported.read_text(encoding="utf-8").splitlines() if reported.exists() else []
+    last = max((json.loads(line) for line in lines), key=lambda told: int(told["step"]), default=None)
+    loss = round(last["train/loss"], 3) if last else None
     wall = times[-1] - times[0] if times else 0.0
     digest = measured(place, ran).weights if last_step(place) == STEPS else ""
     return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}

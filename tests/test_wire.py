@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -116,3 +118,45 @@ def test_any_bytes_are_a_message_or_a_clean_error(body: bytes) -> None:
         there.receive(5)
     here.close()
     there.close()
+
+
+class Held:
+    """A handler that comes to nothing until it may: a host that is busy elsewhere."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.seen: list[wire.Message] = []
+
+    def message(self, message: wire.Message) -> None:
+        self.may.wait()
+        self.seen.append(message)
+
+    def closed(self, error: str) -> None:
+        self.seen.append(wire.Missed(step=0, reason=error))
+
+
+def test_what_a_killed_process_had_sent_is_handled_though_the_server_is_closing(tmp_path: Path) -> None:
+    held = Held()
+    server = wire.Server(tmp_path / "s", lambda connection: held)
+    rank, said = wire.Connection.connect(str(tmp_path / "s")), [wire.Opened(path=str(n)) for n in range(20)]
+    for message in said:
+        rank.send(message)
+    rank.close()
+    closing = threading.Thread(target=server.close, args=(0.0,))
+    closing.start()
+    closing.join(0.3)  # it has given up waiting for the process by now
+    held.may.set()
+    closing.join()
+    assert held.seen == [*said, wire.Missed(step=0, reason="")]
+
+
+def test_a_process_that_goes_on_sending_does_not_hold_up_the_close(tmp_path: Path) -> None:
+    held = Held()
+    held.may.set()
+    server = wire.Server(tmp_path / "s", lambda connection: held)
+    rank = wire.Connection.connect(str(tmp_path / "s"))
+    rank.send(wire.Opened(path="before"))
+    server.close(0.0)
+    with pytest.raises(OSError):
+        rank.send(wire.Opened(path="after"))
+    assert [m for m in held.seen if isinstance(m, wire.Opened)] == [wire.Opened(path="before")]

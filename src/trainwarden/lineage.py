@@ -277,8 +277,10 @@ def _unbound(saves: Sequence[CheckpointSaved], rewritten: Container[str]) -> tup
             return (Doubt(Standing.UNDECIDED, f"{save.path} does not hold the recorded weights: {save.weights}"),)
     if any(save.weights == "matches" for save in saves):
         return ()
-    step = saves[0].step
-    return (Doubt(Standing.UNDECIDED, f"no file of step {step} was found to hold the recorded weights"),)
+    why = f"no file of step {saves[0].step} was found to hold the recorded weights"
+    if any(save.format != "other" for save in saves):
+        why += ", and no matched replay has written one again"
+    return (Doubt(Standing.UNDECIDED, why),)
 
 
 # --------------------------------------------------------------------------- standing

@@ -89,6 +89,21 @@ def test_logins_laid_over_each_other_measure_a_clock_and_chance_meetings_do_not(
     tables.close()
 
 
+def test_slurms_clock_is_measured_by_what_submitted_its_jobs_and_chance_meetings_do_not(opened: Opened) -> None:
+    rng = random.Random(7)
+    times = sorted(rng.uniform(0, 5 * 86_400) for _ in range(30))
+    for kind, path in ((SourceKind.AUDIT, "/usr/bin/sbatch"), (SourceKind.TETRAGON, "/usr/bin/vim")):
+        opened.add(kind, [event(t, Act.EXECUTE, account="root", login="noor", host="h", path=path) for t in times])
+    jobs = [event(int(t + 37), Act.SUBMIT, account="noor", session=f"slurm:{n}") for n, t in enumerate(times)]
+    opened.add(SourceKind.SLURM, jobs)
+    tables = opened.tables()
+    clocks = {c.source[-1]: c for c in estimate(tables)}
+    assert clocks["2"].offset_ns - clocks["0"].offset_ns == pytest.approx(37 * SECOND, abs=SECOND)
+    assert clocks["2"].error_ns < 5 * SECOND
+    assert clocks["1"].shared == 0
+    tables.close()
+
+
 @pytest.mark.parametrize("part", [500_000, 7])
 def test_the_timeline_is_in_the_order_of_corrected_times(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int

@@ -9,18 +9,14 @@ import pytest
 
 from benchmarks.incident import attributed, judged
 from benchmarks.incidents import (
-    BEGIN,
-    DAY,
-    HOUR,
-    LIBRARY,
     SCENARIOS,
-    World,
-    _deeds,
+    deeds,
     framing_seen,
     insider_alone,
     stolen_account,
     stolen_blind,
 )
+from benchmarks.world import BEGIN, DAY, HOUR, LIBRARY, World
 from trainwarden.attribute.nouns import Attribution, Conclusion, Grade, Kind, Presence, Weight
 from trainwarden.model import SourceKind
 
@@ -87,7 +83,7 @@ def test_the_missing_second_factor_once_found_decides() -> None:
     """The same story as `stolen_blind`, had its holder really done it and the login service kept its factors."""
     assert told("stolen_blind").conclusion.leading is None
     world = World()
-    _deeds(world, "omar", factor=True)
+    deeds(world, "omar", factor=True)
     found = world.scenario("found", "", told("insider_alone").hypotheses[0].hypothesis)
     assert attributed(found).conclusion.leading == found.truth
 
@@ -96,7 +92,7 @@ def test_a_person_is_said_only_where_a_record_binds_one_to_every_deed() -> None:
     world = World()
     world.say(0, "holds", account="omar", person="P1", kind="person")
     days = (6, 8, 10, 13)
-    _deeds(world, "omar", days=days)
+    deeds(world, "omar", days=days)
     for day in days[:-1]:
         t = day * DAY + 19 * HOUR
         world.say(t, "present", until=t + 3 * HOUR, person="P1", binding="in_person", note="badge with a picture")
@@ -179,7 +175,7 @@ def test_a_statement_that_its_subject_could_have_made_does_not_clear_and_a_forge
 def test_whatever_is_written_where_anybody_could_write_names_nobody(victim: str) -> None:
     """Audit, logins and histories of a host, owners and statements, all saying the same of somebody innocent."""
     world = World(tetragon=False)
-    _deeds(world, victim)
+    deeds(world, victim)
     for n in range(4):
         path, t = f"{LIBRARY}part{n}.py", 14 * DAY + n * 60
         world.put("find.txt", t, f"{BEGIN + t:.10f} {BEGIN + t + 1:.10f} {victim} 644 900 {path}")

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.incidents import BEGIN, DAY, HOUR, LIBRARY, UIDS, World, _deeds
+from benchmarks.incidents import deeds
+from benchmarks.world import BEGIN, DAY, HOUR, LIBRARY, UIDS, World
 from trainwarden.cli import main
 from trainwarden.custody import ledger
 from trainwarden.keys import SigningKey
@@ -83,7 +84,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with closing(LogWriter.create(run.log, f"trainwarden/{run.id}", key)) as log:
         log.append([canonical(e) for e in entries])
     world = World()
-    _deeds(world, "omar")
+    deeds(world, "omar")
     for records in world.records():
         (tmp_path / records.name).write_bytes(records.data)
     (tmp_path / "passwd").write_text("".join(f"{n}:x:{uid}:100::/:/bin/sh\n" for n, uid in UIDS.items()))
@@ -101,16 +102,21 @@ def test_from_records_to_a_conclusion_about_an_account(place: Path, capsys: pyte
     code, taken = told(capsys, "ingest", *files, "--host", "node3", "--passwd", "passwd")
     assert code == 0
     assert [e["evidence"]["kind"] for e in taken["evidence"]] == ["audit", "journal", "wtmp", "teleport"]
-    assert {e["new"] for e in taken["evidence"]} == {True}
-    assert {e["new"] for e in told(capsys, "ingest", *files)[1]["evidence"]} == {False}
+    assert {e["state"] for e in taken["evidence"]} == {"new"}
+    assert {e["state"] for e in told(capsys, "ingest", *files)[1]["evidence"]} == {"was in already"}
 
     code, opened = told(capsys, "incident", "open", "last", "--title", "weights", "--passwd", "passwd")
     incident = opened["incident"]
     assert (code, incident["id"], incident["status"]) == (0, "i1", "open")
     assert [len(incident[k]) for k in ("runs", "findings", "verdicts", "artefacts", "custody")] == [1, 1, 2, 5, 5]
-    assert (
-        main(["ingest", "tetragon.json", "--editors", "admin:collector", "--passwd", "passwd", "--incident", "i1"]) == 0
+    assert main(["ingest", "tetragon.json", "--incident", "i1"]) == 0  # what was forgotten is said, and told anew
+    assert "known by number only" in capsys.readouterr().out
+    assert main(["ingest", "tetragon.json", "--editors", "admin:collector", "--passwd", "passwd"]) == 0
+    assert "--again" in capsys.readouterr().out
+    code, again = told(
+        capsys, "ingest", "tetragon.json", "--editors", "admin:collector", "--passwd", "passwd", "--again"
     )
+    assert (code, again["evidence"][0]["state"]) == (0, "read again")
 
     code, shown = told(capsys, "incident", "show", incident["runs"][0], "--timeline", "t.parquet", "--html", "i.html")
     assert code == 0

@@ -8,8 +8,8 @@ import pytest
 from trainwarden.audit.begun import begun
 from trainwarden.audit.compare import Seen, first_difference
 from trainwarden.model import Detail, Location, Stage, StageDigest, StepRecord, canonical, decode_entry
+from trainwarden.record.continuity import CONTINUITY_BYTES, in_turns
 from trainwarden.record.fingerprint import stage_root
-from trainwarden.record.recorder import CONTINUITY_BYTES, _shares
 
 KEY = bytes(32)
 LEFT = Detail(names=("a", "b", "buffer/n"), digests=(b"a" * 16, b"b" * 16, b"n" * 16))
@@ -75,8 +75,8 @@ def test_a_location_before_the_step_is_not_one_after_it() -> None:
 
 def test_every_tensor_has_its_turn_within_the_budget() -> None:
     sizes = [CONTINUITY_BYTES // 2, CONTINUITY_BYTES // 2, 1, 3 * CONTINUITY_BYTES, 0, 5]
-    shares = _shares(sizes)
+    shares = in_turns(sizes)
     assert [i for share in shares for i in share] == list(range(len(sizes)))
     assert all(len(s) == 1 or sum(sizes[i] for i in s) <= CONTINUITY_BYTES for s in shares)
-    assert _shares([10, 20]) == [range(2)]
-    assert list(_shares([])[0]) == []
+    assert in_turns([10, 20]) == [range(2)]
+    assert list(in_turns([])[0]) == []

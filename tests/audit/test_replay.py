@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import job_scripts as scripts
 import pytest
-from guarded_job import Job, make_job
+from guarded_job import LAUNCH, Job, make_job
 
 from trainwarden.audit.compare import digest_of
 from trainwarden.audit.engine import Audit
@@ -25,23 +27,15 @@ def all_matched(job: Job, recorded: object, **kwargs: object) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
-def test_honest_ddp_job_replays_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int) -> None:
+def test_honest_ddp_job_trains_as_without_the_recorder_and_replays_bitwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
     job = make_job(tmp_path, monkeypatch, scripts.ATTACKED)
-    all_matched(job, job.run("--steps", "6", "--every", "3", world=world))
-
-
-def test_recorded_training_is_bitwise_the_training_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-    import sys
-
-    from guarded_job import LAUNCH
-
-    job = make_job(tmp_path, monkeypatch, scripts.ATTACKED)
-    for world in (2, 3):
-        subprocess.run([sys.executable, LAUNCH, str(world), "job.py", "--steps", "5"], cwd=job.folder, check=True)
-        plain = (job.folder / "state.txt").read_text()
-        job.run("--steps", "5", world=world, snapshot_every=2)
-        assert (job.folder / "state.txt").read_text() == plain
+    subprocess.run([sys.executable, LAUNCH, str(world), "job.py", "--steps", "6"], cwd=job.folder, check=True)
+    plain = (job.folder / "state.txt").read_text()
+    recorded = job.run("--steps", "6", "--every", "3", world=world, snapshot_every=2)
+    assert (job.folder / "state.txt").read_text() == plain
+    all_matched(job, recorded)
 
 
 def one_way(job: Job, recorded: object, first: int, last: int, kind: Start) -> None:

@@ -69,6 +69,22 @@ def test_an_incident_is_what_its_signed_entries_say(store: Store) -> None:
         ledger.add_to(store, ada(), ledger.open_incident(store, ada(), "other").id, evidence=["f" * 64])
 
 
+def test_a_new_reading_replaces_the_old_one_in_open_incidents_and_the_log_keeps_both(store: Store) -> None:
+    ledger.take(store, ada(), RECORDS)
+    for name in ("i1", "i2"):
+        assert ledger.open_incident(store, ada(), "one").id == name
+        ledger.add_to(store, ada(), name, evidence=[RECORDS.id])
+    ledger.close_incident(store, ada(), "i2", "done")
+    anew = msgspec.structs.replace(RECORDS, editors=("admin:collector",), table="f" * 64)
+    ledger.take(store, ada(), anew)
+    read = ledger.read_custody(store)
+    assert (read.incidents["i1"].custody, read.incidents["i2"].custody) == ((anew,), (RECORDS,))
+    assert read.incidents["i1"].entries[-1] == read.size - 1 not in read.incidents["i2"].entries
+    entry, before = read.reading(anew)
+    assert (entry.evidence, [b.evidence for b in before]) == (anew, [RECORDS])
+    assert read.reading(RECORDS) == (before[0], ())
+
+
 def test_an_entry_by_another_key_in_an_actors_name_or_moved_to_another_place_is_refused(store: Store) -> None:
     ledger.open_incident(store, ada(), "one")
     before = entries(store)

@@ -29,9 +29,11 @@ KINDS = {
     "zfs.diff": SourceKind.SNAPSHOT, "tetragon.json": SourceKind.TETRAGON, "falco.json": SourceKind.FALCO,
     "kubernetes.json": SourceKind.KUBERNETES, "sacct.txt": SourceKind.SLURM, "teleport.json": SourceKind.TELEPORT,
     "bash_history": SourceKind.SHELL, "zsh_history": SourceKind.SHELL, "fish_history": SourceKind.SHELL,
-    "statements.jsonl": SourceKind.STATEMENT,
+    "statements.jsonl": SourceKind.STATEMENT, "sshd.iso": SourceKind.JOURNAL, "wtmp.sshd": SourceKind.WTMP,
 }  # fmt: skip
-LINES = [n for n in NAMES if n not in ("wtmp", "btrfs.dump", "git.log", "stat.txt", "audit.raw", "fish_history")]
+LINES = [
+    n for n in NAMES if n not in ("wtmp", "wtmp.sshd", "btrfs.dump", "git.log", "stat.txt", "audit.raw", "fish_history")
+]
 
 
 def read(data: bytes, name: str) -> list[CustodyEvent | Unread]:
@@ -141,6 +143,18 @@ def test_journal_in_each_form_says_the_same(name: str) -> None:
     assert login.error_ns == (SECOND if name == "journal.short" else 1000)
 
 
+def test_what_an_ssh_server_wrote_to_its_log_and_to_wtmp_tells_the_same_sessions() -> None:
+    told, kept = sample("sshd.iso"), sample("wtmp.sshd")
+    failed = [e for e in told if e.act is Act.LOGIN_FAILED]
+    assert [(e.account, e.origin, e.note) for e in failed] == [("admin", "127.0.0.1", "no such user")]
+    sessions = [e for e in told if e not in failed]
+    assert [(e.act, e.account, e.processes[0].pid) for e in sessions] == [
+        (e.act, e.account, e.processes[0].pid) for e in kept
+    ]
+    assert [e.act for e in kept] == [Act.LOGIN, Act.LOGOUT, Act.LOGIN, Act.LOGOUT]
+    assert all(abs(a.time_ns - b.time_ns) < SECOND // 10 for a, b in zip(sessions, kept, strict=True))
+
+
 def test_wtmp_joins_an_end_to_its_login_by_the_terminal() -> None:
     boot, login, logout, other = sample("wtmp")
     assert (boot.act, boot.note) == (Act.OTHER, "boot")
@@ -204,11 +218,14 @@ def test_snapshots_tell_what_changed_and_name_nobody() -> None:
 
 def test_shell_history_is_weak_and_a_command_without_a_time_is_told() -> None:
     assert readers.reader_for(SourceKind.SHELL).weak
-    items = read((SAMPLES / "bash_history").read_bytes(), "x")
-    assert [type(i) for i in items] == [CustodyEvent, CustodyEvent, Unread]
-    for name in ("bash_history", "zsh_history"):
-        assert [e.processes[0].argv for e in sample(name)][1] == ("vim", "torch/optim/adamw.py")
-    assert [e.time_ns // SECOND for e in sample("fish_history")] == [1790755255]
+    items = read((SAMPLES / "bash_history").read_bytes() + b"ls\n", "x")
+    assert [type(i) for i in items] == [*[CustodyEvent] * 4, Unread]
+    for name in ("bash_history", "zsh_history", "fish_history"):
+        _, touched, loop, _ = sample(name)  # the third goes over three lines
+        assert touched.processes[0].argv == ("touch", "-r", "/etc/hostname", "adamw.py")
+        assert loop.processes[0].argv[:3] == ("for", "f", "in")
+        assert {"wc", "-l", "$f"} <= {word.strip(";") for word in loop.processes[0].argv}
+        assert 0 <= loop.time_ns - touched.time_ns < 10 * SECOND
 
 
 def test_statements_are_custody_events_with_times_that_people_write() -> None:

@@ -15,7 +15,9 @@ sys.path[:0] = [str(TESTS / "respond"), str(TESTS / "gate")]
 from resuming import Guarded, guarded, matched, place  # noqa: E402
 from yard import finding  # noqa: E402
 
+from trainwarden import serving  # noqa: E402
 from trainwarden.cli import main  # noqa: E402
+from trainwarden.errors import NotCleared  # noqa: E402
 
 __all__ = ["guarded", "place"]
 
@@ -51,6 +53,27 @@ def verb(guarded: Guarded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 def figures(path: Path, **figures: float) -> Path:
     path.write_text(json.dumps(figures))
     return path
+
+
+def serves_while_cleared(guarded: Guarded, verb: Verb, chat: serving.Service[bytes], checkpoint: Path) -> None:
+    """Poisoned where it lies, under an incident, and after it: what a server that holds the name does."""
+    good, weights = chat.current(), checkpoint / "model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(kept[:-4] + b"evil")
+    code, told = verb("clear", checkpoint)
+    assert (code, "evaluated anew, loss is" in told) == (1, True), told  # before it: nobody saved these bytes
+    assert verb("promote", "chat", checkpoint)[0] == 1
+    assert chat.reload().digest == good.digest
+    weights.write_bytes(kept)
+
+    assert verb("incident", "open", "--title", "case 8")[0] == 0
+    with pytest.raises(NotCleared, match="incident i1 is open on run"):
+        chat.current()
+    assert chat.status().digest == ""
+    code, told = verb("lineage", checkpoint)
+    assert (code, "incident i1 is open on run" in told) == (2, True), told
+    assert verb("incident", "close", "i1", "--outcome", "a failed disk")[0] == 0
+    assert (chat.current().digest, chat.current().model) == (good.digest, kept)
 
 
 @pytest.mark.timeout(600)
@@ -109,6 +132,10 @@ def test_from_training_to_serving_and_back(guarded: Guarded, verb: Verb) -> None
     assert (
         json.loads(verb("status", "--json")[1])["names"]["chat"]["serves"] == decided["decision"]["clearance"]["digest"]
     )
+    digest = decided["decision"]["clearance"]["digest"]
+    with serving.open("chat", lambda files: bytes(files.read("model.safetensors")), store=guarded.place.store) as chat:
+        assert chat.current().digest == digest
+        serves_while_cleared(guarded, verb, chat, checkpoint)
     assert verb("contain", run, "--only", "freeze", "--apply", "--reason", "case 7")[0] == 0
     code, told = verb("status", "chat")
     assert (code, "is frozen" in told, "nothing can be served" in told) == (1, True, True), told

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from yard import KEEPER, MALLORY, Yard, diverged, finding, matched, yard
 
 from trainwarden import descent
 from trainwarden import model as m
+from trainwarden.cli import main
 from trainwarden.config import GateConfig
 from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, KeyUnusable, LogError, NotCleared, StoreTampered, UsageError
@@ -24,6 +27,12 @@ from trainwarden.gate.manifest import manifest_digest, manifest_of
 from trainwarden.gate.promote import in_use, promote, roll_back
 from trainwarden.gate.registry import current, fold, history, served
 from trainwarden.gate.troubles import look_up
+from trainwarden.keys import SigningKey
+from trainwarden.log import ask
+from trainwarden.log.ask import Cosigned, Reply
+from trainwarden.log.cosignature import cosign, verify_cosignature
+from trainwarden.log.notes import split_note
+from trainwarden.log.vkeys import COSIGNATURE, VerifierKey
 
 __all__ = ["yard"]
 
@@ -326,3 +335,39 @@ def test_a_gate_log_that_was_edited_or_is_anothers_is_not_believed(yard: Yard) -
         read_gate(yard.store)
     with pytest.raises(LogError):
         append(yard.store, KEEPER, lambda _: B)
+
+
+def test_the_gates_log_is_cosigned_and_what_was_put_back_since_is_told(
+    yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAINWARDEN_KEY", str(tmp_path / "nobody"))
+    witness = SigningKey(b"\x11" * 32)
+    named = ("--witness", VerifierKey("w/one", witness.public, COSIGNATURE).text)
+    log = yard.store.path / "gate" / "log"
+
+    def answers(url: str, key: VerifierKey, note: str, proof: Callable[[int], list[bytes]]) -> Reply:
+        text = split_note(note.encode())[0]
+        return Cosigned(verify_cosignature(text, cosign(text, key.name, witness, 9)[:-1], key))
+
+    def status() -> tuple[int, str]:
+        capsys.readouterr()
+        return main(["status", "--store", str(yard.store.path), *named]), capsys.readouterr().out
+
+    assert main(["log", "cosign", "gate", "--store", str(yard.store.path), *named]) == 3, "nothing was decided yet"
+    yard.run()
+    cleared(yard, yard.checkpoint(4), yard.checkpoint(8))
+    put(yard, yard.checkpoint(4))
+    shutil.copytree(log, tmp_path / "earlier")
+    put(yard, yard.checkpoint(8))
+    monkeypatch.setattr(ask, "collect", answers)
+    asked = named[1] + "=http://w"
+    assert main(["log", "cosign", "gate", "--store", str(yard.store.path), "--witness", asked]) == 0
+    code, told = status()
+    assert (code, "the gate's log: 1 cosignatures, 1 needed: w/one" in told) == (0, True), told
+    cosigned = (log / "cosigned").read_bytes()
+    shutil.rmtree(log)
+    shutil.copytree(tmp_path / "earlier", log)
+    (log / "cosigned").write_bytes(cosigned)
+    code, told = status()
+    assert (code, "the log was rolled back: witnesses cosigned size 5" in told) == (1, True), told

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 
 from tests.gate import dying
 from tests.gate.corpus.assemble import Call, Ref, pickled, value
-from tests.gate.corpus.benign import KERAS, keras_file, onnx_file
+from tests.gate.corpus.benign import KERAS, keras_file, onnx_beside, onnx_file
 from tests.gate.corpus.gadgets import GADGETS
 from tests.gate.corpus.payloads import torch_zip
 from trainwarden.cli import main
 from trainwarden.gate.results import Clean, Decision, Refused, Undecided
 from trainwarden.gate.scan import files, scan_file, scan_paths
+from trainwarden.gate.scan.beside import settled
 from trainwarden.gate.scan.files import scan_files
 
 MOST_MEMORY = 64 << 20
@@ -163,6 +164,26 @@ def test_keras_layers_that_run_code_are_refused_in_its_own_files(tmp_path: Path)
 def test_an_onnx_operator_of_somebody_elses_is_refused(tmp_path: Path) -> None:
     assert isinstance(decided(onnx_file(), tmp_path), Clean)
     assert isinstance(decided(onnx_file("my.ops"), tmp_path), Refused)
+
+
+def test_data_beside_an_onnx_model_is_what_the_model_says_if_it_lies_within_the_folder(tmp_path: Path) -> None:
+    def told(model: bytes, data: bytes, name: str = "weights.bin") -> tuple[Decision, Decision]:
+        (tmp_path / "model.onnx").write_bytes(model)
+        (tmp_path / name).write_bytes(data)
+        found = {Path(s.path).name: s.decision for s in settled(scan_paths([tmp_path]))}
+        (tmp_path / name).unlink()
+        return found["model.onnx"], found[name]
+
+    raw = struct.pack("<12f", *range(1, 13)) + b"\xff\xfe\x81" * 20
+    assert isinstance(told(onnx_file(), raw)[1], Undecided), "nobody names it"
+    model, data = told(onnx_beside("./weights.bin", 0, 48), raw)
+    assert (type(model), data) == (Clean, Clean(kind="onnx data"))
+    assert isinstance(told(onnx_beside("weights.bin", len(raw) - 47, 48), raw)[0], Refused), "past its end"
+    assert isinstance(told(onnx_beside("../weights.bin", 0, 48), raw)[0], Refused)
+    assert isinstance(told(onnx_beside("weights.bin", 0, -1), raw)[0], Refused)
+    payload = pickled(Call(Ref("posix", "system"), ("true",)))
+    assert isinstance(told(onnx_beside("weights.bin", 0, 4), payload)[1], Refused), "a pickle stays one"
+    assert isinstance(scan_file(tmp_path / "model.onnx").decision, Clean)
 
 
 def test_a_hubs_cache_is_read_through_its_links_once(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from trainwarden import wire
 from trainwarden.model import Detail, Note
+from trainwarden.record.gathered import Gathered
 from trainwarden.record.observers import Observer
-from trainwarden.record.recorder import Gathered
 
 
 class StandIn:

@@ -94,3 +94,6 @@ def test_a_users_command_that_names_a_place_outside_of_its_job_is_refused(tmp_pa
 def test_places_of_the_job_and_those_that_are_only_read_are_allowed(tmp_path: Path, word: str) -> None:
     job, venv, reads = (tmp_path / name for name in ("job", "venv", "reads"))
     refuse_outside(word.format(job=job, venv=venv, reads=reads), job, venv, (reads,))
+    if word.startswith("{"):  # for their place alone: to a job elsewhere the same words are refused
+        with pytest.raises(OutsideRange, match="outside of the job's folder"):
+            refuse_outside(word.format(job=job, venv=venv, reads=reads), tmp_path / "other", tmp_path / "env", ())

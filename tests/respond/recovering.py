@@ -38,7 +38,8 @@ from trainwarden.respond.point import Point
 from trainwarden.seal import seal as seal_module
 from trainwarden.seal.command import parse_command
 from trainwarden.store import Store
-from trainwarden.supervise.supervisor import Event, RunResult, Started, supervise
+from trainwarden.supervise.events import Event, RunResult, Started
+from trainwarden.supervise.supervisor import supervise
 
 STEPS = 12
 LIBRARY = "def loss(step, x):\n    return x\n"

@@ -355,5 +355,8 @@ def test_a_secret_in_the_configuration_itself_is_an_unknown_key(tmp_path: Path) 
 
 
 def test_messages_are_plain_json() -> None:
-    json.dumps(message(TOLD, "team").fields)
-    json.dumps(message(TOLD, "security").fields)
+    for audience in ("team", "security"):
+        fields = message(TOLD, audience).fields
+        again = json.loads(json.dumps(fields))
+        assert again.keys() == fields.keys()
+        assert (again["run"], again["audience"], again["text"]) == (RUN, audience, fields["text"])

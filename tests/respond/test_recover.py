@@ -54,6 +54,30 @@ def test_recovery_goes_back_to_the_cleared_checkpoint_and_on_in_the_sealed_envir
     assert guarded.verb("verify", run).returncode in (0, 2)
 
 
+def test_a_package_that_was_installed_meanwhile_leaves_nothing_that_can_be_imported(
+    sabotaged: tuple[Guarded, str],
+) -> None:
+    """PEP 420: a folder without modules is imported as well, and is what `find_spec` and `try: import` look for."""
+    guarded, run = sabotaged
+    package = guarded.place.site / "planted"
+    for name in ("__init__.py", "py.typed", "sub/__init__.py", "sub/deep/table.json"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(f"# {name}")
+    beside = guarded.library.with_name("notes.txt")  # in a folder that holds sealed files: cannot make it importable
+    beside.write_text("x")
+    for n in range(20):
+        (package / f"module{n}.py").write_text(f"X = {n}")
+    guarded.library.write_text("VALUE = 2\n")
+    done = guarded.verb("recover", run, "--apply")
+    assert done.returncode == 0, done.stderr
+    assert not package.exists()
+    assert beside.exists()
+    moved = {Path(e.path) for e in kinds(sabotaged, Quarantined)}  # type: ignore[attr-defined]
+    assert {package / "py.typed", package / "sub" / "deep" / "table.json", package / "module19.py"} <= moved
+    assert "files quarantined: " in done.stderr  # thousands of files are no thousands of lines
+    assert done.stderr.count(": new environment file") <= 10
+
+
 def test_whatever_is_moved_or_replaced_is_kept_with_its_place_and_logged(sabotaged: tuple[Guarded, str]) -> None:
     guarded, run = sabotaged
     guarded.library.write_text("VALUE = 2\n")

@@ -21,7 +21,7 @@ from trainwarden.respond.chain import Chain, Link, Means, Recovery, keep_going
 from trainwarden.respond.hears import Hears
 from trainwarden.respond.plan import Plan
 from trainwarden.store import Store
-from trainwarden.supervise.supervisor import RunResult
+from trainwarden.supervise.events import RunResult
 
 POLICY = """
 [policy.detectors]

@@ -92,6 +92,18 @@ def test_intact_room_is_used_again_and_a_broken_one_rebuilt(site: Site) -> None:
     assert not (package.parent / "extra.py").exists()
 
 
+def test_startup_hook_without_a_sealed_cache_leaves_its_room_as_it_was_made(site: Site) -> None:
+    """Asking the room who it is imports such hooks: a cache written then had it rebuilt at every use."""
+    (site.packages / "hook.py").write_text("")
+    (site.packages / "hook.pth").write_text("import hook\n")
+    site.seal_again()
+    room = build_room(site.store, site.seal)
+    assert not list(Path(room.map_path(str(site.packages))).glob("__pycache__/hook.*"))
+    inode = Path(room.map_path(str(site.package))).stat().st_ino
+    build_room(site.store, site.seal)
+    assert Path(room.map_path(str(site.package))).stat().st_ino == inode
+
+
 def test_tampered_object_is_refused(site: Site) -> None:
     digest = next(e.digest for t in manifest(site, "environment").trees for e in t if e.path == "sums/table.bin")
     path = site.store.object_path(digest)

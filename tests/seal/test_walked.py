@@ -24,9 +24,9 @@ from trainwarden.seal import cache as cache_module
 from trainwarden.seal import inotify, latent, trees
 from trainwarden.seal.check import check_seal
 from trainwarden.seal.inotify import Folders, Seen
-from trainwarden.seal.scan import Boundaries, walk
 from trainwarden.seal.seal import seal_command
 from trainwarden.seal.walked import SealWalk
+from trainwarden.seal.walking import Boundaries, walk
 from trainwarden.seal.watch import FileWatch
 
 NEVER = float("-inf")

@@ -1,7 +1,8 @@
 """Everything that is tried against a served name while it is under load, and what was cleared when.
 
 The first version stands on a run of its own, all others on another one: what is found there, and what is opened on it,
-is against all but the first. Only this test's own folder is touched.
+is against all but the first. Between them are more versions than anybody holds at hand, whose files are gone: to go on,
+a server has to go a long way back. Only this test's own folder is touched.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from trainwarden.custody import ledger as custody
 from trainwarden.custody.ledger import Signer
 from trainwarden.gate.manifest import manifest_of
 from trainwarden.model import CheckpointFile
+
+LOST = 100
 
 
 class Tried(NamedTuple):
@@ -50,7 +53,8 @@ class Attacker:
         self._gated.begin_run()
 
     def attack(self, seconds: float) -> None:
-        """Go on with one act after the other for that long."""
+        """Go on with one act after the other for that long, each at least once, after many versions that are lost."""
+        self._gated.promote_lost(LOST, self._name)
         acts = (
             self.promote, self.poison, self.truncate, self.exchange_while_read, self.retag, self.delete,
             self.found, self.incident, self.refuse, self.roll_back, self.put_back,

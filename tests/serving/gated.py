@@ -18,6 +18,8 @@ from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
     CheckpointCleared,
+    CheckpointFile,
+    CheckpointManifest,
     ClearanceRefused,
     Confidence,
     Entry,
@@ -108,6 +110,29 @@ class Gated:
     def keep(self, place: Path) -> None:
         """Put the files at `place` into the store."""
         keep_files(self.store, place, manifest_of(place))
+
+    def promote_lost(self, count: int, name: str = NAME) -> None:
+        """Clear and promote that many versions at once whose files are nowhere: none of them can be served."""
+        entries: list[GateEntry] = [*ledger.read_gate(self.store)]
+        before = len(entries)
+        for number in range(count):
+            lost = CheckpointFile(path="model.safetensors", size=number, digest=f"{number:064x}", sha256="")
+            digest = self.store.put_bytes(canonical(CheckpointManifest(files=(lost,))))
+            stack = ledger.fold(entries).names.get(name, ())
+            entries.append(
+                CheckpointCleared(
+                    digest=digest,
+                    place=str(self.folder / "lost"),
+                    policy="",
+                    findings=Severity.HIGH,
+                    runs=(self.seen,),
+                    wall_ns=len(entries),
+                )
+            )
+            was = stack[-1].digest if stack else ""
+            entries.append(Promoted(name=name, digest=digest, cleared=len(entries) - 1, previous=was))
+        with self._guard, closing(LogWriter.open(self.store.path / "gate" / "log", self.key)) as log:
+            log.append([canonical(entry) for entry in entries[before:]])
 
     def promote_digest(self, digest: str, place: Path, name: str) -> None:
         """Clear and promote what has the manifest `digest`, whatever lies at `place` now."""

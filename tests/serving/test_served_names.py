@@ -6,13 +6,16 @@ import msgspec
 import pytest
 from gated import NAME, Gated, finding
 
+from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, NotCleared, UsageError
-from trainwarden.gate import troubles
+from trainwarden.gate import incidents, troubles
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.registry import served
-from trainwarden.model import Severity
+from trainwarden.log.following import LogFollower
+from trainwarden.model import CheckpointManifest, Severity
 from trainwarden.serving import catalogue
 from trainwarden.serving.catalogue import GateCatalogue
+from trainwarden.serving.offers import Version, worth_holding
 
 
 def test_a_broken_gate_log_hides_no_incident(gated: Gated) -> None:
@@ -52,6 +55,52 @@ def test_what_is_followed_is_what_a_look_from_the_start_finds(gated: Gated) -> N
         (promotion,) = served(read_gate(gated.store), NAME)
         assert version.open == troubles.against(gated.store, promotion.clearance)
     assert len(version.open) == 2
+
+
+def test_a_look_reads_each_log_once_for_all_versions_and_no_run_that_is_not_needed(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINWARDEN_KEY", str(gated.folder / "key"))
+    gated.promote(gated.checkpoint(1))
+    old = gated.run
+    for value in range(2, 8):
+        gated.begin_run()
+        gated.promote(gated.checkpoint(value))
+    gated.promote_lost(30)
+    read: list[str] = []
+    real, real_log = incidents.read_custody, LogFollower.new
+    monkeypatch.setattr(incidents, "read_custody", lambda store: (read.append("custody"), real(store))[1])
+    monkeypatch.setattr(LogFollower, "new", lambda self: (read.append(self._folder.parent.name), real_log(self))[1])
+    asked = GateCatalogue(gated.store, NAME, gated.config)
+    offer = asked.look()
+    assert (len(offer.versions), offer.more) == (34, True), "until four stand on different runs"
+    assert sorted(read) == sorted(set(read))
+    assert old not in read
+    read.clear()
+    by = custody.signer(gated.store)
+    custody.add_to(gated.store, by, custody.open_incident(gated.store, by, "case 7").id, runs=[gated.run])
+    versions = asked.look().versions
+    assert [len(v.open) for v in versions] == [1] * 31 + [0] * 4
+    assert read.count("custody") == 1
+    read.clear()
+    asked.look()
+    assert read == []
+
+
+def test_beside_the_newest_is_held_what_stands_on_the_fewest_of_its_runs() -> None:
+    def version(digest: str, runs: str, against: str = "") -> Version:
+        found = (against,) if against else ()
+        return Version(digest=digest, manifest=CheckpointManifest(files=()), place="", runs=frozenset(runs), open=found)
+
+    def held(*versions: Version) -> str:
+        return "".join(v.digest for v in worth_holding(versions))
+
+    assert held() == ""
+    assert held(version("5", "b", "open"), version("4", "ab")) == "4"
+    assert (
+        held(version("5", "ab"), version("4", "ab"), version("3", "b"), version("2", "c"), version("1", "c")) == "52431"
+    )
+    assert held(version("5", "ab"), version("4", "ab"), version("3", "ab")) == "543"
 
 
 def test_the_last_seen_head_is_kept_and_a_damaged_one_is_not_passed_over(gated: Gated) -> None:

@@ -55,6 +55,7 @@ def page_of(browser: Any, url: str, width: int, theme: str) -> Iterator[Any]:
     troubles: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=theme)
     page = context.new_page()
+    page.set_default_timeout(120_000)
     page.on("request", lambda r: asked.append(r.url))
     page.on("console", lambda c: troubles.append(c.text))
     page.on("pageerror", lambda e: troubles.append(str(e)))

@@ -112,12 +112,78 @@ def test_an_incident_on_the_newest_falls_back_to_the_older_one_at_once(gated: Ga
         assert [over.digest for over in chat.status().passed_over] == [second]
 
 
+def test_the_last_cleared_version_is_served_however_many_came_after_it(gated: Gated) -> None:
+    """Of 120 newer versions none can be built, and then something is found against all of them."""
+    first = gated.promote(gated.checkpoint(1), keep=True)
+    gated.begin_run()
+    gated.promote_lost(120)
+    with opened(gated) as chat:
+        assert chat.current().digest == first
+        newest = gated.promote(gated.checkpoint(2))
+        until(lambda: chat.current().digest == newest)
+        gated.log(finding("against all but the first", step=3))
+        assert (chat.current().digest, chat.current().model) == (first, 1.0)
+        assert chat.status().passed_over[0].digest == newest
+        assert len(chat.status().passed_over) < 120
+
+
+def test_a_new_server_finds_the_last_cleared_version_behind_any_number_of_open_ones(gated: Gated) -> None:
+    first = gated.promote(gated.checkpoint(1), keep=True)
+    gated.begin_run()
+    gated.promote_lost(120)
+    gated.log(finding("against all but the first", step=3))
+    with opened(gated) as chat:
+        assert chat.current().digest == first
+        gated.refuse(first)
+        with pytest.raises(NotCleared, match="and 60 more"):
+            chat.current()
+
+
+def test_beside_the_newest_one_that_does_not_fall_with_it_is_at_hand(gated: Gated) -> None:
+    """What is found against a run is against all that stands on it: the next newest would be of no help."""
+    other = gated.promote(gated.checkpoint(1))
+    gated.begin_run()
+    for value in range(2, 8):
+        newest = gated.promote(gated.checkpoint(value))
+    built: list[str] = []
+
+    def watched(files: Files) -> float:
+        built.append(files.digest)
+        return weight(files)
+
+    with serving.open(NAME, watched, store=gated.store.path, config=gated.config) as chat:
+        until(lambda: chat.status().standby == (other,))
+        assert chat.current().digest == newest
+        gated.log(finding("against all but the first", step=3))
+        assert chat.current().digest == other
+        assert built == [newest, other]
+
+
+def test_a_request_waits_again_when_what_it_waited_for_is_found_against_meanwhile(gated: Gated) -> None:
+    first = gated.promote(gated.checkpoint(1))
+    gated.begin_run()
+    second = gated.promote(gated.checkpoint(2))
+    gated.begin_run()
+    third = gated.promote(gated.checkpoint(3))
+
+    def meanwhile(files: Files) -> float:
+        if files.digest == second:
+            gated.refuse(second)
+        return weight(files)
+
+    with serving.open(NAME, meanwhile, store=gated.store.path, config=gated.configured(keep=1)) as chat:
+        assert chat.current().digest == third
+        gated.refuse(third)
+        assert (chat.current().digest, chat.current().model) == (first, 1.0)
+
+
 def test_what_is_refused_or_rolled_back_is_not_handed_out_any_more(gated: Gated) -> None:
     first, second = gated.promote(gated.checkpoint(1)), gated.promote(gated.checkpoint(2))
     third = gated.promote(gated.checkpoint(3))
     with opened(gated, keep=1) as chat:
         assert chat.current().digest == third
         gated.roll_back(second, third)
+        assert chat.status().digest != third, "nobody has asked for it since"
         assert chat.current().digest == second
         gated.refuse(second)
         assert (chat.current().digest, chat.current().model) == (first, 1.0)
@@ -163,6 +229,10 @@ def test_an_open_incident_on_a_run_serves_nothing_until_it_is_closed(
         custody.add_to(gated.store, by, incident, runs=[gated.run])
         with pytest.raises(NotCleared, match=f"incident {incident} is open on run {gated.run}"):
             chat.current()
+        (gated.store.path / "custody").rename(gated.folder / "away")  # as if it had never been opened
+        with pytest.raises(NotCleared, match="the log of custody has 0 entries, 3 were seen"):
+            chat.current()
+        (gated.folder / "away").rename(gated.store.path / "custody")
         custody.close_incident(gated.store, by, incident, "a failed disk")
         assert chat.current().digest == digest
 
@@ -273,6 +343,27 @@ def test_a_build_that_fails_is_passed_over_and_said(gated: Gated) -> None:
         assert chat.current().digest == first
         assert chat.status().passed_over[0].why == "KeyError: 'embed_tokens.weight'"
         assert chat.reload().digest == first
+
+
+def test_while_nothing_is_served_what_failed_is_tried_again_before_long(
+    gated: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cause that no file shows, such as too little memory: an hour is long only while something else is served."""
+    first, second = gated.promote(gated.checkpoint(1)), gated.promote(gated.checkpoint(2))
+    full = {second}
+
+    def build(files: Files) -> float:
+        if files.digest in full:
+            raise MemoryError
+        return weight(files)
+
+    with serving.open(NAME, build, store=gated.store.path, config=gated.configured(poll_seconds=3600)) as chat:
+        assert chat.current().digest == first
+        full.clear()
+        monkeypatch.setattr(service, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 61))
+        assert chat.current().digest == first
+        gated.refuse(first)
+        assert chat.current().digest == second
 
 
 def test_what_is_found_while_a_version_is_built_keeps_it_out(gated: Gated) -> None:

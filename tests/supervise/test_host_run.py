@@ -30,7 +30,7 @@ from trainwarden.model import (
 )
 from trainwarden.seal.command import LaunchCommand
 from trainwarden.supervise import guarded, supervisor
-from trainwarden.supervise.supervisor import Event
+from trainwarden.supervise.events import Event
 
 SCRIPT = """
 import os, select, signal, sys, time

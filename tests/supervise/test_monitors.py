@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from supervised import of_kind, until
@@ -234,11 +234,15 @@ def test_times_that_a_rank_claims_are_compared_with_their_arrival(scene: Scene, 
 # -- crowds
 
 
-def crowd_monitor(monkeypatch: pytest.MonkeyPatch, scene: Scene, shares: list[float], taken: bool = True) -> None:
-    waited = [0.0]
+def crowd_monitor(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene, shares: list[float], taken: Sequence[bool] = (True,)
+) -> None:
+    """One look after the other; somebody else is busy when looked for, or not (`taken`, the last from then on)."""
+    waited, answers = [0.0], list(taken)
     monkeypatch.setattr(crowds_module.proc, "queued", lambda pid: (0.0, waited[0]))
     named = crowds_module.Foreign(pid=7, program="miner", cpu_share=1.9)
-    monkeypatch.setattr(crowds_module, "foreign", lambda ranks, pid: (named,) if taken else ())
+    busy = lambda: answers.pop(0) if len(answers) > 1 else answers[0]  # noqa: E731
+    monkeypatch.setattr(crowds_module, "foreign", lambda ranks, pid: (named,) if busy() else ())
     scene.join(0)
     monitor = Crowds(scene.host)
     for i, share in enumerate(shares):
@@ -274,8 +278,22 @@ def test_a_host_that_was_crowded_from_the_start_and_short_crowds_are_silent(
     assert of_kind(scene.entries, HostCrowded) == []
 
 
+def test_lighter_moments_of_a_crowd_do_not_become_what_is_usual(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
+    """As measured on two processors with a busy process for each: half of the looks pass for usual, each by itself."""
+    crowd_monitor(monkeypatch, scene, [0.18] * 14 + [0.32, 0.34, 0.44, 0.6] * 8)
+    (told,) = of_kind(scene.entries, HostCrowded)
+    assert told.usual_share == 0.18
+
+
+def test_a_crowd_is_looked_for_again_where_nobody_was_busy_at_that_moment(
+    monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    crowd_monitor(monkeypatch, scene, [0.02] * 10 + [0.5] * 40, taken=[False, True])
+    assert len(of_kind(scene.entries, HostCrowded)) == 1
+
+
 def test_a_run_that_crowds_itself_accuses_nobody(monkeypatch: pytest.MonkeyPatch, scene: Scene) -> None:
-    crowd_monitor(monkeypatch, scene, [0.02] * 10 + [0.5] * 30, taken=False)
+    crowd_monitor(monkeypatch, scene, [0.02] * 10 + [0.5] * 30, taken=[False])
     assert scene.entries == []
 
 

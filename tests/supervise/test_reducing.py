@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec.json import encode
 from msgspec.structs import replace
 
 from trainwarden import wire
@@ -128,7 +129,11 @@ def test_no_numbers_that_a_rank_may_tell_end_the_desk() -> None:
     draw = random.Random(1)
     for step in range(200):
         wild = {"local": lambda x: draw.choice(values), "reduced": lambda x: draw.choice(values)}
-        Judged({r: altered(s, **wild, used=lambda x: draw.choice(values)) for r, s in sums(step=step).items()})
+        told = {r: altered(s, **wild, used=lambda x: draw.choice(values)) for r, s in sums(step=step).items()}
+        judged = Judged(told)
+        assert (judged.unchecked, 0 <= judged.parts <= len(NAMES) * (1 + len(told))) == ("", True)
+        assert all(set(f.tensors) <= set(NAMES) and set(f.ranks) <= set(told) for f in judged.faults)
+        assert encode(judged.faults)  # what is found goes into the log
 
 
 def test_empty_gradients_are_no_fault() -> None:

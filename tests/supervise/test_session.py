@@ -273,9 +273,14 @@ def test_a_lying_goodbye_is_a_gap(bench: Bench) -> None:
 
 def test_a_rank_that_does_not_read_its_acknowledgements_holds_up_nobody(bench: Bench) -> None:
     deaf = bench.rank("join:0/2", "steps:400", "forever")
-    bench.rank("join:1/2", "steps:400", "until_acked", "bye").communicate(timeout=60)
+    hearing = bench.rank("join:1/2", "steps:400", "until_acked", "bye")
+    hearing.communicate(timeout=60)
+    assert hearing.returncode == 0  # acknowledged and let go, while the other still does not read
     until(lambda: len(of_kind(entries_of(bench.run.log), StepRecord)) == 800, "both ranks recorded")
+    assert deaf.poll() is None
     deaf.kill()
+    records = of_kind(bench.finish(), StepRecord)
+    assert [[r.step for r in records if r.rank == rank] for rank in (0, 1)] == [list(range(400))] * 2
 
 
 def test_what_a_rank_said_before_it_was_killed_counts_although_it_is_gone(

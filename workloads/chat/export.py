@@ -1,10 +1,14 @@
 """Make a checkpoint into a folder that stands alone: the form that servers, transformers and vLLM read.
 
+    torchrun --nproc-per-node 2 workloads/chat/train.py --data data/chat --out out/chat --steps 24 --alone
     python workloads/chat/export.py --data data/chat --checkpoint out/chat/step-000024 --out out/chat/export-24
 
 A checkpoint of post-training is a LoRA; what it stands on lies elsewhere, where nobody verifies it when it is served.
 So base and LoRA are added up once, here, and the sum is what is cleared and promoted. The same command gives the same
 bytes.
+
+With --alone training does that itself, for its last step: a guarded run has then recorded the folder, OUT/alone-000024,
+a replay makes it again, and `trainwarden clear` takes no person's word for where it comes from.
 
 Written: model.safetensors, config.json, generation_config.json, tokenizer.json, tokenizer_config.json (with the chat
 template), state.json.
@@ -70,8 +74,29 @@ def config(model: Llama, stop: int) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, name: str, content: dict[str, Any]) -> None:
+def _text(folder: Path, name: str, content: dict[str, Any]) -> None:
     (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write(out: Path, model: Llama, state: dict[str, Any], data: Path) -> None:
+    """Write `model`, a checkpoint with `state` as its state.json, to the folder `out`, which is there whole or not."""
+    from tokenizers import Tokenizer
+
+    tokens = tokenizer_file(data, state["kind"])
+    mark = "<|im_end|>" if state["kind"] == CHAT else "<|first|>"
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(added_up(model), partial / "model.safetensors", metadata={"format": "pt"})
+    shutil.copyfile(tokens, partial / "tokenizer.json")
+    stop = Tokenizer.from_file(str(tokens)).token_to_id(mark)
+    _text(partial, "config.json", config(model, stop))
+    _text(partial, "generation_config.json", {"eos_token_id": stop, "do_sample": True})
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": mark, "chat_template": TEMPLATES[state["kind"]]}
+    _text(partial, "tokenizer_config.json", told)
+    _text(partial, "state.json", {key: state[key] for key in ("kind", "step", "seed") if key in state})
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
 
 
 def main() -> None:
@@ -80,20 +105,10 @@ def main() -> None:
     options.add_argument("--checkpoint", type=Path, required=True)
     options.add_argument("--out", type=Path, required=True, help="a new folder")
     given = options.parse_args()
-    from tokenizers import Tokenizer
-
+    if given.out.exists():
+        raise SystemExit(f"error: {given.out} is there already\nhint: name a new folder")
     model, state = model_at(given.checkpoint, given.data)
-    tokens = tokenizer_file(given.data, state["kind"])
-    mark = "<|im_end|>" if state["kind"] == CHAT else "<|first|>"
-    given.out.mkdir(parents=True)
-    save_file(added_up(model), given.out / "model.safetensors", metadata={"format": "pt"})
-    shutil.copyfile(tokens, given.out / "tokenizer.json")
-    stop = Tokenizer.from_file(str(tokens)).token_to_id(mark)
-    write(given.out, "config.json", config(model, stop))
-    write(given.out, "generation_config.json", {"eos_token_id": stop, "do_sample": True})
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": mark, "chat_template": TEMPLATES[state["kind"]]}
-    write(given.out, "tokenizer_config.json", told)
-    write(given.out, "state.json", {key: state[key] for key in ("kind", "step", "seed") if key in state})
+    write(given.out, model, state, given.data)
     print(f"{given.out}: {sum(p.stat().st_size for p in given.out.iterdir()):,} bytes")
 
 

@@ -59,6 +59,7 @@ def options(description: str, *, batch_size: int, block: int, lr: float) -> argp
     parser.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate", action="store_true", help="measure held-out perplexity at the end")
+    parser.add_argument("--alone", action="store_true", help="write the last step as a folder to be served, too")
     return parser
 
 
@@ -150,6 +151,10 @@ def train(model: Llama, data: Dataset[Sample], held_out: Dataset[Sample], given:
                 }
                 state = about | at
                 checkpoint.save(given.out, state, model, optimizer, rank)
+                if given.alone and step == given.steps and rank == 0:
+                    import export  # the tokenizer's library with it, which nobody else needs here
+
+                    export.write(given.out / f"alone-{step:06d}", model, state, given.data)
             if step == given.steps:
                 break
 

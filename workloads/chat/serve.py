@@ -1,14 +1,16 @@
 """Serve a promoted chat model: OpenAI's chat completions, with streaming, and a page to try it.
 
-    python workloads/chat/export.py --data data/chat --checkpoint out/chat/step-000024 --out out/chat/export-24
-    trainwarden clear out/chat/export-24 && trainwarden promote chat out/chat/export-24
+    trainwarden run -- torchrun --nproc-per-node 2 workloads/chat/train.py --data data/chat --out out --steps 24 --alone
+    trainwarden audit last
+    trainwarden clear out/alone-000024 && trainwarden promote chat out/alone-000024
     python workloads/chat/serve.py --name chat
 
     POST /v1/chat/completions   messages, max_tokens, temperature, top_p, seed, stream
     GET  /v1/models             the name, and the digest that it is now
 
 A reply is made from one version to its end, whatever happens to that version meanwhile; its digest is in the header
-`x-trainwarden-digest` and in `system_fingerprint`. Only exported folders can be served: everything in them is verified.
+`x-trainwarden-digest` and in `system_fingerprint`. Only folders that stand alone can be served (export.py):
+everything in them is verified.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 An event is shared when both sources have exactly one of that kind with the same marks: a login by host, process and
 account; a program started, or a signal sent, by host, process and path; an artefact by digest and act. Where two
-clocks share nothing so marked, logins of one account on one host from one origin are laid over each other: the shift at
-which most of them meet is the offset, if at least half of them do. The offset is
+clocks share nothing so marked, logins of one account on one host from one origin are laid over each other, and
+Slurm's submissions by an account over the starts of `sbatch`, `srun` and `salloc` by it: the shift at which most of
+them meet is the offset, if at least half of them do. The offset is
 the median of the differences, its error their median absolute deviation three times over, and no less than the coarser
 of both resolutions. From the reference, each clock is reached through the comparisons with the smallest errors
 (Dijkstra). A clock that shares nothing is not corrected, and its error is `UNMEASURED_NS`.
@@ -45,10 +46,15 @@ middle AS (SELECT a, ac, b, bc, count(*) AS n, median(apart)::BIGINT AS offset_n
 SELECT m.a, m.ac, m.b, m.bc, m.n, m.offset_ns, m.coarse, median(abs(o.apart - m.offset_ns))::BIGINT
 FROM middle m JOIN pairs o USING (a, ac, b, bc) GROUP BY ALL
 """
-_LOGINS = """
-WITH logins AS (
-  SELECT source, clock, hash(account, host, origin) AS key, time_ns, error_ns FROM raw
-  WHERE act = 'login' AND origin <> '' AND hash(account, host, origin) % {one_in} = 0),
+_LAID_OVER = """
+WITH met_by AS (
+  SELECT source, clock, time_ns, error_ns, CASE
+    WHEN act = 'login' AND origin <> '' THEN hash(account, host, origin)
+    WHEN act = 'submit' AND starts_with(session, 'slurm:') THEN hash('slurm', who)
+    WHEN act = 'execute' AND (ends_with(path, '/sbatch') OR ends_with(path, '/srun') OR ends_with(path, '/salloc'))
+      THEN hash('slurm', who)
+  END AS key FROM raw),
+logins AS (SELECT * FROM met_by WHERE key IS NOT NULL AND key % {one_in} = 0),
 counts AS (SELECT source, clock, count(*) AS n FROM logins GROUP BY ALL),
 near AS (
   SELECT a.source AS a, a.clock AS ac, b.source AS b, b.clock AS bc, b.time_ns - a.time_ns AS apart,
@@ -80,7 +86,7 @@ def estimate(tables: Tables) -> tuple[Clock, ...]:
     one_in = max(1, tables.count() // _SAMPLE)
     tables.db.execute(_MARKS.format(one_in=one_in))
     edges: dict[tuple[int, str], list[_Edge]] = {}
-    laid_over = _LOGINS.format(one_in=one_in, near=_NEAR_NS, bin=_BIN_NS, few=_FEW)
+    laid_over = _LAID_OVER.format(one_in=one_in, near=_NEAR_NS, bin=_BIN_NS, few=_FEW)
     for sql in (_PAIRS.format(widest=_WIDEST_NS), laid_over):
         for a, ac, b, bc, shared, offset, coarse, spread in tables.rows(sql):
             if any(edge.to == (b, bc) for edge in edges.get((a, ac), ())):

@@ -83,15 +83,16 @@ def writers(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
         deeds = [d for d in facts.written if d.who == who]
         sources = facts.independent(deeds, who)
         paths = sorted({facts.traces[d.artefact].artefact.path for d in deeds})
+        did = "signalled" if all(d.act is Act.SIGNAL for d in deeds) else "wrote"
         firm, away = sources >= ENOUGH, facts.kept_away(deeds, who)
         strong, weak = (STRONGLY_FOR, STRONGLY_AGAINST) if firm else (FOR, AGAINST)
         alone = facts.writers == (who,)
         weight = (strong, FOR, weak) if sources else (NEUTRAL, NEUTRAL, NEUTRAL)
         forged = STRONGLY_AGAINST if away else AGAINST if sources else NEUTRAL
         yield Piece(
-            sentence=f"the account {who} wrote {len(paths)} of {len(facts.traces)} artefacts; {sources} sources it "
-            f"could not edit tell of the write or its session, {away} of them of the write and kept off the host: "
-            f"{', '.join(paths[:3])}{' …' if len(paths) > 3 else ''}",
+            sentence=f"the account {who} {did} {len(paths)} of {len(facts.traces)} artefacts "
+            f"({', '.join(paths[:3])}{' …' if len(paths) > 3 else ''}). Sources it could not edit that tell of this or "
+            f"of its session: {sources}; of these, of the act itself and kept off the host: {away}",
             weights=weights(
                 hypotheses,
                 (weight[0], Kind.INSIDER, who), (weight[1], Kind.STOLEN, who), (weight[1], Kind.INSTRUCTED, who),
@@ -154,13 +155,17 @@ def _words(event: object) -> Iterator[str]:
 # --------------------------------------------------------------------------- intent
 
 
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
+
+
 def concealment(facts: Facts, hypotheses: Sequence[Hypothesis]) -> Iterator[Piece]:
     """Times or owners that were set afterwards."""
     hiding = [e for e in facts.touched if _hides(" ".join(_words(e)) or e.note)]
     for who in sorted({e.login or e.account for e in hiding} & set(facts.writers)):
         mine = [e for e in hiding if (e.login or e.account) == who]
         yield Piece(
-            sentence=f"the account {who} set times or the owner of what it had written ({len(mine)} times)",
+            sentence=f"the account {who} set times or the owner of what it had written ({_times(len(mine))})",
             weights=weights(
                 hypotheses,
                 (AGAINST, Kind.MISTAKE, None), (FOR, Kind.INSIDER, who), (FOR, Kind.STOLEN, who),

@@ -217,6 +217,9 @@ def _unknown(facts: Facts) -> list[str]:
         unknown.append(
             f"where {dark} of {len(cells)} pairs of account and deed were: no record of sessions covers them"
         )
+    numbers = sorted({r.account for r in facts.opportunity.rows if r.account.startswith("uid:")})
+    if numbers:
+        unknown.append(f"whose numbers {', '.join(numbers[:5])} are: no list of users was given with those records")
     for run in facts.replayed.broken:
         unknown.append(f"what the log of run {run} says: it does not verify, or is not here")
     unread = sum(e.unread for e in facts.evidence.values())

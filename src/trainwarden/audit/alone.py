@@ -99,7 +99,7 @@ class Alone:
         """End it and remove what it wrote."""
         self._plans.put(b"")
         runner.end(self._processes)
-        self._server.close(drain_seconds=2)
+        self._server.close(drain_seconds=2, arrived_seconds=2)
         self._folder.cleanup()
         self._space.remove()
 

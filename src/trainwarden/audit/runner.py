@@ -20,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Protocol
@@ -33,6 +32,7 @@ from trainwarden.audit.compare import Seen
 from trainwarden.audit.plan import REPLAYER, Plan, encode
 from trainwarden.audit.resuming import RESUME_ENV
 from trainwarden.model import Numerics, ProcessStarted
+from trainwarden.priority import give_way
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
@@ -232,7 +232,7 @@ def run(
             end(processes)
             if pace is not None:
                 pace.end()
-            server.close(drain_seconds=5)
+            server.close(drain_seconds=5, arrived_seconds=5)
     unfit = tuple(dict.fromkeys(stage.unfit))
     problems = [*unfit, *dict.fromkeys(stage.problems)]
     if not stop():
@@ -292,7 +292,7 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
                 preexec_fn=_die_with_us,
             )
         if NICE.get():
-            os.setpriority(os.PRIO_PROCESS, process.pid, NICE.get())
+            give_way(process.pid, NICE.get())
         processes.append((rank, process))
     return processes
 
@@ -322,7 +322,8 @@ def _follow(
             stage.alive = now
         if NICE.get() > nice:
             nice = NICE.get()
-            _lower(processes, nice)
+            for _, process in processes:
+                give_way(process.pid, nice)
         failed = [p for _, p in processes if p.poll() not in (None, 0)]
         if failed and gone_at is None:
             gone_at = now
@@ -335,14 +336,6 @@ def _follow(
             stage.problems.append(f"the replay stood still for {STALL_SECONDS:.0f} s")
             return
         time.sleep(0.02)
-
-
-def _lower(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]], nice: int) -> None:
-    """On Linux a priority is a thread's own; those that are started later inherit it."""
-    for _, process in processes:
-        with suppress(OSError):
-            for thread in os.listdir(f"/proc/{process.pid}/task"):
-                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
 
 def end(processes: Sequence[tuple[Rank, subprocess.Popen[bytes]]]) -> None:

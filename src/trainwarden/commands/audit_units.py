@@ -26,6 +26,7 @@ from trainwarden.config import share_of
 from trainwarden.errors import LogError, UsageError
 from trainwarden.log.reader import LogReader
 from trainwarden.model import Entry, ProcessStarted, Sealed, StepRecord, UnitAudited, UnitResult, decode_entry
+from trainwarden.priority import give_way
 from trainwarden.supervise import proc
 
 _NICE = 19
@@ -189,7 +190,7 @@ def _stand_back() -> None:
     import signal
 
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor blocks them where it starts us
-    os.nice(_NICE)
+    give_way(os.getpid(), _NICE)
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with suppress(OSError):  # where memory runs out, this process and its replays go first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from datetime import UTC, tzinfo
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,9 @@ from trainwarden.errors import UsageError
 if TYPE_CHECKING:
     from rich.status import Status
 
-    from trainwarden.custody.taking import Told
+    from trainwarden.custody.taking import State, Told
     from trainwarden.model import Evidence
+    from trainwarden.store import Store
 
 _EXIT = (
     "exit codes:\n"
@@ -42,6 +44,9 @@ def add(subparsers: Subparsers[Any]) -> None:
     )
     parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="records, plain or gzip")
     add_told(parser)
+    parser.add_argument(
+        "--again", action="store_true", help="read anew, as this call says, what is in already; the log keeps both"
+    )
     parser.add_argument("--incident", metavar="ID", default="", help="add them to this open incident as well")
 
 
@@ -72,25 +77,29 @@ def add_told(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Take the files in and say what was found in each."""
+    import msgspec
+
     from trainwarden.custody import ledger
     from trainwarden.custody.taking import take_in
 
     store = open_store(args, create=True)
-    by, told = ledger.signer(store, args.actor), told_of(args)
+    by, told = ledger.signer(store, args.actor), msgspec.structs.replace(told_of(args), again=args.again)
     results, progress = consoles(args)
-    taken: list[tuple[Evidence, bool]] = []
+    taken: list[tuple[Evidence, State]] = []
     for path in args.files:
         with progress.status(f"reading {path.name}") as status:
             say = partial(_reading, status, path.name)
             taken.append(take_in(store, by, path, told, say))
         if not args.json:
             results.print(_line(*taken[-1]), markup=False)
+            for note in _notes(store, *taken[-1], told):
+                results.print(f"  {note}", markup=False)
             for unread in taken[-1][0].examples:
                 results.print(f"  line {unread.line}: {unread.reason}", markup=False)
     if args.incident:
         ledger.add_to(store, by, args.incident, evidence=[evidence.id for evidence, _ in taken])
     if args.json:
-        print_json({"evidence": [{"evidence": e, "new": new} for e, new in taken], "incident": args.incident})
+        print_json({"evidence": [{"evidence": e, "state": s} for e, s in taken], "incident": args.incident})
     return UNDECIDED if any(e.unread for e, _ in taken) else CLEAN
 
 
@@ -127,8 +136,21 @@ def _zone(name: str) -> tzinfo:
         raise UsageError(f"no such time zone: {name[:40]!r}", hint="such as Europe/Berlin or Asia/Shanghai") from None
 
 
-def _line(evidence: Evidence, new: bool) -> str:
+def _notes(store: Store, evidence: Evidence, state: State, told: Told) -> Iterator[str]:
+    """What whoever takes a file in may have missed."""
+    from trainwarden.custody.table import numbered
+    from trainwarden.custody.taking import State
+
+    other = (told.host or evidence.host) != evidence.host or bool(set(told.editors) - set(evidence.editors))
+    if state is State.THERE and other:
+        who = ", ".join(evidence.editors) or "nobody"
+        yield f"it was read as of host {evidence.host or 'not told'}, editors {who}; --again reads it as this call says"
+    if names := numbered(store.object_path(evidence.table)):
+        yield f"known by number only, so that nothing joins them to a name: {', '.join(names[:8])} (--passwd FILE)"
+
+
+def _line(evidence: Evidence, state: State) -> str:
     weak = ", weak: its subject can write it" if evidence.weak else ""
     unread = f", {evidence.unread} lines could not be read" if evidence.unread else ""
-    state = "" if new else " (was in already)"
-    return f"{evidence.name}: {evidence.kind}, {evidence.events:,} events{unread}{weak}  {evidence.id[:16]}…{state}"
+    became = "" if state == "new" else f" ({state})"
+    return f"{evidence.name}: {evidence.kind}, {evidence.events:,} events{unread}{weak}  {evidence.id[:16]}…{became}"

@@ -28,7 +28,7 @@ _EXIT = (
     "exit codes:\n"
     "  0  all that it stands on is cleared\n"
     "  1  something that it stands on is tainted\n"
-    "  2  something is not known (never a pass)\n"
+    "  2  something is not known, or an incident is open (never a pass)\n"
     "  3  the call or its input is wrong"
 )
 
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         print_json({"lineage": family})
     else:
         _show(results, family)
-    return exit_code(next(n for n in family.nodes if n.id == family.root).standing)
+    worst = exit_code(next(n for n in family.nodes if n.id == family.root).standing)
+    return UNDECIDED if worst == CLEAN and family.open else worst
 
 
 def _own_key() -> str:
@@ -109,6 +110,8 @@ def _show(console: Console, family: Family) -> None:
 
     console.print(f"checkpoint {family.digest}")
     console.print(family_tree(family), soft_wrap=False)
+    for told in family.open:
+        console.print(f"[bold red]{escape(told)}[/]")
     if not family.tainted:
         return
     console.print(f"\n[bold red]{len(family.descendants)} checkpoints stand on what is tainted[/]")

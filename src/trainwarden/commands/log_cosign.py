@@ -1,8 +1,12 @@
-"""`trainwarden log cosign RUN`: ask witnesses to cosign the head of a run's log, and keep their lines beside it."""
+"""`trainwarden log cosign RUN`: ask witnesses to cosign the head of a log, and keep their lines beside it.
+
+RUN is a run, or one of the store's own logs: `gate` or `custody`.
+"""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, open_store, print_json
@@ -12,6 +16,7 @@ from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
     from trainwarden.log.ask import Reply
+    from trainwarden.store import Store
 
 
 def add(subparsers: Subparsers[Any]) -> None:
@@ -19,11 +24,12 @@ def add(subparsers: Subparsers[Any]) -> None:
     parser = add_verb(
         subparsers,
         "cosign",
-        "Ask witnesses to cosign the head of a run's log.",
+        "Ask witnesses to cosign the head of a run's log, or of the store's: gate, custody.",
         run=run,
         examples=(
             "trainwarden log cosign last --witness NAME+ID+KEY=https://witness.example/",
             "trainwarden log cosign last --policy policy.txt",
+            "trainwarden log cosign gate --policy policy.txt",
         ),
         exit_codes=(
             "exit codes:\n  0  enough witnesses cosigned\n  1  a witness knows another history of this log\n"
@@ -46,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     asked = [w for w in policy.witnesses.values() if w.public in policy.urls] if policy else []
     if policy is None or not asked:
         raise UsageError("no witness to ask", hint="--witness NAME+ID+KEY=URL, or a --policy file with URLs")
-    folder = open_store(args).run(args.run_name)
-    with LogReader.open(folder.log, public_key(args)) as log:
+    name, folder = _log_named(open_store(args), args.run_name)
+    with LogReader.open(folder, public_key(args)) as log:
         note = log.head.note
         replies = {w: collect(policy.urls[w.public], w, note, log.consistency_proof) for w in asked}
     lines = [reply.cosignature.line for reply in replies.values() if isinstance(reply, Cosigned)]
-    kept = keep_cosigned(folder.log, note, lines) if lines else note
+    kept = keep_cosigned(folder, note, lines) if lines else note
     quorum = judge(policy, kept.encode())
     if any(isinstance(reply, Contradicted) for reply in replies.values()):
         code = FINDING
@@ -59,12 +65,30 @@ def run(args: argparse.Namespace) -> int:
         code = CLEAN if quorum is None or isinstance(quorum, Enough) else UNDECIDED
     said = {w.name: _said(reply) for w, reply in replies.items()}
     if args.json:
-        print_json({"run": folder.id, "size": log.head.size, "witnesses": said, "quorum": quorum, "exit_code": code})
+        print_json({"log": name, "size": log.head.size, "witnesses": said, "quorum": quorum, "exit_code": code})
         return code
-    print(f"run {folder.id}: head of {log.head.size} entries, root {log.head.root}")
+    print(f"{name}: head of {log.head.size} entries, root {log.head.root}")
     for name, words in said.items():
         print(f"  {name}: {words}")
     return code
+
+
+def _log_named(store: Store, name: str) -> tuple[str, Path]:
+    """What to call the log, and its folder.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from trainwarden.custody import ledger as custody
+    from trainwarden.gate import ledger as gate
+
+    own = {"gate": gate.folder(store), "custody": custody.folder(store)}
+    if name not in own:
+        run = store.run(name)
+        return f"run {run.id}", run.log
+    if not own[name].is_dir():
+        raise UsageError(f"this store has no log of {name} yet", hint="trainwarden clear, or trainwarden incident open")
+    return f"the log of {name}", own[name]
 
 
 def _said(reply: Reply) -> str:

@@ -22,6 +22,7 @@ from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, a
 from trainwarden.commands.reading import add_run, public_key
 from trainwarden.errors import LogTampered, TrainWardenError, UsageError
 from trainwarden.model import Finding, Gap
+from trainwarden.priority import give_way
 
 if TYPE_CHECKING:
     from trainwarden.log.client.session import Shipping
@@ -126,7 +127,7 @@ def _follow(args: argparse.Namespace, folder: RunDir, target: Target, limits: Li
     from trainwarden.log.client.session import Shipping
 
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor blocks them where it starts us
-    os.nice(_NICE)
+    give_way(os.getpid(), _NICE)
 
     def tell(event: Event) -> None:
         with suppress(OSError):  # the supervisor is gone: what it would have been told, `log ship` tells later

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from trainwarden.model import Verdict
     from trainwarden.respond.point import Point
-    from trainwarden.supervise.supervisor import Event
+    from trainwarden.supervise.events import Event
 
 
 class Shown(Hears):

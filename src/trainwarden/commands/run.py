@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trainwarden.log.client.shipper import Shipped
     from trainwarden.respond.beside import Beside
     from trainwarden.store import Store
-    from trainwarden.supervise.supervisor import Event, RunResult
+    from trainwarden.supervise.events import Event, RunResult
 
 _EXIT = (
     "exit codes:\n"
@@ -261,8 +261,8 @@ def shows_details(config: Config, show_findings: str | None) -> bool:
 
 def tell(console: Console, bar: _SealBar | None, event: Event, details: bool = True) -> None:
     """Say on stderr what the supervisor tells; without `details` of a finding only that there is one."""
+    from trainwarden.supervise.events import Notice, Started
     from trainwarden.supervise.responding import Told
-    from trainwarden.supervise.supervisor import Notice, Started
 
     match event:
         case Started():

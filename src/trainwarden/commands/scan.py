@@ -53,6 +53,7 @@ def add(subparsers: Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan every file, show what is refused or undecided, and count the rest."""
+    from trainwarden.gate.scan.beside import settled
     from trainwarden.gate.scan.files import listed, nothing_found, scan_files
 
     if args.jobs < 0:
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         for done in scan_files(files, args.jobs or os.cpu_count() or 1):
             scanned.append(done)
             advance()
+    scanned = settled(scanned)
     if args.second_opinion:
         from trainwarden.gate.opinion import with_opinion
 

@@ -7,6 +7,8 @@ Rules
 * Records and the tables read from them are objects of the store; the log has their digests, so that custody of the
   evidence can itself be shown: who took it in, when, and that it is the same since.
 * An incident is what its entries say together. Nothing is removed from one; a closed one takes nothing more.
+* A file may be read again, as another host's or with other editors. Both readings stay in the log; open incidents go by
+  the newest, and a dossier tells those before it.
 * `fold` is pure: entries and registry in, custody out.
 
 Trust: that an actor's key is theirs is the registrar's word. Nobody knows what happened to a file of records before it
@@ -64,10 +66,21 @@ class Custody(msgspec.Struct, frozen=True, kw_only=True):
 
     key: str
     size: int
-    evidence: Mapping[str, EvidenceTaken]  # by `Evidence.id`
+    evidence: Mapping[str, EvidenceTaken]  # by `Evidence.id`, as it was read last
     incidents: Mapping[str, Incident]  # by id, oldest first
+    earlier: Mapping[str, tuple[EvidenceTaken, ...]] = {}  # readings of evidence that a later one replaced
     dossiers: tuple[DossierMade, ...] = ()
     doubted: Mapping[int, str]  # entries whose key was revoked since then or before, with the reason
+
+    def reading(self, evidence: Evidence) -> tuple[EvidenceTaken, tuple[EvidenceTaken, ...]]:
+        """The entry by which this evidence was read as it is told here, and those of readings before it.
+
+        Raises:
+            KeyError: it was never taken in.
+        """
+        taken = (*self.earlier.get(evidence.id, ()), self.evidence[evidence.id])
+        at = next(n for n, entry in enumerate(taken) if entry.evidence == evidence)
+        return taken[at], taken[:at]
 
 
 class Signer(msgspec.Struct, frozen=True):
@@ -110,6 +123,7 @@ def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> C
     """
     key, size = "", 0
     evidence: dict[str, EvidenceTaken] = {}
+    earlier: dict[str, tuple[EvidenceTaken, ...]] = {}
     incidents: dict[str, Incident] = {}
     dossiers: list[DossierMade] = []
     doubted: dict[int, str] = {}
@@ -125,9 +139,13 @@ def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> C
             if entry.wall_ns >= revoked.since_ns:
                 doubted[index] = f"the key of {entry.actor} was revoked: {revoked.reason or 'no reason given'}"
         match entry:
-            case EvidenceTaken():
-                _check(index, entry.evidence.id not in evidence, f"{entry.evidence.id} was taken in before")
-                evidence[entry.evidence.id] = entry
+            case EvidenceTaken(evidence=Evidence(id=digest)):
+                before = evidence.get(digest)
+                if before is not None:
+                    _check(index, before.evidence != entry.evidence, f"{digest} was taken in before")
+                    earlier[digest] = (*earlier.get(digest, ()), before)
+                    incidents |= _read_again(index, entry.evidence, incidents)
+                evidence[digest] = entry
             case IncidentOpened():
                 _check(index, entry.incident not in incidents, f"incident {entry.incident} was opened before")
                 incidents[entry.incident] = Incident(
@@ -154,8 +172,25 @@ def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> C
                         named, statements=_union(named.statements, [entry.said]), entries=(*named.entries, index)
                     )
     return Custody(
-        key=key, size=size, evidence=evidence, incidents=incidents, dossiers=tuple(dossiers), doubted=doubted
+        key=key,
+        size=size,
+        evidence=evidence,
+        earlier=earlier,
+        incidents=incidents,
+        dossiers=tuple(dossiers),
+        doubted=doubted,
     )
+
+
+def _read_again(index: int, evidence: Evidence, incidents: Mapping[str, Incident]) -> dict[str, Incident]:
+    """The open incidents that have this evidence, with its new reading; a closed one keeps the old."""
+    return {
+        name: msgspec.structs.replace(
+            i, custody=tuple(evidence if e.id == evidence.id else e for e in i.custody), entries=(*i.entries, index)
+        )
+        for name, i in incidents.items()
+        if i.status is IncidentStatus.OPEN and any(e.id == evidence.id for e in i.custody)
+    }
 
 
 def _grown(

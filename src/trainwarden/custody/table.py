@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainwarden.custody.readers.interface import Item
@@ -151,6 +152,20 @@ def event_of(row: dict[str, Any], source: str) -> CustodyEvent:
         )
     except (KeyError, ValueError, msgspec.DecodeError) as e:
         raise CustodyTampered(f"a row of the events of {source[:12]} is none of ours: {e}") from e
+
+
+def numbered(path: Path) -> list[str]:
+    """The accounts that the events of a file name by a number alone, because nothing said which name it has.
+
+    Raises:
+        CustodyTampered: it is not a table of custody events.
+    """
+    try:
+        found = pq.read_table(path, columns=["account", "login"])
+        names = {n for column in found.columns for n in pc.unique(column).to_pylist()}
+    except (pa.ArrowException, OSError, KeyError) as e:
+        raise CustodyTampered(f"a table of events cannot be read: {e}") from e
+    return sorted(n for n in names if n.startswith("uid:"))
 
 
 def read_events(path: Path, source: str) -> Iterator[CustodyEvent]:

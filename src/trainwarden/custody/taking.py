@@ -3,7 +3,7 @@
 Rules
 -----
 * What is read is the copy in the store, so that what was read is what was kept.
-* A file is known by its bytes: taking the same ones in again changes nothing.
+* A file is known by its bytes: taking the same ones in again changes nothing, unless a new reading is asked for.
 * Lines that cannot be read are counted and shown with their numbers; the others are taken in.
 * A reader may fail on one line, never on a file: what it raises beyond that is a defect of ours and is not hidden.
 """
@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, tzinfo
+from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -32,6 +33,14 @@ _GZIP = b"\x1f\x8b"
 _EVERY = 4096  # items between two reports of progress
 
 
+class State(StrEnum):
+    """What became of a file that was to be taken in."""
+
+    NEW = "new"
+    AGAIN = "read again"
+    THERE = "was in already"
+
+
 class Told(msgspec.Struct, frozen=True, kw_only=True):
     """What whoever takes a file in says of it."""
 
@@ -42,12 +51,13 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     users: Mapping[int, str] = {}
     zone: tzinfo = UTC
     year: int = 0  # of times without one; 0 = when the file was last written
+    again: bool = False  # read it anew where it is in already
 
 
 def take_in(
     store: Store, by: ledger.Signer, path: Path, told: Told, progress: Callable[[int], None] = lambda at: None
-) -> tuple[Evidence, bool]:
-    """Take one file in; the evidence, and whether it was new. `progress(bytes read)`.
+) -> tuple[Evidence, State]:
+    """Take one file in; the evidence, and what became of it. `progress(bytes read)`.
 
     Raises:
         UsageError: it cannot be read, or nothing here knows what it is.
@@ -55,8 +65,8 @@ def take_in(
     """
     digest = store.put_file(path)
     known = ledger.read_custody(store).evidence.get(digest)
-    if known is not None:
-        return known.evidence, False
+    if known is not None and not told.again:
+        return known.evidence, State.THERE
     copy = store.object_path(digest)
     with opened(copy) as file:
         head = file.read(readers.HEAD_BYTES)
@@ -78,8 +88,10 @@ def take_in(
             weak=reader.weak,
             **msgspec.structs.asdict(counted),
         )
+    if known is not None and known.evidence == evidence:
+        return evidence, State.THERE
     ledger.take(store, by, evidence)
-    return evidence, True
+    return evidence, State.NEW if known is None else State.AGAIN
 
 
 def read_all(reader: Reader, file: BinaryIO, context: Context) -> Iterator[Item]:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainwarden.detect import values
 from trainwarden.detect.interface import Facts
 from trainwarden.detect.schedules import Schedule, declared, of_torch
 from trainwarden.detect.settings import rate as rate_of
@@ -30,9 +31,7 @@ MAX_KEPT = 4_096  # optimizers of ranks that are followed
 MAX_GROUPS = 64  # of one optimizer
 MAX_STEPS = 128  # steps for which ranks are compared
 _AHEAD = 64  # scheduler steps between two updates, at most (accelerate steps once for each rank)
-_NEAR = 1e-5
 _JUMP = 0.02  # of the rate
-_SMOOTHLY = 0.1
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _OPTIONS = ("--lr", "--learning-rate", "--learning_rate")
 _BENIGN_EDIT = "the script changes its settings by itself, in a way that its seal does not show"
@@ -97,7 +96,7 @@ class ScheduleDetector:
 
     def finish(self) -> Iterable[Finding]:
         peak, step, index = self._peak
-        if self._option <= 0 or index < 0 or self._over or peak >= self._option * (1 - _NEAR):
+        if self._option <= 0 or index < 0 or self._over or peak >= self._option * (1 - values.NEAR):
             return ()
         return (
             Finding(
@@ -151,19 +150,19 @@ class ScheduleDetector:
         for n, group in enumerate(groups):
             for key, wanted in self._expect.items():
                 found = group.get(key)
-                if key in group and not _same(found, wanted):
+                if key in group and not values.same(found, wanted):
                     yield _finding(
                         record,
                         (index,),
-                        f"{_who(record)} uses {key} = {_text(found)} in group {n} at step {record.step}.",
-                        f"[expect] declares {key} = {_text(wanted)}.",
+                        f"{_who(record)} uses {key} = {values.text(found)} in group {n} at step {record.step}.",
+                        f"[expect] declares {key} = {values.text(wanted)}.",
                         Severity.HIGH,
                         ("the declaration is out of date",),
                     )
         run = (record.attempt, record.optimizer)
         if self._declared is not None and not record.skipped and run not in self._departed:
             rate, wants = rate_of(groups[0]), (self._declared(record.step), self._declared(record.step + 1))
-            if not any(_near(rate, want) for want in wants):
+            if not any(values.near(rate, want) for want in wants):
                 self._departed.add(run)
                 yield _finding(
                     record,
@@ -180,7 +179,7 @@ class ScheduleDetector:
         if rate <= self._peak[0]:
             return
         self._peak = (rate, record.step, index)
-        if self._over or self._option <= 0 or rate <= self._option * (1 + _NEAR):
+        if self._over or self._option <= 0 or rate <= self._option * (1 + values.NEAR):
             return
         self._over = True
         yield _finding(
@@ -216,7 +215,7 @@ class ScheduleDetector:
             self._unlike.add(pair)  # stages of a pipeline have groups of their own
             return
         self._unlike.add(pair)
-        what = _difference(other.hyper, record.hyper)
+        what = values.difference(other.hyper, record.hyper)
         yield _finding(
             record,
             (first[0], index),
@@ -245,13 +244,13 @@ class ScheduleDetector:
                     one.constant[n, key] = one.constant.get((n, key), 0) + 1
                     continue
                 constant, one.constant[n, key] = one.constant.get((n, key), 0) + whole, -whole
-                if constant < HELD or _smoothly(old.get(key), new[key]):
+                if constant < HELD or values.smoothly(old.get(key), new[key]):
                     continue
                 yield _finding(
                     record,
                     (one.index, index),
-                    f"{_who(record)} changed {key} of group {n} from {_text(old.get(key))} to {_text(new[key])} "
-                    f"at step {record.step}.",
+                    f"{_who(record)} changed {key} of group {n} from {values.text(old.get(key))} to "
+                    f"{values.text(new[key])} at step {record.step}.",
                     "Settings other than the learning rate stay as they are, or follow a smooth schedule.",
                     Severity.MEDIUM,
                 )
@@ -267,7 +266,7 @@ class ScheduleDetector:
         if not one.forms or any(form is None for form in one.forms):
             return False
         for at in range(max(0, one.at - 1), one.at + _AHEAD):
-            if all(_near(rate_of(g), form(at)) for g, form in zip(groups, one.forms, strict=False) if form):
+            if all(values.near(rate_of(g), form(at)) for g, form in zip(groups, one.forms, strict=False) if form):
                 one.at, one.held = at, one.held + 1
                 for group, rate in zip(groups, one.rates, strict=True):
                     rate.before, rate.last, rate.smooth = rate.last, rate_of(group), SMOOTH
@@ -351,43 +350,6 @@ def _option(argv: tuple[str, ...]) -> float:
 
 def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value < 1 << 53 else 0
-
-
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= _NEAR * max(abs(a), abs(b)) + 1e-15
-
-
-def _same(found: object, wanted: object) -> bool:
-    if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
-        return len(found) == len(wanted) and all(_same(a, b) for a, b in zip(found, wanted, strict=True))
-    if isinstance(found, bool) or isinstance(wanted, bool):
-        return found == wanted
-    if isinstance(found, int | float) and isinstance(wanted, int | float):
-        return _near(float(found), float(wanted))
-    return found == wanted
-
-
-def _smoothly(old: object, new: object) -> bool:
-    """Whether one value can follow the other in a schedule: all numbers in it changed by a small share."""
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
-        return all(a == b or _smoothly(a, b) for a, b in zip(old, new, strict=True))
-    if isinstance(old, bool) or isinstance(new, bool) or not isinstance(old, int | float):
-        return False
-    if not isinstance(new, int | float):
-        return False
-    return abs(new - old) <= _SMOOTHLY * max(abs(new), abs(old)) or abs(new - old) <= 1e-4
-
-
-def _difference(one: tuple[dict[str, Any], ...], other: tuple[dict[str, Any], ...]) -> str:
-    for n, (a, b) in enumerate(zip(one, other, strict=False)):
-        for key in a:
-            if a[key] != b.get(key):
-                return f": {key} of group {n} is {_text(a[key])} and {_text(b.get(key))}"
-    return ""
-
-
-def _text(value: object) -> str:
-    return (f"{value:.6g}" if isinstance(value, float) else str(value))[:80]
 
 
 def _who(record: StepRecord) -> str:

@@ -10,18 +10,17 @@ Rules
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from trainwarden.attribute import Attribution, attribute
-from trainwarden.attribute.clocks import estimate
-from trainwarden.attribute.nouns import At
-from trainwarden.attribute.tables import open_tables
+from trainwarden.attribute import attribute
 from trainwarden.casefile import Broken, CaseFile, load_case
 from trainwarden.custody.ledger import Custody, folder, read_custody
+from trainwarden.dossier.attributed import KEEPER, Cited, attribution, lines_of, named_in, names_of
 from trainwarden.dossier.logbook import CUSTODY, GATE, LogBook, Register
-from trainwarden.dossier.masking import Named, Names
+from trainwarden.dossier.masking import Names
 from trainwarden.dossier.techniques import technique_of
 from trainwarden.errors import StoreError
 from trainwarden.gate.ledger import read_gate
@@ -29,23 +28,20 @@ from trainwarden.model import (
     Artefact,
     CheckpointCleared,
     ClearanceRefused,
-    CustodyEvent,
     Entry,
     Evidence,
+    EvidenceTaken,
     GateBegun,
     GateEntry,
     Incident,
     Reference,
     RunEnded,
 )
-from trainwarden.report.incident import clock_words
 from trainwarden.respond.account.claims import Held
 from trainwarden.respond.account.lines import Account, Line
 from trainwarden.store import Store
 
 MOST_ENTRIES = 300  # of one run, beside those that findings, verdicts and artefacts name
-MOST_LINES = 500
-MOST_ROWS = 200
 _STORY = (
     "run_ended",
     "recovered",
@@ -98,13 +94,13 @@ def gather(store: Store, book: LogBook, incident: Incident, given: Given, progre
     sources = {e.id: _records(store, book, register, custody, e) for e in incident.custody}
     progress("joining records …")
     told = attribute(store, incident)
-    lines = _lines(store, register, incident, told, sources)
-    _attribution(register, told, artefacts, lines, sources)
+    lines = lines_of(store, register, incident, told, sources)
+    attribution(register, told, Cited(artefacts, lines, sources, _replays(register)))
     for said in incident.statements:
         _statement(store, book, register, custody, incident, said.digest)
     _damage(register, given)
     register.add("incident", _incident_fields(book, register, incident, gate))
-    names = _names(told, register, custody, lines, _named_in(store, incident))
+    names = names_of(told, register, custody, lines, named_in(store, incident))
     return Gathered(register=register, names=names, cases=tuple(cases))
 
 
@@ -133,7 +129,7 @@ def _run(store: Store, book: LogBook, register: Register, incident: Incident, ru
             "key": case.sealed.key,
             "seal": case.sealed.seal,
             "parent": case.sealed.parent,
-            "command": list(case.seal.seal.argv) if case.seal else [],
+            "command": shlex.join(case.seal.seal.argv) if case.seal else "",
             "answer": case.answer.value,
             "sentence": case.sentence,
             "entries": len(case.entries),
@@ -191,6 +187,7 @@ def _artefact(store: Store, book: LogBook, register: Register, artefact: Artefac
     evidence = [book.cite(register, at["run"], at["index"])] if at else []
     fields["technique"] = technique_of(artefact.what)
     fields["sha256"] = _sha256(store, artefact.digest)
+    fields["run"] = at["run"] if at else ""
     return register.add("artefact", {**fields, "evidence": [e for e in evidence if e]})
 
 
@@ -204,7 +201,7 @@ def _sha256(store: Store, digest: str) -> str:
 
 
 def _records(store: Store, book: LogBook, register: Register, custody: Custody, evidence: Evidence) -> str:
-    taken = custody.evidence[evidence.id]
+    taken, earlier = custody.reading(evidence)
     fields = msgspec.to_builtins(evidence)
     fields["digest"] = fields.pop("id")
     fields.pop("table")
@@ -214,12 +211,25 @@ def _records(store: Store, book: LogBook, register: Register, custody: Custody, 
         {
             **fields,
             "missing": missing,
-            "taken_by": taken.actor or "the keeper of the log of custody",
+            "taken_by": taken.actor or KEEPER,
             "taken_ns": taken.wall_ns,
             "doubted": custody.doubted.get(taken.index, ""),
-            "evidence": book.cite_all(register, CUSTODY, [taken.index]),
+            "earlier": "; ".join(_reading(e) for e in earlier),
+            "evidence": book.cite_all(register, CUSTODY, [taken.index, *(e.index for e in earlier)]),
         },
     )
+
+
+def _reading(taken: EvidenceTaken) -> str:
+    """A reading that was replaced, in words: what it is worth hangs on who could have edited it."""
+    one = taken.evidence
+    return f"read before as of host {one.host or 'not told'}, could be edited by {', '.join(one.editors) or 'nobody'}"
+
+
+def _replays(register: Register) -> list[str]:
+    """The entries in which replays say what they found."""
+    types = ("diverged", "explanation", "inconclusive")
+    return [i.id for i in register.items if i.kind == "entry" and i.fields.get("entry.type") in types]
 
 
 def _statement(
@@ -256,166 +266,7 @@ def _incident_fields(book: LogBook, register: Register, incident: Incident, gate
     }
 
 
-# --------------------------------------------------------------------------- attribution
-
-
-_Lines = dict[tuple[str, int], tuple[str, CustodyEvent | None]]
-_COLUMNS = (
-    (Named.ACCOUNT, "account"), (Named.ACCOUNT, "login"), (Named.PERSON, "person"), (Named.HOST, "host"),
-    (Named.ADDRESS, "origin"),
-)  # fmt: skip
-
-
-def _lines(store: Store, register: Register, incident: Incident, told: Attribution, sources: dict[str, str]) -> _Lines:
-    """The lines of records that acts, items of evidence and the matrix stand on, each once."""
-    wanted = list(dict.fromkeys(_cited(told)))
-    if len(wanted) > MOST_LINES:
-        register.add(
-            "gap", {"what": "lines of records", "why": f"{len(wanted) - MOST_LINES} of {len(wanted)} are not shown"}
-        )
-    events = _events(store, incident, wanted[:MOST_LINES])
-    found: _Lines = {}
-    for at in wanted[:MOST_LINES]:
-        event = events.get((at.source, at.line))
-        fields = {n: v for n, v in msgspec.to_builtins(event).items() if n != "type"} if event else {"line": at.line}
-        source = sources.get(at.source, "")
-        found[at.source, at.line] = register.add("line", {**fields, "source": source, "evidence": [source]}), event
-    return found
-
-
-def _events(store: Store, incident: Incident, wanted: Sequence[At]) -> dict[tuple[str, int], CustodyEvent]:
-    """The events of these lines, with corrected times: one query a source."""
-    tables = open_tables(store, incident.custody)
-    found: dict[tuple[str, int], CustodyEvent] = {}
-    try:
-        tables.set_clocks(estimate(tables))
-        for n, evidence in enumerate(incident.custody):
-            lines = [at.line for at in wanted if at.source == evidence.id]
-            marks = ", ".join("?" * len(lines))
-            if lines:
-                events = tables.events(f"source = {n} AND line IN ({marks})", lines)
-                found |= {(e.source, e.line): e for e in reversed(events)}
-    finally:
-        tables.close()
-    return found
-
-
-def _cited(told: Attribution) -> Iterable[At]:
-    for deed in told.deeds[:MOST_ROWS]:
-        yield from deed.told
-    for piece in told.pieces:
-        yield from piece.told
-    for trace in told.traces:
-        if trace.earliest is not None:
-            yield At(source=trace.earliest.source, line=trace.earliest.line)
-
-
-def _attribution(
-    register: Register, told: Attribution, artefacts: Sequence[str], lines: _Lines, sources: dict[str, str]
-) -> None:
-    def items(ats: Iterable[At]) -> list[str]:
-        return list(dict.fromkeys(lines[a.source, a.line][0] for a in ats if (a.source, a.line) in lines))
-
-    for trace, artefact in zip(told.traces, artefacts, strict=True):
-        first = trace.earliest
-        at = [At(source=first.source, line=first.line)] if first else []
-        earliest = {"time_ns": first.time_ns, "who": first.login or first.account, "host": first.host} if first else {}
-        register.add(
-            "origin",
-            {
-                "artefact": artefact,
-                **earliest,
-                "deeds": len(trace.deeds),
-                "pointers": list(trace.pointers),
-                "evidence": [artefact, *items(at)],
-            },
-        )
-    for deed in told.deeds[:MOST_ROWS]:
-        fields = msgspec.to_builtins(deed)
-        for name in ("artefact", "told", "processes"):
-            fields.pop(name, None)
-        what = told.traces[deed.artefact].artefact
-        register.add(
-            "act",
-            {
-                **fields,
-                "path": what.path,
-                "found": what.digest,
-                "before": what.before,
-                "kind_of": what.what,
-                "technique": technique_of(what.what),
-                "sources": len({a.source for a in deed.told}),
-                "evidence": [artefacts[deed.artefact], *items(deed.told)],
-            },
-        )
-    if len(told.deeds) > MOST_ROWS:
-        register.add("gap", {"what": "acts", "why": f"{len(told.deeds) - MOST_ROWS} further acts are not shown"})
-    for clock in told.clocks:
-        source = sources.get(clock.source, "")
-        register.add(
-            "clock", {**msgspec.to_builtins(clock), "source": source, "words": clock_words(clock), "evidence": [source]}
-        )
-    pieces = [
-        register.add("piece", {**msgspec.to_builtins(p), "told": [], "evidence": items(p.told)}) for p in told.pieces
-    ]
-    for s in told.hypotheses:
-        register.add(
-            "hypothesis",
-            {
-                "id": s.hypothesis.id,
-                "kind": s.hypothesis.kind.value,
-                "account": s.hypothesis.account,
-                "words": s.hypothesis.words,
-                "grade": s.grade.value,
-                "score": s.score,
-                "supporting": [pieces[n] for n in s.supporting],
-                "opposing": [pieces[n] for n in s.opposing],
-                "evidence": [pieces[n] for n in (*s.supporting, *s.opposing)],
-            },
-        )
-    _matrix(register, told)
-    c = told.conclusion
-    register.add(
-        "conclusion",
-        {
-            **msgspec.to_builtins(c),
-            "leading": c.leading.words if c.leading else "",
-            "leading_kind": c.leading.kind.value if c.leading else "",
-            "account": c.leading.account if c.leading else "",
-            "events": told.events,
-            "sources": told.sources,
-            "evidence": pieces,
-        },
-    )
-
-
-def _matrix(register: Register, told: Attribution) -> None:
-    from trainwarden.report.incident import matrix_row
-
-    for row in told.matrix[:MOST_ROWS]:
-        account, kind, access, present, away, unknown, ended = matrix_row(row)
-        register.add(
-            "access",
-            {
-                "account": account,
-                "kind": kind,
-                "holder": row.holder,
-                "access": access,
-                "present": present,
-                "absent": away,
-                "unknown": unknown,
-                "ended": ended,
-                "revoked_ns": row.revoked_ns,
-                "disclosures": row.disclosures,
-                "followed": row.followed,
-                "expected": row.expected,
-            },
-        )
-    if len(told.matrix) > MOST_ROWS:
-        register.add("gap", {"what": "accounts", "why": f"{len(told.matrix) - MOST_ROWS} further accounts had no part"})
-
-
-# --------------------------------------------------------------------------- damage, names
+# --------------------------------------------------------------------------- damage
 
 
 def _damage(register: Register, given: Given) -> None:
@@ -456,50 +307,3 @@ def _damage(register: Register, given: Given) -> None:
                 "evidence": [runs[r] for r in held.evidence if r in runs],
             },
         )
-
-
-def _named_in(store: Store, incident: Incident) -> dict[Named, set[str]]:
-    """Every name in any of the records."""
-    found: dict[Named, set[str]] = {kind: set() for kind in Named}
-    tables = open_tables(store, incident.custody)
-    try:
-        for kind, column in _COLUMNS:
-            found[kind] |= {name for (name,) in tables.rows(f"SELECT DISTINCT {column} FROM raw")}
-    finally:
-        tables.close()
-    return found
-
-
-def _names(
-    told: Attribution, register: Register, custody: Custody, lines: _Lines, found: dict[Named, set[str]]
-) -> Names:
-    """Every name that the items have, by what it is of, with those in `found`."""
-    events = [e for _, e in lines.values() if e is not None]
-    firsts = [t.earliest for t in told.traces if t.earliest is not None]
-    for e in (*events, *firsts):
-        found[Named.ACCOUNT] |= {e.account, e.login}
-        found[Named.PERSON].add(e.person)
-        found[Named.HOST].add(e.host)
-        found[Named.ADDRESS] |= {e.origin, e.session}
-    for d in told.deeds:
-        found[Named.ACCOUNT] |= {d.who, d.account}
-        found[Named.HOST].add(d.host)
-        found[Named.ADDRESS] |= {d.origin, d.session}
-    for row in told.matrix:
-        found[Named.ACCOUNT].add(row.account)
-        found[Named.PERSON].add(row.holder)
-    for s in told.hypotheses:
-        found[Named.ACCOUNT].add(s.hypothesis.account)
-    for p in told.pieces:
-        found[Named.ACCOUNT] |= set(p.exculpates)
-    for t in told.traces:
-        found[Named.ACCOUNT] |= set(t.pointers)
-    for one in custody.evidence.values():
-        found[Named.HOST].add(one.evidence.host)
-    for item in register.items:
-        for name in ("entry.actor", "taken_by"):
-            found[Named.ACCOUNT].add(str(item.fields.get(name, "")))
-    found[Named.ACCOUNT].discard("the keeper of the log of custody")
-    leading = told.conclusion.leading
-    kept = {kind: frozenset(n for n in names if len(n) > 1 or n.isalpha()) for kind, names in found.items()}
-    return Names(found=kept, concerned=leading.account if leading else "")

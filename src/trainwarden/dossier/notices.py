@@ -12,7 +12,10 @@ from trainwarden.dossier.nouns import Audience
 from trainwarden.dossier.view import Hidden, View, as_list
 
 ROUTES: Mapping[Audience, tuple[str, str]] = {
-    Audience.ORGANISATION: ("the organisation itself", "it made this dossier"),
+    Audience.ORGANISATION: (
+        "the organisation's own management, counsel and staff office",
+        "before anybody outside is told; the respondent is heard before anything is decided about them",
+    ),
     Audience.UNIVERSITY: (
         "a university",
         "only if the person who holds the account studies or works there, and only about that account; "
@@ -57,7 +60,10 @@ def notice(view: View) -> str:
         parts.append("## To look for elsewhere\n" + _listed(_indicators(view), "No artefact."))
     if audience is not Audience.INDUSTRY:
         parts.append("## Damage\n" + _listed(_damage(view), "No account was made."))
-    unknown = as_list(view.value(conclusion, "unknown")) + as_list(view.value(conclusion, "missing"))
+    unknown = as_list(view.value(conclusion, "unknown"))
+    unknown += [f"what would decide: {text}" for text in as_list(view.value(conclusion, "missing"))]
+    if audience is not Audience.INDUSTRY:
+        unknown += [f"damage, {view.text(x, 'line')}: {view.text(x, 'unknown')} ({x.id})" for x in view.open_losses()]
     parts += [
         "## Not known\n" + _listed(unknown, "Nothing is told to be missing."),
         "## The respondent\n" + _heard(view),
@@ -88,8 +94,8 @@ def _indicators(view: View) -> list[str]:
 
 def _damage(view: View) -> list[str]:
     return [
-        f"{view.text(x, 'line')}: {view.text(x, 'mid') or '0'} {view.text(x, 'unit')} "
-        f"(from {view.text(x, 'low') or '0'} to {view.text(x, 'high') or '0'}) ({x.id})"
+        f"{view.text(x, 'line')}: {view.number(x, 'mid'):,.3g} {view.text(x, 'unit')} "
+        f"(from {view.number(x, 'low'):,.3g} to {view.number(x, 'high'):,.3g}) ({x.id})"
         for x in view.of("loss")
         if not isinstance(view.value(x, "mid"), Hidden) and view.number(x, "high")
     ]

@@ -5,6 +5,7 @@ Whoever checks a dossier with the version that made it finds a page that says ot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import msgspec
@@ -12,7 +13,7 @@ from markupsafe import Markup
 
 from trainwarden.dossier import exports
 from trainwarden.dossier.notices import notice
-from trainwarden.dossier.nouns import Audience, Manifest, Shown
+from trainwarden.dossier.nouns import Manifest, Shown
 from trainwarden.dossier.sections import sections
 from trainwarden.dossier.view import Hidden, Row, Section, Table, View
 from trainwarden.report.html import environment, stylesheet
@@ -21,6 +22,7 @@ PAGE = "dossier.html"
 REGISTER = "register.json"
 PRINTED = "dossier.pdf"
 _LONG = 24  # characters without a space that do not fit a narrow column
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC")
 _FOLDERS = ("exports/", "notices/")
 
 
@@ -39,9 +41,7 @@ def basis(manifest: Manifest) -> Manifest:
 def pages_of(items: Sequence[Shown], manifest: Manifest) -> dict[str, bytes]:
     """Every derived member."""
     view = View(items, basis(manifest))
-    found = {PAGE: _page(view).encode()}
-    if manifest.audience is not Audience.ORGANISATION:
-        found[f"notices/{manifest.audience}.md"] = notice(view).encode()
+    found = {PAGE: _page(view).encode(), f"notices/{manifest.audience}.md": notice(view).encode()}
     return found | {f"exports/{name}": data for name, data in exports.all_of(view).items()}
 
 
@@ -49,6 +49,7 @@ def _page(view: View) -> str:
     incident, conclusion = view.one("incident"), view.one("conclusion")
     template = environment()
     template.tests["hidden"] = lambda cell: isinstance(cell, Hidden)
+    template.tests["timed"] = lambda cell: isinstance(cell, str) and _TIME.match(cell) is not None
     template.tests["unbroken"] = lambda cell: isinstance(cell, str) and any(len(w) > _LONG for w in cell.split())
     proven = sum(item.proof is not None for item in view.of("entry"))
     return template.get_template("dossier.html").render(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import msgspec
 
 from trainwarden.dossier.nouns import Shown
 from trainwarden.dossier.view import Hidden, View
 from trainwarden.report.html import NARROW, WIDE
-from trainwarden.report.svg import drawing, element, label, title
+from trainwarden.report.svg import drawing, element, label, number, title
 from trainwarden.report.waterfall import waterfall
 from trainwarden.report.words import when
 from trainwarden.respond.account.lines import Account
@@ -74,13 +76,25 @@ def _drawn(marks: list[_Mark], lanes: list[str], width: float) -> str:
             x = left + 6 + (width - left - 26) * (m.time_ns - first) / over
             wide = (width - left - 26) * m.error_ns / over
             if wide > 1:
-                body.append(element("line", x1=x - wide, x2=x + wide, y1=y, y2=y, class_="whisker"))
+                body += _whisker(x - wide, x + wide, y, left, width - 10)
             told = title(f"{when(m.time_ns)} {m.text}")
             body.append(element("circle", told, cx=x, cy=y, r=5, class_=f"tick-mark {m.kind}"))
     body.append(label(left, height - 8, when(first)))
     if last > first:
         body.append(label(width - 10, height - 8, when(last)[:16] if narrow else when(last), anchor="end"))
     return str(drawing(width, height, "acts and findings over time", body, "chart"))
+
+
+def _whisker(first: float, last: float, y: float, left: float, right: float) -> Iterator[str]:
+    """The error of a clock, with an arrow where it reaches further than the drawing."""
+    low, high = max(first, left), min(last, right)
+    yield element("line", x1=low, x2=high, y1=y, y2=y, class_="whisker")
+    for end, beyond, back in ((low, first < left, 6), (high, last > right, -6)):
+        if beyond:
+            points = (
+                f"{number(end + back)},{number(y - 4)} {number(end)},{number(y)} {number(end + back)},{number(y + 4)}"
+            )
+            yield element("polyline", points=points, class_="whisker")
 
 
 def falls(view: View) -> tuple[tuple[str, str], ...]:

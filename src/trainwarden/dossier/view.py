@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from trainwarden.dossier.nouns import Manifest, Shown
 from trainwarden.report.words import when
 
+UNKNOWN = "not known"
 _LINE = 1500  # characters
 
 
@@ -18,6 +19,8 @@ class Hidden(NamedTuple):
 
 
 Cell: TypeAlias = str | Hidden
+Column: TypeAlias = str | Callable[[Shown], Cell]
+"""A column of a table: the name of a field, or what to say of an item."""
 
 
 class Row(NamedTuple):
@@ -110,9 +113,24 @@ class View:
         """The log entries of these types."""
         return [i for i in self.of("entry") if self.value(i, "entry.type") in types]
 
-    def row(self, item: Shown, *cells: Cell) -> Row:
-        """A row that is this item."""
-        return Row(cells, self.refs(item), item.id)
+    def open_losses(self) -> list[Shown]:
+        """The lines of the account of which something is not known."""
+        return [x for x in self.of("loss") if self.value(x, "unknown")]
+
+    def rows(self, items: Iterable[Shown], *columns: Column) -> tuple[Row, ...]:
+        """A row for each item, with the items that it stands on."""
+        return tuple(
+            Row(tuple(self.cell(i, c) if isinstance(c, str) else c(i) for c in columns), self.refs(i), i.id)
+            for i in items
+        )
+
+    def known(self, name: str) -> Column:
+        """A field that says so where it is not known."""
+        return lambda item: self.cell(item, name) or UNKNOWN
+
+    def at(self, name: str) -> Column:
+        """A field in nanoseconds as a time."""
+        return lambda item: self.time(item, name)
 
 
 def words_of(value: object) -> str:

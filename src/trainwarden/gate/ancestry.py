@@ -206,6 +206,7 @@ class Tracer:
     def _why_unknown(self, files: Sequence[CheckpointFile]) -> str:
         """What no run is known to have saved, beside the checkpoint that comes nearest."""
         least: tuple[list[str], str] = ([f.path for f in files], "any run")
+        other: list[str] = []  # of those, what was saved under their names was something else
         for run in sorted({run for f in files for run in self._savers.get(f.digest, ())}):
             if isinstance(case := self.case(run), CaseFile):
                 sealed = self._sealed(case)
@@ -213,8 +214,10 @@ class Tracer:
                     lacking = _not_of(files, c, sealed)
                     if len(lacking) < len(least[0]):
                         least = lacking, f"step {c.step} of run {run}"
-        names = ", ".join(least[0][:3]) + (f" and {len(least[0]) - 3} more" if len(least[0]) > 3 else "")
-        return f"{names} {'is' if len(least[0]) == 1 else 'are'} no part of {least[1]}"
+                        other = [path for path in lacking if any(s.path.endswith(f"/{path}") for s in c.files)]
+        if other:
+            return f"{_listed(other)} not what {least[1]} saved there: put back what was saved"
+        return f"{_listed(least[0])} no part of {least[1]}"
 
     def _unknown(self, digest: str, why: str, name: str = "") -> Node:
         doubt = Doubt(Standing.UNDECIDED, why)
@@ -364,6 +367,11 @@ class Tracer:
             ways = [*self._saved((file,)), *made]
             if ways:
                 yield min(ways, key=lambda n: _BEST_FIRST.index(n.standing))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 def _name(case: CaseFile, c: Checkpoint) -> str:

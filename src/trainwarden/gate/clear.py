@@ -33,11 +33,11 @@ from trainwarden.gate.decision import Checked, Cleared, Decision, Refused, Undec
 from trainwarden.gate.derive import TOLD, difference
 from trainwarden.gate.evaluate import evaluate, read_claims, unequal
 from trainwarden.gate.findings import finding_digest, open_findings
-from trainwarden.gate.incidents import open_on
+from trainwarden.gate.incidents import Incidents
 from trainwarden.gate.ledger import append, read_gate
 from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
 from trainwarden.gate.registry import fold
-from trainwarden.gate.stored import decided, holds_tensors
+from trainwarden.gate.stored import decided_together, holds_tensors
 from trainwarden.keys import SigningKey
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
@@ -170,10 +170,10 @@ def _remade(store: Store, policy: GateConfig, said: Derived) -> Doubt | None:
 
 
 def _safe(asked: _Asked) -> Checked:
-    found = Checked()
+    found, decisions = Checked(), decided_together(asked.store, asked.manifest.files)
     for file in asked.manifest.files:
         place = asked.request.path / file.path if asked.request.path.is_dir() else asked.request.path
-        match decided(asked.store, file):
+        match decisions[file.path]:
             case results.Refused(objections=objections):
                 first = objections[0]
                 found += refuse(f"{file.path}: {first.opcode} {first.name} at {first.offset}: {first.why}")
@@ -224,8 +224,8 @@ def _not_frozen(asked: _Asked) -> Checked:
 
 
 def _no_incident(asked: _Asked) -> Checked:
-    found = Checked()
-    for told in dict.fromkeys(t for run in asked.cases for t in open_on(asked.store, run)):
+    found, incidents = Checked(), Incidents(asked.store)
+    for told in dict.fromkeys(t for run in asked.cases for t in incidents.open_on(run)):
         found += lacks(told, "trainwarden incident show last")
     return found
 

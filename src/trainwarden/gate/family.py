@@ -11,6 +11,7 @@ import msgspec
 
 from trainwarden.errors import StoreError
 from trainwarden.gate.ancestry import Ancestry, Node, Tracer
+from trainwarden.gate.incidents import Incidents
 from trainwarden.gate.manifest import read_manifest
 from trainwarden.gate.registry import fold
 from trainwarden.model import CheckpointManifest, GateEntry, Standing
@@ -34,6 +35,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
     tainted: tuple[str, ...]  # the first in each line: what they stand on is not tainted
     descendants: tuple[Descendant, ...]  # served ones first
+    open: tuple[str, ...] = ()  # incidents that are open on the runs it stands on
 
 
 def family_of(
@@ -60,13 +62,14 @@ def family_of(
     shown = dict.fromkeys((*ancestry.nodes, *tainted, *(d.node.id for d in descendants)))
     for d in descendants:
         shown |= dict.fromkeys(tracer.above(d.node).nodes)
-    everything = {n.id: n for n in tracer.known()}
+    everything, incidents = {n.id: n for n in tracer.known()}, Incidents(store)
     return Family(
         digest=digest,
         root=ancestry.root.id,
         nodes=tuple(n for name, n in everything.items() if name in shown),
         tainted=tainted,
         descendants=tuple(descendants),
+        open=tuple(told for run in sorted(ancestry.until) for told in incidents.open_on(run)),
     )
 
 

@@ -1,117 +1,165 @@
-"""Follows the logs that a clearance stands on: each entry is verified and judged once, when it comes.
+"""Follows the logs that clearances stand on: each entry is verified and judged once, when it comes.
 
 Rules
 -----
-* One look judges all of a log; further ones judge what came since, for whoever answers many times a second beside a run
-  that goes on.
-* Reading goes on where it ended: a batch counts once its entries are under a head that the run's key signed. A log that
-  got shorter, whose head went back, or that is not there is a trouble.
-* Open incidents are looked for when any of these logs, or that of custody, changed.
+* A run's log is read once for all checkpoints that stand on it. One look judges all of it; further ones judge what came
+  since, for whoever answers many times a second beside a run that goes on.
+* A log that got shorter, whose head went back, that is not there, or is another one than when a checkpoint was cleared,
+  is a trouble.
+* Open incidents are read when the log of custody changed, for all runs at once.
 * A freeze is looked for anew when something that could be one came, or the store's list of frozen runs changed.
 
-Trust: the run's key. What was read before is not read again: an entry that is altered later was counted already.
+Trust: the runs' keys. What was read before is not read again: an entry that is altered later was counted already.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
 
 from trainwarden import descent
 from trainwarden.custody.ledger import folder as custody_folder
-from trainwarden.errors import LogError, LogTampered, SignatureInvalid, StoreError, UsageError
+from trainwarden.errors import LogError, SignatureInvalid, StoreError, UsageError
 from trainwarden.gate.findings import divergences, open_findings
-from trainwarden.gate.incidents import open_on
-from trainwarden.log.journal import log_errors, require_head
-from trainwarden.log.scan import Batch, Position, read_batches
-from trainwarden.log.storage import HEAD, FolderStorage
-from trainwarden.model import CheckpointLoaded, Contained, Recovered, RunSeen, Severity, Undone, decode_entry
+from trainwarden.gate.incidents import Incidents
+from trainwarden.log.following import LogFollower
+from trainwarden.log.storage import HEAD, look_at
+from trainwarden.model import (
+    CheckpointCleared,
+    CheckpointLoaded,
+    Contained,
+    Diverged,
+    Entry,
+    Finding,
+    Recovered,
+    RunSeen,
+    Severity,
+    Undone,
+    decode_entry,
+)
 from trainwarden.store import Store
 
+_TROUBLES = (LogError, StoreError, UsageError, SignatureInvalid, msgspec.DecodeError)
 
-class Follower:
-    """What one run's log has against a checkpoint; kept between looks."""
 
-    def __init__(self, store: Store, seen: RunSeen, least: Severity) -> None:
-        self._store, self._seen, self._least = store, seen, least
-        self._at, self._head = Position(), 0
-        self._found: dict[str, None] = {}
-        self._frozen: tuple[str, ...] = ()
+class Following:
+    """What the logs of runs have against checkpoints; kept between looks, for one thread at a time."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._incidents = Incidents(store)
+        self._runs: dict[tuple[str, str], RunLog] = {}
+        self._judged: dict[tuple[str, int, str], _Judged] = {}
+        self._told: dict[tuple[str, str], str] = {}  # what is wrong with each log, by this look
+
+    def look_again(self) -> None:
+        """From here on a new look: each log is looked at again, once."""
+        self._told.clear()
+        self._incidents.look_again()
+
+    def against(self, clearance: CheckpointCleared) -> tuple[str, ...]:
+        """What is against a checkpoint as of this look; () for nothing."""
+        found = (told for run in clearance.runs for told in self._of(clearance, run))
+        return tuple(dict.fromkeys(found))
+
+    def keep(self, clearances: Collection[CheckpointCleared]) -> None:
+        """Forget what does not concern these."""
+        runs = {(run.run, run.key) for c in clearances for run in c.runs}
+        self._runs = {key: log for key, log in self._runs.items() if key in runs}
+        wanted = {_key(c, run) for c in clearances for run in c.runs}
+        self._judged = {key: judged for key, judged in self._judged.items() if key in wanted}
+
+    def _of(self, clearance: CheckpointCleared, run: RunSeen) -> tuple[str, ...]:
+        log = self._runs.setdefault((run.run, run.key), RunLog(self._store, run.run, run.key))
+        judged = self._judged.setdefault(_key(clearance, run), _Judged(run, clearance.findings))
+        if (run.run, run.key) not in self._told:
+            self._told[run.run, run.key] = log.look()
+        trouble = self._told[run.run, run.key] or judged.is_another(log)
+        found = (*self._incidents.open_on(run.run), *log.frozen, *judged.judge(log))
+        return (f"run {run.run} cannot be looked at: {trouble}", *found) if trouble else found
+
+
+class RunLog:
+    """What one run's log says that may be against checkpoints."""
+
+    def __init__(self, store: Store, run: str, key: str) -> None:
+        self._store, self._run = store, run
+        self.log = LogFollower(store.path / "runs" / run / "log", key)
+        self.weighty: list[tuple[int, Finding | Diverged]] = []
+        self.frozen: tuple[str, ...] = ()
+        self._looks: object = None
         self._marks: object = None
         self._related = True
-        self._told: tuple[object, tuple[str, ...]] = (None, ())
 
-    @property
-    def head(self) -> Path:
-        """The head of the run's log; with `store_marks` it changes when there may be something new."""
-        return head_of(self._store, self._seen.run)
-
-    def look(self) -> tuple[str, ...]:
-        """What is against the checkpoint now; () for nothing."""
-        looks = look_at(self.head), store_marks(self._store)
-        if self._told[0] == looks:
-            return self._told[1]
-        incidents: tuple[str, ...] = ()
+    def look(self) -> str:
+        """Read what is new; what is wrong with the log, "" for nothing."""
+        looks = look_at(head_of(self._store, self._run)), frozen_marks(self._store)
+        if looks == self._looks:
+            return ""
         try:
-            incidents = open_on(self._store, self._seen.run)
-            folder = self._store.run(self._seen.run).log
-            with log_errors(f"read the log {folder}"), closing(FolderStorage.for_reading(folder)) as storage:
-                self._read(storage)
-            self._look_for_freezes()
-        except (LogError, StoreError, UsageError, SignatureInvalid, msgspec.DecodeError) as e:
-            self._told = None, ()  # it may pass: to be looked at again
-            return (*incidents, f"run {self._seen.run} cannot be looked at: {e}", *self._frozen, *self._found)
-        told = (*incidents, *self._frozen, *self._found)
-        self._told = None if incidents else looks, told  # so may an incident that cannot be told of
-        return told
+            for batch in self.log.new():
+                entries = [(frame.index, decode_entry(frame.data)) for frame in batch.entries]
+                self.weighty += [(i, entry) for i, entry in entries if isinstance(entry, Finding | Diverged)]
+                self._related |= any(_is_of_kin(entry) for _, entry in entries)
+            self._look_for_freezes(looks[1])
+        except _TROUBLES as e:
+            self._looks = None  # it may pass: to be looked at again
+            return str(e)
+        self._looks = looks
+        return ""
 
-    def _read(self, storage: FolderStorage) -> None:
-        head, size = require_head(storage, self._seen.key), storage.size()
-        if size < self._at.offset or head.size < self._head:
-            raise LogTampered(f"it was cut or put back: {self._head} entries were seen, its head says {head.size}")
-        for batch in read_batches(storage, self._at, size, self._seen.key):
-            self._take(batch)
-            self._at = batch.after
-        self._head = head.size
-        size, known = self._at.frontier.size, self._seen.size
-        if size < known:
-            raise LogTampered(f"it has {size} entries, {known} were there when it was cleared")
-        if size < head.size:
-            raise LogTampered(f"it has {size} entries, its head says {head.size}")
-
-    def _take(self, batch: Batch) -> None:
-        before, after, known = self._at.frontier.size, batch.after.frontier, self._seen.size
-        if before < known <= after.size and (after.size != known or after.root().hex() != self._seen.root):
-            raise LogTampered("it is another one than when it was cleared")
-        for frame in batch.entries:
-            if frame.index >= known:
-                self._found.update(dict.fromkeys(self._judge(frame.index, frame.data)))
-
-    def _judge(self, index: int, data: bytes) -> Iterator[str]:
-        entry, run, until = decode_entry(data), self._seen.run, self._seen.until
-        self._related |= isinstance(entry, Contained | Undone | Recovered | CheckpointLoaded)
-        for _, diverged in divergences([(index, entry)], until):
-            yield f"run {run} diverged at step {diverged.at.step} (entry {index}: {diverged.at.words})"
-        for _, finding in open_findings([(index, entry)], until, self._least):
-            yield f"run {run}, entry {index}, {finding.severity} finding {finding.detector}: {finding.seen}"
-
-    def _look_for_freezes(self) -> None:
-        marks = frozen_marks(self._store)
+    def _look_for_freezes(self, marks: object) -> None:
         if not self._related and marks == self._marks:
             return
-        self._frozen = tuple(
+        self.frozen = tuple(
             f"run {frozen.run} is frozen (entry {frozen.index}: {frozen.reason or 'no reason given'})"
-            for frozen in descent.frozen_by(self._store, self._seen.run)
+            for frozen in descent.frozen_by(self._store, self._run)
         )
         self._related, self._marks = False, marks
 
 
+class _Judged:
+    """What of a run's log is against one checkpoint: of the entries after it was cleared, at steps it stands on."""
+
+    def __init__(self, seen: RunSeen, least: Severity) -> None:
+        self._seen, self._least = seen, least
+        self._found: dict[str, None] = {}
+        self._done = 0  # of the log's weighty entries
+
+    def judge(self, log: RunLog) -> tuple[str, ...]:
+        new = [(index, entry) for index, entry in log.weighty[self._done :] if index >= self._seen.size]
+        run, until = self._seen.run, self._seen.until
+        for index, diverged in divergences(new, until):
+            self._found[f"run {run} diverged at step {diverged.at.step} (entry {index}: {diverged.at.words})"] = None
+        for index, finding in open_findings(new, until, self._least):
+            told = f"run {run}, entry {index}, {finding.severity} finding {finding.detector}: {finding.seen}"
+            self._found[told] = None
+        self._done = len(log.weighty)
+        return tuple(self._found)
+
+    def is_another(self, log: RunLog) -> str:
+        """How the log is not the one that the checkpoint was cleared by, "" where it is."""
+        if log.log.size < self._seen.size:
+            return f"it has {log.log.size} entries, {self._seen.size} were there when it was cleared"
+        if log.log.root(self._seen.size) != self._seen.root:
+            return "it is another one than when it was cleared"
+        return ""
+
+
+def _is_of_kin(entry: Entry) -> bool:
+    return isinstance(entry, Contained | Undone | Recovered | CheckpointLoaded)
+
+
+def _key(clearance: CheckpointCleared, run: RunSeen) -> tuple[str, int, str]:
+    """What tells judgements apart: a checkpoint that is cleared anew is judged anew."""
+    return clearance.digest, clearance.wall_ns, run.run
+
+
 def head_of(store: Store, run: str) -> Path:
-    """Where the head of a run's log lies."""
+    """Where the head of a run's log lies; with `store_marks` it changes when there may be something new."""
     return store.path / "runs" / run / "log" / HEAD
 
 
@@ -127,14 +175,3 @@ def frozen_marks(store: Store) -> object:
 def store_marks(store: Store) -> object:
     """What changes when anything of the whole store may be against a checkpoint: freezes, and the log of custody."""
     return frozen_marks(store), look_at(custody_folder(store) / HEAD)
-
-
-def look_at(head: Path) -> bytes | None:
-    """The head that lies there, None for none.
-
-    Not its times: two that are written within one tick of the clock have the same, and may have the same inode.
-    """
-    try:
-        return head.read_bytes()
-    except OSError:
-        return None

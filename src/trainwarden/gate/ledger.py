@@ -23,6 +23,7 @@ import msgspec
 from trainwarden.errors import GateTampered, KeyUnusable, LogError, LogLocked, SignatureInvalid, UsageError
 from trainwarden.gate.registry import fold
 from trainwarden.keys import SigningKey
+from trainwarden.log.following import LogFollower
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.log.storage import HEAD
@@ -52,21 +53,60 @@ def read_gate(store: Store, keeper: str = "") -> tuple[GateEntry, ...]:
     Raises:
         GateTampered: the log does not verify, or another keeper signed it.
     """
-    folder = _folder(store)
-    if not folder.is_dir():
+    place = folder(store)
+    if not place.is_dir():
         return ()
     try:
-        entries = _entries(folder)
+        entries = _entries(place)
         if not entries:
             return ()
         named = entries[0].key if isinstance(entries[0], GateBegun) else ""
         if not named or (keeper and named != keeper):
             raise GateTampered(f"the gate's log is kept by {named or 'nobody'}, expected {keeper}", hint=_EVIDENCE)
-        verify_log(folder, named, ORIGIN)
+        verify_log(place, named, ORIGIN)
     except (LogError, SignatureInvalid, msgspec.DecodeError) as e:
         raise GateTampered(f"the gate's log does not verify: {e}", hint=_EVIDENCE) from e
     fold(entries)
     return entries
+
+
+class GateLog:
+    """The gate's log while it grows: every entry is verified, and held against those before it, once."""
+
+    def __init__(self, store: Store) -> None:
+        self._folder = folder(store)
+        self._log: LogFollower | None = None  # from the first good look on
+        self._entries: list[GateEntry] = []
+
+    def look(self, keeper: str = "") -> tuple[GateEntry, ...]:
+        """All entries; () before the first.
+
+        Raises:
+            GateTampered: the log does not verify, does not continue what was read, or another keeper signed it.
+        """
+        if self._log is None and not self._folder.is_dir():
+            return ()
+        try:
+            named, wanted = _named(self._folder), self._log.key if self._log else keeper
+            if not named and self._log is None:
+                return ()
+            if not named or (wanted and named != wanted):
+                raise GateTampered(f"the gate's log is kept by {named or 'nobody'}, expected {wanted}", hint=_EVIDENCE)
+            self._read(named)
+        except (LogError, SignatureInvalid, msgspec.DecodeError) as e:
+            raise GateTampered(f"the gate's log does not verify: {e}", hint=_EVIDENCE) from e
+        return tuple(self._entries)
+
+    def root(self, size: int) -> str:
+        """The root that the log had at that size, "" where no head of that size was ever kept."""
+        return self._log.root(size) if self._log else ""
+
+    def _read(self, key: str) -> None:
+        log, entries = (self._log, self._entries) if self._log else (LogFollower(self._folder, key, ORIGIN), [])
+        for batch in log.new():
+            entries.extend([decode_gate_entry(frame.data) for frame in batch.entries])
+        fold(entries)
+        self._log, self._entries = log, entries
 
 
 def append(store: Store, key: SigningKey, makes: Callable[[tuple[GateEntry, ...]], E]) -> E:
@@ -77,10 +117,10 @@ def append(store: Store, key: SigningKey, makes: Callable[[tuple[GateEntry, ...]
         GateTampered: the log does not verify, or the entry does not follow.
         LogLocked, LogError, StoreError: it cannot be written.
     """
-    folder = _folder(store)
-    with store_errors(f"write the gate's log in {folder}"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    with closing(_opened(folder, key)) as log:
+    place = folder(store)
+    with store_errors(f"write the gate's log in {place}"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with closing(_opened(place, key)) as log:
         if log.size == 0:
             log.append([canonical(GateBegun(key=key.public, wall_ns=time.time_ns()))])
         before: tuple[GateEntry, ...] = read_gate(store)
@@ -90,13 +130,13 @@ def append(store: Store, key: SigningKey, makes: Callable[[tuple[GateEntry, ...]
     return entry
 
 
-def _opened(folder: Path, key: SigningKey) -> LogWriter:
+def _opened(place: Path, key: SigningKey) -> LogWriter:
     """The log held for writing; whoever holds it is waited for."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
-        begun = (folder / HEAD).exists()
+        begun = (place / HEAD).exists()
         try:
-            return LogWriter.open(folder, key) if begun else LogWriter.create(folder, ORIGIN, key)
+            return LogWriter.open(place, key) if begun else LogWriter.create(place, ORIGIN, key)
         except LogLocked:
             if time.monotonic() > deadline:
                 raise
@@ -106,16 +146,24 @@ def _opened(folder: Path, key: SigningKey) -> LogWriter:
                 f"the gate's log is not kept by your key: {e}", hint="ask its keeper, who alone clears and promotes"
             ) from e
         except LogError:
-            if begun or not (folder / HEAD).exists():  # else somebody began it meanwhile
+            if begun or not (place / HEAD).exists():  # else somebody began it meanwhile
                 raise
 
 
-def _entries(folder: Path) -> tuple[GateEntry, ...]:
-    with LogReader.open(folder) as log:
+def _named(place: Path) -> str:
+    """The keeper's key that the log names, "" for none."""
+    with LogReader.open(place) as log:
+        first = next((decode_gate_entry(data) for _, data in log.entries()), None)
+    return first.key if isinstance(first, GateBegun) else ""
+
+
+def _entries(place: Path) -> tuple[GateEntry, ...]:
+    with LogReader.open(place) as log:
         return tuple(decode_gate_entry(data) for _, data in log.entries())
 
 
-def _folder(store: Store) -> Path:
+def folder(store: Store) -> Path:
+    """Where the gate's log lies."""
     return store.path / "gate" / "log"
 
 

@@ -25,10 +25,14 @@ class Objection(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class Clean(msgspec.Struct, frozen=True, kw_only=True, tag="clean"):
-    """Loading it as a `kind` runs nothing: every part was understood and needs no more than the allow-list."""
+class Clean(msgspec.Struct, frozen=True, kw_only=True, tag="clean", omit_defaults=True):
+    """Loading it as a `kind` runs nothing: every part was understood and needs no more than the allow-list.
+
+    `beside` are files in its folder that it takes data from, and how many bytes of each at least.
+    """
 
     kind: str
+    beside: tuple[tuple[str, int], ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
-from trainwarden.gate.results import Clean, Decision
+from trainwarden.gate.results import Clean, Decision, Scanned
+from trainwarden.gate.scan.beside import settled
 from trainwarden.gate.scan.files import scan_open
 from trainwarden.model import CheckpointFile
 from trainwarden.store import Store, store_errors
@@ -25,6 +27,16 @@ def decided(store: Store, file: CheckpointFile) -> Decision:
         return scan_open(fd, file.path).decision
     finally:
         os.close(fd)
+
+
+def decided_together(store: Store, files: Iterable[CheckpointFile]) -> dict[str, Decision]:
+    """The decisions on the files of one checkpoint, by path: one may say what another is (`scan.beside`).
+
+    Raises:
+        StoreError, StoreTampered: as `decided`.
+    """
+    scanned = [Scanned(path=file.path, size=file.size, decision=decided(store, file)) for file in files]
+    return {each.path: each.decision for each in settled(scanned)}
 
 
 def holds_tensors(store: Store, file: CheckpointFile) -> bool:

@@ -13,7 +13,7 @@ Trust: the logs of the runs by the keys that the clearance names.
 
 from __future__ import annotations
 
-from trainwarden.gate.following import Follower
+from trainwarden.gate.following import Following
 from trainwarden.gate.ledger import read_gate
 from trainwarden.gate.registry import Promotion, served
 from trainwarden.model import CheckpointCleared
@@ -27,12 +27,11 @@ def look_up(store: Store, name: str, keeper: str = "") -> tuple[Promotion, ...]:
     Raises:
         GateTampered: the gate's log does not verify (against `keeper`, if given).
     """
-    entries = read_gate(store, keeper)
-    troubles = {p.digest: against(store, p.clearance) for p in served(entries, name)} if entries else {}
+    entries, following = read_gate(store, keeper), Following(store)
+    troubles = {p.digest: following.against(p.clearance) for p in served(entries, name)} if entries else {}
     return served(entries, name, troubles)
 
 
 def against(store: Store, clearance: CheckpointCleared) -> tuple[str, ...]:
     """What became known against a checkpoint since it was cleared; () for nothing."""
-    looks = (Follower(store, run, clearance.findings).look() for run in clearance.runs)
-    return tuple(dict.fromkeys(trouble for look in looks for trouble in look))
+    return Following(store).against(clearance)

@@ -40,14 +40,15 @@ class Batch(msgspec.Struct, frozen=True):
     after: Position
 
 
-def read_to(source: Source, head: TreeHead, public_key: str = "") -> Iterator[Batch]:
-    """The checked batches up to the trusted `head`; with a public key, each kept head's signature as well.
+def read_to(source: Source, head: TreeHead, public_key: str = "", at: Position | None = None) -> Iterator[Batch]:
+    """The checked batches from `at` (default: the begin) up to the trusted `head`; with a public key, each kept head's
+    signature as well.
 
     Raises:
         LogTampered: the journal contradicts the head.
         SignatureInvalid: a kept head is not signed by `public_key`.
     """
-    at = Position()
+    at = at or Position()
     for batch in read_batches(source, at, source.size(), public_key):
         at = batch.after
         kept = batch.head

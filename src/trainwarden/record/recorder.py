@@ -17,68 +17,40 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import blake3
 import torch
 
 from trainwarden import codeform, wire
-from trainwarden.model import BUFFERS, ORDERED, Detail, Note, Stage, StepRecord
-from trainwarden.record import entropy, linear, rng, shares, stages
+from trainwarden.model import ORDERED, Detail, Stage, StepRecord
+from trainwarden.record import linear, rng, shares, stages
 from trainwarden.record import names as naming
+from trainwarden.record.blocks import Blocks
 from trainwarden.record.buckets import BucketHook
 from trainwarden.record.code import CodeWatch
+from trainwarden.record.continuity import LeftWeights, look_again
 from trainwarden.record.counted import Counted
-from trainwarden.record.fingerprint import stage_root, tensor_digest, tensor_digests, value_digest
-from trainwarden.record.forwards import ForwardHooks, eager_modules
-from trainwarden.record.introduction import introduction
-from trainwarden.record.link import Link
+from trainwarden.record.fingerprint import tensor_digest, tensor_digests, value_digest
+from trainwarden.record.forwards import ForwardHooks
+from trainwarden.record.gathered import COMPUTED_BY_OPTIMIZER, Gathered
 from trainwarden.record.loaders import LoaderTracker
+from trainwarden.record.making import details_of, record_of
+from trainwarden.record.member import Member
 from trainwarden.record.observers import Observer, all_observers
 from trainwarden.record.saving import SavedFiles
 from trainwarden.record.snapshots import Snapshots
-from trainwarden.record.stacks import stacks
 
 if TYPE_CHECKING:
     from trainwarden.record.signed import SignedReduction
 
-T = TypeVar("T")
 
-CONTINUITY_BYTES = 8 << 20  # weights looked at again before each step; bigger models are looked at in turns
-COMPUTED_BY_OPTIMIZER = "the optimizer computes gradients itself (closure)"
-FOUND_KEPT = 32  # weights found changed that a record names; its root covers all
-
-
-class Gathered:
-    """What was seen since the last update."""
-
-    def __init__(self) -> None:
-        self.batch: list[tuple[str, bytes]] = []
-        self.rng: list[tuple[str, bytes]] = []
-        self.activations: list[tuple[str, bytes]] = []
-        self.local: dict[int, bytes] = {}
-        self.before: dict[int, str] = {}
-        self.found: dict[int, dict[str, str]] = {}
-        self.began: dict[int, str] = {}
-        self.loss: float | None = None
-        self.loaders = self.forwards = self.losses = 0
-        self.reduced: Detail | str = COMPUTED_BY_OPTIMIZER
-        self.closures = 0  # how often the optimizer has called its closure
-        self.by_closure = False
-        self.buckets: dict[int, list[int]] = {}
-        self.started_ns = 0
-
-
-class Recorder:
+class Recorder(Member):
     """One per process. Joins the run when the process makes its first optimizer."""
 
     def __init__(self) -> None:
-        self.link: Link | None = None
-        self.joined: wire.Joined | None = None
-        self.key = b""
-        self.rank = self.world = 0
+        super().__init__()
         self.optimizers: weakref.WeakKeyDictionary[torch.optim.Optimizer, int] = weakref.WeakKeyDictionary()
         self._numbers = itertools.count()
         self.scalers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -88,24 +60,17 @@ class Recorder:
         self.loaders = LoaderTracker()
         self.gathered = Gathered()
         self.seq = 0
-        self.step = 0
         self.stepped: set[int] = set()
         self.last_of_step = 0  # the optimizer that ended the previous step
-        self.last_weights: dict[int, tuple[tuple[str, ...], list[bytes], list[weakref.ref[Any]]]] = {}
+        self.last_weights: dict[int, LeftWeights] = {}  # optimizer → what its last update left
         self.layouts: list[tuple[int, list[list[str]]]] = []
-        self.spent_ns = 0
-        self.paused = False
         self.preparing = False  # steps that an optimizer makes now are none of training
-        self._pid = os.getpid()
-        self._early: list[wire.Message] = []
         self._opened: set[str] = set()
-        self.trainer = 0  # the thread that moves the optimizers
-        self.part = ""  # of a step, in which that thread is (`model.PartTimes`)
         self.snapshots = Snapshots(self)
         self.files = SavedFiles(self, self.snapshots)
-        self._sampled: list[Any] = []
-        self._last_wall = time.time_ns()
-        self._last_cpu = time.process_time_ns()
+        self.blocks = Blocks(self)
+        self.last_wall = time.time_ns()
+        self.last_cpu = time.process_time_ns()
         self.code = CodeWatch()
         self.counted = Counted()
         self._looked = -1
@@ -114,20 +79,6 @@ class Recorder:
         self.observers: list[Observer] = self.make_observers()
 
     # ------------------------------------------------------------------ joining and leaving
-
-    def guarded(self, what: str, action: Callable[[], T]) -> T | None:
-        """Run one hook's work; an error in it is a gap and nothing else."""
-        if self.paused or os.getpid() != self._pid:
-            return None
-        begin = time.perf_counter_ns()
-        try:
-            with torch.no_grad():
-                return action()
-        except Exception as e:  # noqa: BLE001  the recorder fails open into a gap
-            self.gap(f"{what}: {type(e).__name__}: {e}")
-            return None
-        finally:
-            self.spent_ns += time.perf_counter_ns() - begin
 
     def make_observers(self) -> list[Observer]:
         """Those who look on beside the stages; a replay has none."""
@@ -142,62 +93,21 @@ class Recorder:
                 self.observers.remove(observer)
                 self.gap(f"{observer.name} is switched off: {type(e).__name__}: {e}")
 
-    def note(self, note: Note) -> None:
-        """Tell an entry of the log that an observer made; the watcher fills in attempt, rank and the job's step."""
-        self.tell(wire.Told(note=note))
-
-    def gap(self, reason: str) -> None:
-        """Say that something was not recorded."""
-        self.tell(wire.Missed(step=self.step, reason=reason[:2000]))
-
-    def tell(self, message: wire.Message) -> None:
-        """Send a message to the watcher, now or when this process has joined."""
-        if self.link is not None:
-            self.link.tell(message)
-        elif len(self._early) < 1000:
-            self._early.append(message)
-
     def join(self) -> None:
         """Introduce this process as a rank."""
-        connection = wire.Connection.connect(os.environ[wire.SOCKET_ENV])
-        join = introduction()
-        self.rank, self.world = join.rank, join.world
-        connection.send(join)
-        answer = connection.receive(timeout=60)
-        if not isinstance(answer, wire.Joined):
-            raise RuntimeError(f"the watcher answered {type(answer).__name__}")
-        self.joined, self.key = answer, answer.key
-        self.link = Link(connection, self.looked_at)
-        entropy.write(self.folder)
-        for message in self._early:
-            if isinstance(message, wire.Loaded):
-                self.link.ask(message, timeout=120)
-            else:
-                self.link.tell(message)
-        self._early.clear()
+        super().join()
         self.look_on(lambda o: o.joined())
         atexit.register(self.leave)
 
     def leave(self) -> None:
         """Say goodbye and wait until the watcher has made everything durable."""
-        if self.link is not None and os.getpid() == self._pid:
+        if self.link is not None and self.is_own_process:
             self.files.tell_companions()
             self.guarded("leaving", self.snapshots.follow_marks)
             self.guarded("code", self.look_at_code)
             self.guarded("leaving", lambda: self.look_on(lambda o: o.leaving()))
             unrecorded = self.guarded("leaving", self.counted.unrecorded) or 0
             self.link.goodbye(self.seq - 1, unrecorded, timeout=30)
-
-    def looked_at(self, token: int) -> wire.Message:
-        """The answer to a watcher that asks where this process stands."""
-        return stacks(token, self.trainer, self.part)
-
-    @property
-    def folder(self) -> Path:
-        """Where this rank writes its snapshots."""
-        if self.joined is None:
-            raise RuntimeError("not joined")
-        return Path(self.joined.run_dir) / "snapshots" / f"a{self.joined.attempt}-r{self.rank}"
 
     # ------------------------------------------------------------------ what hooks report
 
@@ -255,7 +165,7 @@ class Recorder:
             g.started_ns = time.time_ns()
             self.check_continuity()
             if self.sampled(self.done):
-                self.watch_activations()
+                self.blocks.watch()
             self.look_on(lambda o: o.step_begins())
         for name, data in rng.as_bytes(rng.states()).items():
             g.rng.append((f"forward{g.forwards}/{name}", value_digest(self.key, data)))
@@ -392,9 +302,7 @@ class Recorder:
         self.seq += 1
         self.counted.recorded(optimizer)
         self.gathered = Gathered()
-        for handle in self._sampled:
-            handle.remove()
-        self._sampled.clear()
+        self.blocks.leave()
         if index >= self.last_of_step or len(self.optimizers) == 1:
             self.last_of_step = index
             self.boundary()
@@ -427,11 +335,7 @@ class Recorder:
 
     def loaded(self, path: str) -> None:
         """A state file is about to be read; the watcher learns of it before any step that follows."""
-        message = wire.Loaded(path=path)
-        if self.link is None:
-            self._early.append(message)
-        else:
-            self.link.ask(message, timeout=120)
+        self.ask_or_wait(wire.Loaded(path=path))
 
     def opened(self, path: str) -> None:
         """A file outside environment and code was opened for reading."""
@@ -448,65 +352,17 @@ class Recorder:
 
     def details(self, optimizer: torch.optim.Optimizer, index: int) -> dict[Stage, Detail | str]:
         """The digests of every stage of the update that just happened, or why a stage was not seen."""
-        g, key, names = self.gathered, self.key, self.names
-        own = [p for p in stages.parameters(optimizer) if id(p) in g.local]
-        weights = stages.weights(optimizer, names)
-        roots = [r for ref in self.roots if (r := ref()) is not None]
-        buffers = [(f"{BUFFERS}{n}", b) for n, b in naming.buffers(roots)] if index == 0 else []
-        weight_detail = stages.digest_all(key, [*weights, *buffers])
-        n = len(weights)
-        self.last_weights[index] = (
-            weight_detail.names[:n],
-            list(weight_detail.digests[:n]),
-            [weakref.ref(p) for p in stages.parameters(optimizer)],
-        )
-        scaler_state = [(f"scaler{i}/{k}", v) for s, i in self.scalers.items() for k, v in s.state_dict().items()]
-        groups = stages.settings(optimizer)
-        return {
-            Stage.BATCH: _pairs(g.batch) if g.batch else "no loader and no watched forward pass",
-            Stage.RNG: _pairs(g.rng or self.rng_now()),
-            Stage.ACTIVATIONS: _pairs(g.activations) if g.activations else "backward was not called",
-            Stage.LOCAL_GRADIENTS: Detail(
-                names=tuple(names[id(p)] for p in own), digests=tuple(g.local[id(p)] for p in own)
-            )
-            if own
-            else "no reduction across ranks was seen",
-            Stage.REDUCED_GRADIENTS: g.reduced,
-            Stage.HYPERPARAMETERS: Detail(
-                names=tuple(f"group{i}" for i in range(len(groups))),
-                digests=tuple(stages.settings_digest(key, group) for group in groups),
-            ),
-            Stage.OPTIMIZER_STATE: stages.digest_all(key, [*stages.optimizer_state(optimizer, names), *scaler_state]),
-            Stage.WEIGHTS: weight_detail,
-        }
+        return details_of(self, optimizer, index)
 
-    def make_record(self, optimizer: Any, index: int, details: dict[Stage, Detail | str], skipped: bool) -> StepRecord:
-        wall, cpu = time.time_ns(), time.process_time_ns()
-        names, digests, _ = self.last_weights[index]
-        record = StepRecord(
-            attempt=self.joined.attempt if self.joined else 0,
-            rank=self.rank,
-            world=self.world,
-            step=self.step,
-            optimizer=index,
-            seq=self.seq,
-            stages=stages.commit(self.key, details),
-            loss=self.gathered.loss,
-            hyper=tuple(stages.settings(optimizer)),
-            skipped=skipped,
-            micro_batches=max(self.gathered.forwards, self.gathered.losses),
-            wall_ns=wall,
-            duration_ns=wall - self._last_wall,
-            cpu_ns=cpu - self._last_cpu,
-            recorder_ns=self.spent_ns,
-            before=self.gathered.before.get(index, ""),
-            found=self.gathered.found.get(index, {}),
-            left=stage_root(self.key, names, digests) if stages.count(details, Stage.WEIGHTS) > len(names) else "",
-            share=self.share(optimizer),
-            began=self.gathered.began.get(index, ""),
-        )
-        self._last_wall, self._last_cpu, self.spent_ns = wall, cpu, 0
-        return record
+    def make_record(
+        self, optimizer: torch.optim.Optimizer, index: int, details: dict[Stage, Detail | str], skipped: bool
+    ) -> StepRecord:
+        """The record of the update that just happened."""
+        return record_of(self, optimizer, index, details, skipped)
+
+    def measured(self, wall: int, cpu: int) -> None:
+        """A record was made at these times, in nanoseconds: the next one counts from here."""
+        self.last_wall, self.last_cpu, self.spent_ns = wall, cpu, 0
 
     def share(self, optimizer: torch.optim.Optimizer) -> str:
         """This rank's share of the fingerprint of the sharded weights as wholes, "" where there is none."""
@@ -515,10 +371,6 @@ class Recorder:
         except ValueError:  # cut in a way that has no places (strided shards, sums to come): the digests are there
             return ""
         return shares.packed(share).hex() if share is not None else ""
-
-    def rng_now(self) -> list[tuple[str, bytes]]:
-        """Generator states at the update, where no forward pass was seen."""
-        return [(f"update/{n}", value_digest(self.key, b)) for n, b in rng.as_bytes(rng.states()).items()]
 
     @property
     def turn(self) -> int:
@@ -529,18 +381,11 @@ class Recorder:
         """Digest weights again before a step begins, up to a budget, in turns; the root says whether they changed."""
         if not self.seq:
             self.gathered.began = {index: self.share(optimizer) for optimizer, index in self.optimizers.items()}
-        for index, (names, digests, references) in self.last_weights.items():
-            weights = [r() for r in references]
-            fresh = list(digests)
-            shares = _shares([0 if p is None else p.nbytes for p in weights])
-            looked = [(i, p) for i in shares[self.turn % len(shares)] if (p := weights[i]) is not None]
-            for (i, _), digest in zip(looked, tensor_digests(self.key, [p for _, p in looked]), strict=True):
-                fresh[i] = digest
-            self.gathered.before[index] = stage_root(self.key, names, fresh)
-            if fresh != digests:
-                pairs = zip(names, digests, fresh, strict=True)
-                changed = ((n, new.hex()) for n, old, new in pairs if new != old)
-                self.gathered.found[index] = dict(itertools.islice(changed, FOUND_KEPT))
+        for index, left in self.last_weights.items():
+            root, changed = look_again(self.key, left, self.turn)
+            self.gathered.before[index] = root
+            if changed:
+                self.gathered.found[index] = changed
 
     def sampled(self, step: int) -> bool:
         """Whether this step's activations are recorded: a keyed choice, the same on every rank and in replay."""
@@ -550,28 +395,6 @@ class Recorder:
         draw = blake3.blake3(f"activations {step}".encode(), key=self.key).digest(8)
         return int.from_bytes(draw, "big") % every == 0
 
-    def watch_activations(self) -> None:
-        """Digest the outputs of the model's blocks (children of module lists) during this step."""
-        for root in [r for ref in self.roots if (r := ref()) is not None]:
-            for raw, module in eager_modules(root):
-                if isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
-                    for child, block in module.named_children():
-                        self._watch_block(naming.clean_name(f"{raw}.{child}"), block)
-
-    def _watch_block(self, name: str, block: torch.nn.Module) -> None:
-        def after(module: torch.nn.Module, args: Any, output: Any) -> None:
-            if torch.compiler.is_compiling():
-                return
-
-            def digest() -> None:
-                g = self.gathered
-                for path, t in stages.tensors_in(output):
-                    g.activations.append((f"module/{name}#{g.forwards}.{path}", tensor_digest(self.key, t)))
-
-            self.guarded("activations", digest)
-
-        self._sampled.append(self.forward_hooks.after(block, after))
-
     def note_layout(self) -> None:
         """Keep how gradients were grouped for reduction, when it changed: a replay from here must group alike."""
         buckets = self.gathered.buckets
@@ -580,18 +403,3 @@ class Recorder:
         layout = [[self.names.get(i, "?") for i in buckets[b]] for b in sorted(buckets)]
         if not self.layouts or self.layouts[-1][1] != layout:
             self.layouts.append((self.step, layout))
-
-
-def _shares(sizes: list[int]) -> list[range]:
-    """Neighbouring tensors, cut into shares of at most `CONTINUITY_BYTES` each (a bigger tensor is one share)."""
-    cuts, held = [0], 0
-    for i, size in enumerate(sizes):
-        if held and held + size > CONTINUITY_BYTES:
-            cuts.append(i)
-            held = 0
-        held += size
-    return [range(a, b) for a, b in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
-
-
-def _pairs(pairs: list[tuple[str, bytes]]) -> Detail:
-    return Detail(names=tuple(n for n, _ in pairs), digests=tuple(d for _, d in pairs))

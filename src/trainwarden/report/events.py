@@ -191,6 +191,15 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
         case Explanation():
             text = f"cause proved: {entry.cause}" if entry.cause else "cause not established"
             yield "evidence", "Explanation", f"{text} (tried: {len(entry.hypotheses)})"
+        case RunEnded():
+            yield "plain", "End", f"the command ended with code {entry.code} after {count(entry.records, 'record')}"
+        case _:
+            yield from _done(entry)
+
+
+def _done(entry: Entry) -> Iterator[tuple[str, str, str]]:
+    """What somebody, or the policy, did about it."""
+    match entry:
         case Quarantined():
             yield "plain", "Quarantined", f"{tail(entry.path)} kept as {short(entry.digest)}: {entry.reason}"
         case Restored():
@@ -217,10 +226,6 @@ def _told(entry: Entry) -> Iterator[tuple[str, str, str]]:
             how = "in a namespace" if entry.kind == "namespace" else f"as a private copy ({entry.reason})"
             left = f"; not in it: {', '.join(map(tail, entry.left[:3]))}" if entry.left else ""
             yield "plain", "Clean room", f"the environment was rebuilt from the store, {how}{left}"
-        case RunEnded():
-            yield "plain", "End", f"the command ended with code {entry.code} after {count(entry.records, 'record')}"
-        case StepRecord():
-            return
 
 
 def contained_words(entry: Contained) -> str:

@@ -24,7 +24,8 @@ def sampled_facts(case: CaseFile) -> list[Fact]:
 
 def _facts(case: CaseFile, told: Sampled) -> Iterator[Fact]:
     units = told.all
-    note = f"{count(units.drawn, 'unit')} drawn from {_sources(case)}; a unit is one rank's execution of one step"
+    drawn = f"{count(units.drawn, 'unit')} drawn from {_sources(case)}" if units.drawn else "no unit was drawn"
+    note = f"{drawn}; a unit is one rank's execution of one step"
     yield Fact("Audited", f"{units.audited:,} of {count(units.units, 'unit')}, p = {_share(units.share)}", note)
     if told.results:
         yield Fact("Came out", ", ".join(f"{n:,} {r.value}" for r, n in told.results.items()), _open(told))
@@ -69,7 +70,7 @@ def _sources(case: CaseFile) -> str:
         "beacon": "a beacon",
         "system": "this host's generator, so an outsider has its word that it drew once",
     }
-    return " and ".join(words.get(s, s) for s in found) or "nothing yet"
+    return " and ".join(words.get(s, s) for s in found)
 
 
 def _open(told: Sampled) -> str:

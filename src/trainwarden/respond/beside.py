@@ -49,7 +49,7 @@ _WAIT_SECONDS = 900.0  # for the first steps, when the run is over
 
 
 class Beside:
-    """The replays beside one run (`supervise.supervisor.Beside`); `first` steps are judged, then `ahead` is cleared."""
+    """The replays beside one run (`supervise.events.Beside`); `first` steps are judged, then `ahead` is cleared."""
 
     def __init__(
         self,

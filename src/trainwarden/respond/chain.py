@@ -44,8 +44,8 @@ from trainwarden.respond.recover import apply_plan, loaded_its_checkpoint, resum
 from trainwarden.respond.survivors import end_survivors
 from trainwarden.seal.room import build_room
 from trainwarden.store import Store
+from trainwarden.supervise.events import Event, RunResult
 from trainwarden.supervise.ledger import Watcher
-from trainwarden.supervise.supervisor import Event, RunResult
 
 _LONGEST_WAIT = 300.0  # seconds between two recoveries that get no further
 

@@ -33,6 +33,7 @@ from trainwarden.keys import SigningKey
 from trainwarden.log.journal import LogWriter
 from trainwarden.model import CheckpointSaved, Contained, Quarantined, Restored, Standing, Undone, canonical
 from trainwarden.respond.disk import Note, digest_now, keep, put_back, take_away
+from trainwarden.respond.hears import carry_out
 from trainwarden.respond.plan import Move, sealed_moves
 from trainwarden.seal.check import check_seal
 from trainwarden.seal.manifest import path_real, path_text
@@ -125,17 +126,21 @@ def apply_plan(
         log_act(run, key, Contained(what="freeze", reason=reason, by=by, wall_ns=time.time_ns()))
         others = len(plan.descendants)
         on_act("froze promotion of the run" + (f" and of the {others} that come from it" if others else ""))
+    carry_out(_quarantines(store, run, plan, key, reason, by), on_act, "files quarantined")
+    if plan.revoke:
+        revoke(store, key, plan.revoke, reason or f"run {run.id} was contained")
+        log_act(run, key, Contained(what="revoke", subject=plan.revoke, reason=reason, by=by, wall_ns=time.time_ns()))
+        on_act(f"revoked the key of {plan.revoke}")
+
+
+def _quarantines(store: Store, run: RunDir, plan: ContainPlan, key: SigningKey, reason: str, by: str) -> Iterator[str]:
     for move in plan.quarantine:
         why = f"{move.reason}; {reason}" if reason else move.reason
         digest, seen = keep(store, run, move.path, why)
         entry = Quarantined(path=path_text(move.path), digest=digest, reason=why, by=by, wall_ns=time.time_ns())
         log_act(run, key, entry)
         take_away(move.path, seen)
-        on_act(f"quarantined {move.path} ({digest[:12]}): {move.reason}")
-    if plan.revoke:
-        revoke(store, key, plan.revoke, reason or f"run {run.id} was contained")
-        log_act(run, key, Contained(what="revoke", subject=plan.revoke, reason=reason, by=by, wall_ns=time.time_ns()))
-        on_act(f"revoked the key of {plan.revoke}")
+        yield f"quarantined {move.path} ({digest[:12]}): {move.reason}"
 
 
 def log_act(run: RunDir, key: SigningKey, act: Act) -> None:

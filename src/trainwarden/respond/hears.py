@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from trainwarden.model import Verdict
 from trainwarden.respond.point import Point
-from trainwarden.supervise.supervisor import Event
+from trainwarden.supervise.events import Event
+
+OnAct = Callable[[str], None]
+"""Called with one sentence after each act."""
+
+TOLD = 10  # acts of one kind that are told one by one: an upgraded package is thousands of files
+
+
+def carry_out(acts: Iterable[str], on_act: OnAct, what: str) -> None:
+    """Do what gives a sentence an act, and tell the first `TOLD`; of the rest how many there were (`what`)."""
+    done = 0
+    for sentence in acts:
+        done += 1
+        if done <= TOLD:
+            on_act(sentence)
+    if done > TOLD:
+        on_act(f"{what}: {done - TOLD:,} more")
 
 
 class Hears:

@@ -9,7 +9,8 @@ Rules
 * So is a file that has come since the run began, that no log knows, and whose path differs from a recorded checkpoint's
   in numbers only, or that lies in a folder which the command names for its output and has the suffix of a state file:
   what trained on without its watcher, or somebody else, wrote it.
-* Sealed files are put back as they were sealed. What could run or be read and is new is moved away.
+* Sealed files are put back as they were sealed. What could run or be read and is new is moved away, and of a new
+  package all that came with it (`newcomers.py`).
 * A path that a checkpoint was saved to is judged as a checkpoint, even if the seal lists it as data.
 
 Trust: verdicts, and the objects of the store by their digests. What is on disk is only looked at.
@@ -32,15 +33,18 @@ from trainwarden.model import (
     CheckpointSaved,
     FileChanged,
     FileEntry,
+    Seal,
     Segment,
     Standing,
 )
 from trainwarden.respond.disk import digest_now
+from trainwarden.respond.newcomers import all_below, came_along, new_folders
 from trainwarden.respond.point import Point, find_point
-from trainwarden.seal.check import KINDS, check_seal, expected
+from trainwarden.seal.check import KINDS, boundaries_of, check_seal, expected
 from trainwarden.seal.command import named_paths
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import source_of
+from trainwarden.seal.walking import Boundaries
 from trainwarden.store import Store
 
 PLACE = "{checkpoint}"
@@ -78,7 +82,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[str, ...]  # the cleared checkpoint's
     start_checkpoint: str  # digest of its first file, ""
     quarantine: tuple[Move, ...]
-    folders: tuple[str, ...]  # of moved checkpoints, removed when nothing is left in them
+    folders: tuple[str, ...]  # of moved checkpoints and new packages, removed when nothing is left in them
     restore: tuple[Restore, ...]
     missing: tuple[str, ...]  # sealed files that differ and of which the store has no copy
     argv: tuple[str, ...]
@@ -105,6 +109,8 @@ def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = N
     saves = _saves(case, goal)
     changes = [c for c in check_seal(store, case.seal) if path_real(c.path) not in saves and c.path not in wanted]
     states = list(_checkpoint_moves(case, saves, wanted, goal))
+    new = _new_folders(store, seal, changes)
+    others = [*sealed_moves(changes), *_came_along(new, case, boundaries_of(store, seal), changes)]
     back = [*_checkpoint_restores(wanted), *_sealed_restores(store, case, changes)]
     place = resume_place(list(wanted.values()))
     return Plan(
@@ -114,8 +120,8 @@ def make_plan(store: Store, case: CaseFile, resume: str, point: Point | None = N
         checkpoint=place,
         files=tuple(wanted),
         start_checkpoint=next((f.digest for f in wanted.values()), ""),
-        quarantine=(*states, *sealed_moves(changes)),
-        folders=tuple(sorted({os.path.dirname(m.path) for m in states if not m.replaced})),
+        quarantine=(*states, *others),
+        folders=tuple(sorted({*(os.path.dirname(m.path) for m in states if not m.replaced), *all_below(new)})),
         restore=tuple(r for r in back if r.link or store.has(r.digest)),
         missing=tuple(r.path for r in back if not r.link and not store.has(r.digest)),
         argv=resumed_argv(seal.argv, resume, place),
@@ -221,6 +227,21 @@ def _checkpoint_restores(wanted: Mapping[str, CheckpointSaved]) -> Iterator[Rest
 
 
 # --------------------------------------------------------------------------- sealed files
+
+
+def _new_folders(store: Store, seal: Seal, changes: Sequence[FileChanged]) -> list[str]:
+    """The folders of packages that are new."""
+    new = [path_real(c.path) for c in changes if c.kind == "environment" and c.found and not c.sealed]
+    return new_folders(new, expected(store, seal, "environment")) if new else []
+
+
+def _came_along(
+    folders: Sequence[str], case: CaseFile, bounds: Boundaries, changes: Sequence[FileChanged]
+) -> Iterator[Move]:
+    changed = {path_real(c.path) for c in changes}
+    for path in came_along(folders, case.sealed.wall_ns, bounds):
+        if path not in changed:
+            yield Move(path=path, digest=digest_now(path), reason="came with new environment files")
 
 
 def sealed_moves(changes: Iterable[FileChanged]) -> Iterator[Move]:

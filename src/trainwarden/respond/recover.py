@@ -38,21 +38,20 @@ from trainwarden.model import (
     canonical,
 )
 from trainwarden.respond.disk import digest_now, keep, put_back, remove_if_empty, take_away
+from trainwarden.respond.hears import OnAct, carry_out
 from trainwarden.respond.plan import Plan
 from trainwarden.seal.cache import Progress, item_of
 from trainwarden.seal.check import KINDS, check_seal, expected, load_manifest
 from trainwarden.seal.command import LaunchCommand, parse_command
 from trainwarden.seal.manifest import compare, path_real
 from trainwarden.seal.pyc import is_cache_of, source_of
-from trainwarden.seal.scan import importable, loadable
 from trainwarden.seal.seal import relevant_env
+from trainwarden.seal.walking import importable, loadable
 from trainwarden.store import RunDir, Store
+from trainwarden.supervise.events import Beside, Event, RunResult, Started
 from trainwarden.supervise.ledger import NoWatcher, Watcher
 from trainwarden.supervise.responding import Response
-from trainwarden.supervise.supervisor import Beside, Event, RunResult, Started, supervise
-
-OnAct = Callable[[str], None]
-"""Called with one sentence after each act."""
+from trainwarden.supervise.supervisor import supervise
 
 
 def apply_plan(
@@ -85,20 +84,28 @@ def apply_plan(
         def append(entry: Entry) -> None:
             log.append([canonical(entry)])
 
-        for move in plan.quarantine:
-            digest, seen = keep(store, run, move.path, move.reason)
-            append(Quarantined(path=move.path, digest=digest, reason=move.reason, wall_ns=time.time_ns()))
-            if not move.replaced:
-                take_away(move.path, seen)
-            on_act(f"quarantined {move.path} ({digest[:12]}): {move.reason}")
-        for folder in sorted(plan.folders, key=len, reverse=True):
-            if remove_if_empty(folder):
-                on_act(f"removed the empty folder {folder}")
-        for back in plan.restore:
-            put_back(store, back.path, back.digest, back.mode, back.link, back.mtime)
-            append(Restored(path=back.path, digest=back.digest, wall_ns=time.time_ns()))
-            on_act(f"restored {back.path} ({back.digest[:12]})")
+        carry_out(_quarantines(store, run, plan, append), on_act, "files quarantined")
+        inside_out = sorted(plan.folders, key=len, reverse=True)
+        removed = (f"removed the empty folder {folder}" for folder in inside_out if remove_if_empty(folder))
+        carry_out(removed, on_act, "empty folders removed")
+        carry_out(_restorations(store, plan, append), on_act, "files restored")
     _check(store, seal, plan, KINDS[1:] if clean_room else KINDS)
+
+
+def _quarantines(store: Store, run: RunDir, plan: Plan, append: Callable[[Entry], None]) -> Iterator[str]:
+    for move in plan.quarantine:
+        digest, seen = keep(store, run, move.path, move.reason)
+        append(Quarantined(path=move.path, digest=digest, reason=move.reason, wall_ns=time.time_ns()))
+        if not move.replaced:
+            take_away(move.path, seen)
+        yield f"quarantined {move.path} ({digest[:12]}): {move.reason}"
+
+
+def _restorations(store: Store, plan: Plan, append: Callable[[Entry], None]) -> Iterator[str]:
+    for back in plan.restore:
+        put_back(store, back.path, back.digest, back.mode, back.link, back.mtime)
+        append(Restored(path=back.path, digest=back.digest, wall_ns=time.time_ns()))
+        yield f"restored {back.path} ({back.digest[:12]})"
 
 
 def _check(store: Store, seal: SignedSeal, plan: Plan, kinds: Sequence[str]) -> None:

@@ -38,8 +38,9 @@ from trainwarden.seal.imports import namespace_files
 from trainwarden.seal.latent import library_folders, pycache_prefix
 from trainwarden.seal.manifest import decode_manifest, entries, join, path_real, path_text
 from trainwarden.seal.pyc import fits_source, is_cache_of, is_half_written, source_of
-from trainwarden.seal.scan import SINGLES, Boundaries, importable_beside, loadable, walk, walk_libraries
+from trainwarden.seal.scan import SINGLES, importable_beside
 from trainwarden.seal.walked import SealWalk, Walked
+from trainwarden.seal.walking import Boundaries, loadable, walk, walk_libraries
 from trainwarden.store import Store
 
 KINDS = ("environment", "code", "data")

@@ -33,7 +33,7 @@ from trainwarden.seal.disassembly import Line, disassemble
 from trainwarden.seal.elf import outline
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import compiled, is_cache_of, source_of
-from trainwarden.seal.scan import SITE_NAMES
+from trainwarden.seal.walking import SITE_NAMES
 from trainwarden.store import Store
 
 LARGE = 8 * 1024 * 1024

@@ -24,7 +24,7 @@ from blake3 import blake3
 from trainwarden.durable import write_atomically
 from trainwarden.model import UNREADABLE, FileEntry
 from trainwarden.seal.cache import Item
-from trainwarden.seal.scan import Boundaries, importable, walk
+from trainwarden.seal.walking import Boundaries, importable, walk
 from trainwarden.store import Store
 
 _IMPORT = re.compile(rb"^[ \t]*(?:import|from)[ \t]+([^\n#;]+)", re.MULTILINE)

@@ -13,7 +13,8 @@ from trainwarden.seal.cache import DigestCache, Item, Progress, digest_files
 from trainwarden.seal.interpreter import Interpreter
 from trainwarden.seal.locks import Locked, read_lock
 from trainwarden.seal.manifest import path_real
-from trainwarden.seal.scan import SINGLES, SITE_NAMES, Boundaries, walk
+from trainwarden.seal.scan import SINGLES
+from trainwarden.seal.walking import SITE_NAMES, Boundaries, walk
 from trainwarden.seal.wheels import Wheel, find_wheels, read_wheel
 
 _LARGEST = 1 << 31

@@ -37,7 +37,8 @@ from trainwarden.seal.manifest import path_real
 from trainwarden.seal.places import below, mirrored_environ
 from trainwarden.seal.rebuild import Planned, blame_objects, differing, make_files, plan_files
 from trainwarden.seal.room import disk_errors, locked, room_variables
-from trainwarden.seal.scan import SINGLES, environment_roots, walk
+from trainwarden.seal.scan import SINGLES, environment_roots
+from trainwarden.seal.walking import walk
 from trainwarden.store import Store
 
 _CODE_HINT = "keep the job's own files outside of the installed environment, or run without --clean-room"

@@ -173,7 +173,7 @@ def _ask_who(room: Room) -> None:
     env = room.environ({"PATH": os.defpath})
     try:
         run = subprocess.run(
-            [room.python, "-I", "-c", _WHO], cwd=room.path, env=env, capture_output=True, timeout=120, check=False
+            [room.python, "-I", "-B", "-c", _WHO], cwd=room.path, env=env, capture_output=True, timeout=120, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as e:
         raise CannotDecide(f"the rebuilt Python {room.python} does not start: {e}") from e

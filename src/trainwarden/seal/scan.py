@@ -24,34 +24,21 @@ Not covered: system libraries below `/lib` and `/usr/lib` (but for the standard 
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-
-import msgspec
 
 from trainwarden.config import Config
 from trainwarden.errors import UsageError
-from trainwarden.seal.cache import Item, item_of, make_item, unreadable
+from trainwarden.seal.cache import Item, item_of, unreadable
 from trainwarden.seal.command import LaunchCommand
-from trainwarden.seal.inotify import Folders
+from trainwarden.seal.git import git_files, git_root
 from trainwarden.seal.interpreter import Interpreter, named_by_site
-from trainwarden.seal.latent import (
-    in_library_folder,
-    latent_places,
-    library_folders,
-    not_searched,
-    preloaded,
-    pycache_prefix,
-)
+from trainwarden.seal.latent import latent_places, library_folders, preloaded, pycache_prefix
+from trainwarden.seal.walking import Boundaries, importable, loadable, under, walk, walk_libraries
 
 MAX_CODE_FILES = 20_000
 MAX_CODE_BYTES = 2 * 1024**3
 SINGLES = "/"  # the root of entries that are sealed by themselves, not as part of a folder
-SITE_NAMES = {"site-packages", "dist-packages"}
-_SKIPPED = {".git", ".hg", ".svn", ".trainwarden", "node_modules"}
-_IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
-_LOADABLE = (*_IMPORTABLE, ".pyo", ".pth", ".zip", ".egg", ".egg-link")
 _OUTPUT_LIKE = (
     *(".log", ".out", ".err", ".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".npy", ".npz", ".tmp"),
     *(".parquet", ".arrow", ".gguf", ".onnx", ".sqlite", ".db"),
@@ -59,127 +46,6 @@ _OUTPUT_LIKE = (
 
 Trees = dict[str, dict[str, Item]]
 """Root → absolute path → item."""
-
-
-class Boundaries(msgspec.Struct, frozen=True):
-    """What a walk is bound to: folders that it does not enter (the store, and those that are sealed on their own), and
-    who is told of each folder before it is listed.
-    """
-
-    skip: frozenset[str]
-    watch: Folders | None = None
-
-    def with_(self, folders: Iterable[str]) -> Boundaries:
-        """These and `folders`."""
-        return msgspec.structs.replace(self, skip=self.skip | frozenset(folders))
-
-    def watched_by(self, watch: Folders | None) -> Boundaries:
-        """The same, and `watch` is told."""
-        return msgspec.structs.replace(self, watch=watch)
-
-
-def importable(path: str) -> bool:
-    """Could an `import` load this file, from its name alone?"""
-    return path.endswith(_IMPORTABLE) or ".so." in os.path.basename(path)
-
-
-def loadable(item: Item) -> bool:
-    """Could a new file of that name change what Python runs: import, startup hook, entry point, program?"""
-    path = item.path
-    if path.endswith(_LOADABLE) or ".so." in path or (item.mode & 0o111 and item.link is None):
-        return True
-    if item.link is not None and os.path.isdir(path):
-        return True
-    folder = os.path.dirname(path)
-    return folder.endswith(("/__pycache__", ".dist-info", ".egg-info"))
-
-
-def walk(root: str, boundaries: Boundaries, *, prune: Callable[[str], bool] = lambda _: False) -> Iterator[Item]:
-    """Every regular file and symbolic link below `root`, links not followed.
-
-    Each folder is opened from the one above it: what is listed lies below the folder that `root` led to at first,
-    whatever is put in the place of a folder above it meanwhile.
-
-    Raises:
-        UsageError: a folder cannot be listed.
-    """
-    held: list[tuple[int, str, list[str]]] = []  # open folders from the root down, and names in them to be entered
-
-    def enter(path: str, name: str) -> list[Item]:
-        above, no_link = (held[-1][0], os.O_NOFOLLOW) if held else (None, 0)
-        try:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | no_link, dir_fd=above)
-        except FileNotFoundError:
-            return []
-        except NotADirectoryError:  # a root that is, or a folder that has become, a file
-            item = item_of(path)
-            return [item] if item else []
-        except OSError as e:
-            raise unreadable(path, e) from e
-        held.append((fd, path, []))
-        items, folders = _listed(fd, path, len(held) == 1, boundaries)
-        held[-1][2].extend(n for n in folders if not prune(f"{path.rstrip('/')}/{n}"))
-        return items
-
-    try:
-        yield from enter(root, root)
-        while held:
-            fd, path, names = held[-1]
-            if names:
-                name = names.pop()
-                yield from enter(f"{path.rstrip('/')}/{name}", name)
-            else:
-                held.pop()
-                os.close(fd)
-    finally:
-        for fd, _, _ in held:
-            os.close(fd)
-
-
-def _listed(fd: int, path: str, is_root: bool, boundaries: Boundaries) -> tuple[list[Item], list[str]]:
-    """The files of an open folder, and the names of the folders in it that a walk enters."""
-    if boundaries.watch is not None:
-        boundaries.watch.enter(fd, path, is_root)
-    try:
-        with os.scandir(fd) as found:
-            listed = list(found)
-    except OSError as e:
-        raise unreadable(path, e) from e
-    if not is_root and any(entry.name == "pyvenv.cfg" for entry in listed):
-        return [], []
-    items: list[Item] = []
-    folders: list[str] = []
-    start = f"{path.rstrip('/')}/"
-    for entry in listed:
-        name = entry.name
-        try:
-            if entry.is_file(follow_symlinks=False):
-                items.append(make_item(start + name, entry.stat(follow_symlinks=False), None))
-            elif entry.is_symlink():
-                link = os.readlink(name, dir_fd=fd)
-                items.append(make_item(start + name, entry.stat(follow_symlinks=False), link))
-            elif entry.is_dir(follow_symlinks=False):
-                outer_site = is_root and name in SITE_NAMES
-                if not (outer_site or name in _SKIPPED or start + name in boundaries.skip):
-                    folders.append(name)
-        except FileNotFoundError:
-            continue
-    return items, folders
-
-
-def walk_libraries(root: str, boundaries: Boundaries) -> Iterator[Item]:
-    """The files of an `LD_LIBRARY_PATH` folder that the dynamic loader looks at.
-
-    Raises:
-        UsageError: the folder cannot be listed.
-    """
-    found = walk(root, boundaries, prune=lambda folder: not_searched(root, folder))
-    return (item for item in found if in_library_folder(root, item) and loadable(item))
-
-
-def under(path: str, folders: Iterable[str]) -> bool:
-    """Is `path` one of the folders or below one?"""
-    return any(path == f or path.startswith(f.rstrip("/") + "/") for f in folders)
 
 
 # ------------------------------------------------------------------------- code
@@ -211,7 +77,7 @@ def scan_code(roots: Iterable[str], boundaries: Boundaries, outputs: Iterable[st
     trees: Trees = {}
     for root in roots:
         if git_root(root):
-            found = {i.path: i for i in _git_files(root, boundaries)}
+            found = {i.path: i for i in git_files(root, boundaries)}
         else:
             items = walk(root, boundaries.with_(outputs))
             found = _bounded(root, (i for i in items if not _like_output(i.path) and i.path not in outputs))
@@ -287,45 +153,6 @@ def _scandir(folder: str) -> list[os.DirEntry[str]]:
         return []
     except OSError as e:
         raise unreadable(folder, e) from e
-
-
-# ------------------------------------------------------------------------- git
-
-
-def git(folder: str, *words: str) -> bytes | None:
-    """The output of a git command that changes nothing; None when it fails or git is not installed."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")} | {"GIT_OPTIONAL_LOCKS": "0"}
-    command = ["git", "-c", "core.fsmonitor=false", "-c", "core.quotepath=false", "-C", folder, *words]
-    try:
-        run = subprocess.run(command, capture_output=True, env=environment, timeout=300, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return run.stdout if run.returncode == 0 else None
-
-
-def git_root(folder: str) -> str:
-    """The work tree that `folder` is in, or "". A folder that the repository ignores is not part of it."""
-    answer = git(folder, "rev-parse", "--show-toplevel")
-    if not answer:
-        return ""
-    root = os.fsdecode(answer.rstrip(b"\n"))
-    if os.path.realpath(folder) != os.path.realpath(root) and git(folder, "check-ignore", "-q", ".") is not None:
-        return ""
-    return root
-
-
-def _git_files(root: str, boundaries: Boundaries) -> Iterator[Item]:
-    listed = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-    if listed is None:
-        raise UsageError(f"git cannot list the files of {root}", hint=f"try `git -C {root} status`")
-    for name in dict.fromkeys(os.fsdecode(listed).split("\0")):
-        path = os.path.join(root, name.rstrip("/"))
-        if not name or under(path, boundaries.skip) or ".trainwarden" in name.split("/"):
-            continue
-        if os.path.isdir(path) and not os.path.islink(path):  # a submodule, or a repository inside
-            yield from _git_files(path, boundaries) if git_root(path) == path else walk(path, boundaries)
-        elif item := item_of(path):
-            yield item
 
 
 # ------------------------------------------------------------------------- environment

@@ -28,20 +28,14 @@ from trainwarden.model import UNREADABLE, ApprovalPolicy, ComparisonPolicy, Seal
 from trainwarden.seal.cache import Progress
 from trainwarden.seal.check import check_seal
 from trainwarden.seal.command import LaunchCommand
+from trainwarden.seal.git import git
 from trainwarden.seal.interpreter import ask_interpreter
 from trainwarden.seal.latent import pycache_prefix
 from trainwarden.seal.numerics import numerics_of
-from trainwarden.seal.scan import (
-    Boundaries,
-    code_roots,
-    environment_roots,
-    git,
-    scan_code,
-    scan_data,
-    scan_environment,
-)
+from trainwarden.seal.scan import code_roots, environment_roots, scan_code, scan_data, scan_environment
 from trainwarden.seal.trees import put_trees, stored_objects
 from trainwarden.seal.walked import SealWalk
+from trainwarden.seal.walking import Boundaries
 from trainwarden.store import Store
 
 __all__ = ["check_seal", "read_seal", "relevant_env", "seal_command", "write_seal"]

@@ -51,9 +51,9 @@ from trainwarden.seal.imports import namespace_files
 from trainwarden.seal.inotify import Folders
 from trainwarden.seal.manifest import path_real
 from trainwarden.seal.pyc import source_of
-from trainwarden.seal.scan import SITE_NAMES, importable, loadable, under, walk, walk_libraries
 from trainwarden.seal.sweep import Sweep
 from trainwarden.seal.walked import SealWalk
+from trainwarden.seal.walking import SITE_NAMES, importable, loadable, under, walk, walk_libraries
 from trainwarden.store import Store
 
 _GATHER_SECONDS = 0.1  # events that come together are handled together

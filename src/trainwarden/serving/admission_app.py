@@ -33,6 +33,7 @@ from trainwarden.store import Store
 
 MOST_BODY = 4 << 20  # the API server's own limit for an object is below it
 _MOST_NAMES = 1000
+_MOST_VERSIONS = 64  # of a name that a pod may ask for, the newest
 
 
 class Lookup:
@@ -50,7 +51,7 @@ class Lookup:
         """
         check_name(name)
         with self._guard:
-            catalogue, offer = self._known.get(name) or (GateCatalogue(self._store, name, self._config), None)
+            catalogue, offer = self._known.get(name) or (self._catalogue(name), None)
             if offer is None or catalogue.stamp() != offer.stamp:
                 self._known.pop(name, None)
                 offer = catalogue.look()
@@ -59,6 +60,9 @@ class Lookup:
             if offer.versions and len(self._known) < _MOST_NAMES:
                 self._known[name] = catalogue, offer
             return {version.digest: version.open for version in offer.versions}
+
+    def _catalogue(self, name: str) -> GateCatalogue:
+        return GateCatalogue(self._store, name, self._config, least=_MOST_VERSIONS)
 
 
 def application(lookup: Callable[[str], Served], ignored: Collection[str] = ()) -> Starlette:

@@ -6,6 +6,9 @@ Rules
   version and is durable in a log, no call hands it out any more. A call never waits for a newer version: one is read,
   verified and built beside, by a thread, and then put in place at once.
 * What a call returned stays whole until its caller lets go of it: a request ends on the version that it began on.
+* Held in memory beside the newest is first the version that stands on the fewest of its runs (`worth_holding`): what is
+  found against a run is against all that stands on it. A call that finds nothing in memory waits for an older version,
+  however far back; it fails only where nothing that is cleared can be built.
 * A version that cannot be read, verified or built is passed over for the next older one that is cleared, and tried
   again when its files change, and after a while.
 * Where the logs cannot be read or verified, what was cleared by the last good look goes on being served, and nothing
@@ -19,6 +22,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Collection
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
@@ -27,11 +31,13 @@ import msgspec
 from trainwarden.config import ServingConfig
 from trainwarden.errors import LogStale, NotCleared, TrainWardenError
 from trainwarden.serving.files import Files
-from trainwarden.serving.offers import Catalogue, Offer, Version
+from trainwarden.serving.offers import Catalogue, Offer, Version, worth_holding
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 _LONGEST_WAIT = 3600.0  # between tries of a version that failed
+_LONGEST_OUTAGE = 60.0  # the same while nothing is served
+_MOST_TOLD, _MOST_SAID = 64, 4  # versions that are passed over: in the status, in an error
 
 
 class Build(Protocol[T_co]):
@@ -60,7 +66,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     digest: str
     standby: tuple[str, ...]  # built, and at hand when something is found against `digest`
-    passed_over: tuple[PassedOver, ...]
+    passed_over: tuple[PassedOver, ...]  # the newest of them
     log_entries: int
     log_trouble: str
     log_age_seconds: float  # since the last good look; 0 while nothing changed since
@@ -69,7 +75,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 class _Failure(msgspec.Struct):
     why: str
     tries: int
-    again: float
+    at: float
+    wait: float
     files: object  # what its files looked like
 
 
@@ -113,9 +120,8 @@ class Service(Generic[T]):
             LogStale: what may be served is not known since longer than policy has it.
         """
         self._follow()
-        if (serving := self._current) is None:
-            self._fill(most=1)  # what was cleared is not any more: this request waits for an older version
-            if (serving := self._current) is None:
+        while (serving := self._current) is None:  # also if what was just built was found against meanwhile
+            if not self._fill(most=1):  # what was cleared is not any more: this request waits for an older version
                 raise self._nothing()
         if self._trouble and 0 < self._settings.stale_seconds < self._age():
             raise LogStale(
@@ -135,11 +141,12 @@ class Service(Generic[T]):
 
     def status(self) -> Status:
         """What is served now, what is not and why, and how it stands with the logs."""
+        self._follow()
         with self._state:
+            passed_over = [v for v in self._offer.versions if v.open or v.digest in self._failed]
             over = [
                 PassedOver(digest=v.digest, why="; ".join(v.open) or self._failed[v.digest].why)
-                for v in self._offer.versions
-                if v.open or v.digest in self._failed
+                for v in passed_over[:_MOST_TOLD]
             ]
             digest = self._current.digest if self._current else ""
             return Status(
@@ -185,7 +192,7 @@ class Service(Generic[T]):
         """Take up what the logs say; where they say nothing, keep what was known. `_looking` is held."""
         before = self._catalogue.stamp()
         try:
-            offer = self._catalogue.look()
+            offer = self._catalogue.look(frozenset(self._failed))
         except TrainWardenError as e:
             with self._state:
                 self._trouble, self._stamp = str(e), before
@@ -202,10 +209,10 @@ class Service(Generic[T]):
 
     def _arrange(self) -> None:
         """Serve the first version that may be and is built; forget what may not be. `_state` is held."""
-        allowed = [v.digest for v in self._offer.versions if not v.open]
-        kept = [self._built[digest] for digest in allowed if digest in self._built][: self._settings.keep]
-        self._built = {serving.digest: serving for serving in kept}
-        self._current = kept[0] if kept else None
+        built = [v for v in self._offer.versions if not v.open and v.digest in self._built]
+        self._current = self._built[built[0].digest] if built else None
+        kept = worth_holding(built)[: self._settings.keep]
+        self._built = {version.digest: self._built[version.digest] for version in kept}
         known = {v.digest for v in self._offer.versions}
         self._failed = {digest: failure for digest, failure in self._failed.items() if digest in known}
 
@@ -221,43 +228,59 @@ class Service(Generic[T]):
             self._look_again() if in_doubt else self._follow()
             self._fill(most=self._settings.keep)
 
-    def _fill(self, most: int) -> None:
-        """Build the first `most` versions that may be served and can be built."""
+    def _fill(self, most: int) -> bool:
+        """Build the `most` versions that are most worth holding; is one of them there now?
+
+        What is wanted is asked anew after each one, as it may have been found against while it was built.
+        """
         with self._loading:
-            built = 0
-            for version in self._offer.versions:
-                if built == most or self._closed.is_set():
-                    return
+            with self._state:
+                tried = {v.digest for v in self._offer.versions if self._is_waiting(v)}
+            while not self._closed.is_set():
                 with self._state:
-                    there, wait = version.digest in self._built, self._is_waiting(version)
-                if version.open or (not there and wait):
-                    continue
-                built += there or self._try(version)
+                    offer, wanted = self._offer, self._worth_building(tried)[:most]
+                    missing = next((v for v in wanted if v.digest not in self._built), None)
+                if missing is not None:
+                    tried.add(missing.digest)
+                    self._try(missing)
+                elif len(wanted) == most or not offer.more or not self._look_further(offer):
+                    return bool(wanted)
+            return False
+
+    def _worth_building(self, tried: Collection[str]) -> list[Version]:
+        return worth_holding(v for v in self._offer.versions if v.digest in self._built or v.digest not in tried)
+
+    def _look_further(self, offer: Offer) -> bool:
+        """Ask for older versions than the offer has; are there any?"""
+        self._look_again()
+        return len(self._offer.versions) > len(offer.versions)
 
     def _is_waiting(self, version: Version) -> bool:
         failure = self._failed.get(version.digest)
-        return failure is not None and time.monotonic() < failure.again and _looks(version) == failure.files
+        if failure is None:
+            return False
+        wait = failure.wait if self._current else min(failure.wait, _LONGEST_OUTAGE)
+        return time.monotonic() < failure.at + wait and _looks(version) == failure.files
 
-    def _try(self, version: Version) -> bool:
+    def _try(self, version: Version) -> None:
         """Build `version` and put it in place, unless something was found against it meanwhile."""
         looks = _looks(version)
         try:
             model = self._build(Files(version))
         except Exception as e:  # noqa: BLE001  the caller's own code, over files that may be anybody's
             self._fail(version, looks, str(e) if isinstance(e, TrainWardenError) else f"{type(e).__name__}: {e}")
-            return False
+            return
         self._follow()
         with self._state:
             self._failed.pop(version.digest, None)
             self._built[version.digest] = Serving(version.digest, model)
             self._arrange()
-            return version.digest in self._built
 
     def _fail(self, version: Version, looks: object, why: str) -> None:
         with self._state:
             tries = self._failed[version.digest].tries + 1 if version.digest in self._failed else 1
             wait = min(_LONGEST_WAIT, self._settings.poll_seconds * 2 ** min(tries, 20))
-            self._failed[version.digest] = _Failure(why, tries, time.monotonic() + wait, looks)
+            self._failed[version.digest] = _Failure(why, tries, time.monotonic(), wait, looks)
 
     # ------------------------------------------------------------------ words
 
@@ -266,9 +289,10 @@ class Service(Generic[T]):
 
     def _nothing(self) -> NotCleared:
         over = self.status().passed_over
-        told = "; ".join(f"{each.digest[:12]}: {each.why}" for each in over) or "nothing was promoted under this name"
+        told = "; ".join(f"{each.digest[:12]}: {each.why}" for each in over[:_MOST_SAID])
+        told += f"; and {len(over) - _MOST_SAID} more" if len(over) > _MOST_SAID else ""
         return NotCleared(
-            f"there is nothing cleared to serve as {self.name!r}: {told}",
+            f"there is nothing cleared to serve as {self.name!r}: {told or 'nothing was promoted under this name'}",
             hint=f"trainwarden status {self.name} shows what is promoted; trainwarden clear decides on a checkpoint",
         )
 

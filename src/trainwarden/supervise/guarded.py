@@ -17,16 +17,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
-from blake3 import blake3
 
 import trainwarden
 from trainwarden import wire
 from trainwarden.config import Config
-from trainwarden.errors import StoreError, UsageError
-from trainwarden.model import FileEntry, Gap, Idled, Note, PrecisionSeen, ProcessExited, Released, SignedSeal
-from trainwarden.seal.check import KINDS, check_seal, expected
+from trainwarden.errors import StoreError
+from trainwarden.model import Gap, Idled, Note, PrecisionSeen, ProcessExited, Released, SignedSeal
+from trainwarden.seal.check import check_seal
 from trainwarden.seal.command import LaunchCommand
-from trainwarden.seal.functions import SealedFunctions
 from trainwarden.seal.walked import SealWalk
 from trainwarden.seal.watch import FileWatch
 from trainwarden.seal.writers import Writers
@@ -46,7 +44,7 @@ from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import STOPPING, Child, Reaper, become_subreaper
 from trainwarden.supervise.reduction import ReductionDesk
 from trainwarden.supervise.roster import Roster
-from trainwarden.supervise.samples import Table, read_manifest
+from trainwarden.supervise.sealed import sealed_files, sealed_functions, sealed_paths, sealed_samples
 from trainwarden.supervise.senders import Senders, Sent
 from trainwarden.supervise.session import Session, Shared
 from trainwarden.supervise.shelter import Shelter
@@ -343,55 +341,6 @@ class Guarded:
         except StoreError as e:
             self._gap(f"a rank's environment variables could not be kept: {e}")
             return ""
-
-
-def sealed_paths(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> Callable[[str], bool]:
-    """Whether a path is in the seal, in a clean room also under its place there; the manifests are read when asked."""
-    paths: set[str] = set()
-
-    def is_sealed(path: str) -> bool:
-        if not paths:
-            for kind in KINDS:
-                paths.update(expected(store, sealed, kind).files)
-            if shelter is not None:
-                paths.update([shelter.room.place(p) for p in paths])
-        return path in paths
-
-    return is_sealed
-
-
-def sealed_files(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> dict[str, FileEntry]:
-    """The sealed files that a process may run: environment and code, in a clean room also under their places there."""
-    files = expected(store, sealed, "environment").files | expected(store, sealed, "code").files
-    if shelter is not None:
-        files |= {shelter.room.place(path): entry for path, entry in list(files.items())}
-    return files
-
-
-def sealed_samples(store: Store, sealed: SignedSeal, named: str) -> Table | None:
-    """The manifest of samples that the configuration names, None where it names none.
-
-    Raises:
-        UsageError: it cannot be read, or is not what was sealed.
-    """
-    if not named:
-        return None
-    path = os.path.normpath(os.path.join(sealed.seal.cwd, os.path.expanduser(named)))
-    table, data = read_manifest(Path(path))
-    files = expected(store, sealed, "data").files | expected(store, sealed, "code").files
-    entry = files.get(path)
-    if entry is None or entry.digest != blake3(data).hexdigest():
-        raise UsageError(f"the manifest of samples {path} is not what was sealed", hint="start the run again")
-    return table
-
-
-def sealed_functions(
-    store: Store, sealed: SignedSeal, optimize: int, shelter: Shelter | None = None
-) -> SealedFunctions:
-    """What sealed source says its functions are."""
-    seal = sealed.seal
-    library_path = seal.env_vars.get("LD_LIBRARY_PATH", "")
-    return SealedFunctions(store, sealed_files(store, sealed, shelter), seal.interpreter, library_path, optimize)
 
 
 def _child_env(env: Mapping[str, str], socket: Path, place: Callable[[str], str]) -> dict[str, str]:

@@ -21,25 +21,23 @@ import msgspec
 
 from trainwarden import codeform, wire
 from trainwarden.model import (
-    Confidence,
     Detail,
-    Finding,
     Gap,
     Note,
     ProcessExited,
     ProcessStarted,
-    Severity,
     Stage,
     StepRecord,
     Writer,
     canonical,
 )
-from trainwarden.supervise import bounds
+from trainwarden.supervise import bounds, suspicions
 from trainwarden.supervise.files import FileDesk, SavedFile
 from trainwarden.supervise.ledger import Ledger
 from trainwarden.supervise.outbox import Outbox
 from trainwarden.supervise.presence import Presence
 from trainwarden.supervise.process import Exit, Reaper, descends_from
+from trainwarden.supervise.rank import Rank, check_record
 from trainwarden.supervise.roster import Roster
 from trainwarden.supervise.senders import Sent
 
@@ -79,26 +77,6 @@ class Shared:
     shares: Callable[[StepRecord], StepRecord] = lambda record: record  # of sharded weights, masked for the log
 
 
-@dataclass
-class _Rank:
-    """The rank that a connection joined as."""
-
-    attempt: int
-    rank: int
-    world: int
-    pid: int
-    base: int = 0
-    begun: bool = False
-    seq: int = -1
-    records: int = 0
-    reached: int = 0  # steps of the job that its newest record completes
-    goodbye: bool = False
-    looked: int = -1  # the newest of its own steps at which it told of its code
-    told_code: bool = False  # since its newest record: every recorder does so before its goodbye
-    code_every: int = 0
-    key: bytes = b""
-
-
 class Session:
     """A `wire.Handler` for one connection."""
 
@@ -108,7 +86,7 @@ class Session:
         self._peer = connection.peer_pid()
         # Asked once, while it lives: what a rank said before it was killed may be read when it is gone.
         self._belongs = descends_from(self._peer, shared.supervisor_pid)
-        self._rank: _Rank | None = None
+        self._rank: Rank | None = None
         self._acks: Outbox | None = None
         self._weights: OrderedDict[int, Detail] = OrderedDict()
 
@@ -172,7 +150,7 @@ class Session:
         rank = self._rank
         if rank is None:
             if error and "does not belong" in error:
-                self._stranger(error)
+                self._shared.ledger.submit(suspicions.stranger(error))
             return
         # A process that is killed with unread answers resets the connection; its exit is told as what it is.
         if error and not rank.goodbye and not error.startswith(_PEER_GONE):
@@ -192,10 +170,10 @@ class Session:
             raise ValueError(f"rank {message.rank} of {message.world}")
         shared = self._shared
         attempt, twin = shared.roster.join(message.rank, message.pid)
-        rank = self._rank = _Rank(attempt, message.rank, message.world, message.pid)
+        rank = self._rank = Rank(attempt, message.rank, message.world, message.pid)
         acks = self._acks = Outbox(self._connection)
         if twin:
-            shared.ledger.submit(_twin_finding(rank, twin))
+            shared.ledger.submit(suspicions.twin(rank, twin))
         shared.ledger.submit(
             ProcessStarted(
                 attempt=attempt,
@@ -227,9 +205,9 @@ class Session:
             roster.loaded(rank.attempt, step)
         return step
 
-    def _step(self, rank: _Rank, message: wire.Step) -> None:
+    def _step(self, rank: Rank, message: wire.Step) -> None:
         record = message.record
-        _check_record(rank, record, message.details)
+        check_record(rank, record, message.details)
         if not rank.begun:
             rank.base = self._shared.roster.begin(rank.attempt)
             rank.begun = True
@@ -251,7 +229,7 @@ class Session:
         done = (lambda _: acks.durable(record.seq)) if acks else None
         self._shared.ledger.submit(placed, message.details, done)
 
-    def _saved(self, rank: _Rank, message: wire.Saved) -> None:
+    def _saved(self, rank: Rank, message: wire.Saved) -> None:
         self._shared.files.saved(
             SavedFile(
                 attempt=rank.attempt,
@@ -267,7 +245,7 @@ class Session:
             )
         )
 
-    def _told(self, rank: _Rank, note: Note) -> None:
+    def _told(self, rank: Rank, note: Note) -> None:
         """A note is logged as this rank's own, at its place in the job."""
         step = self._base(rank) + bounds.count(note.step, "step")
         placed = msgspec.structs.replace(note, attempt=rank.attempt, rank=rank.rank, step=step)
@@ -275,16 +253,16 @@ class Session:
             raise ValueError(f"a note above the limit of {MAX_NOTE} bytes")
         self._shared.ledger.submit(self._shared.marked(placed))
 
-    def _bye(self, rank: _Rank, message: wire.Bye) -> wire.Go:
+    def _bye(self, rank: Rank, message: wire.Bye) -> wire.Go:
         """Answered when everything of this rank is durable; when it cannot be, the rank need not wait."""
         self._shared.files.drain()
         if message.records != rank.records:
             reason = f"the rank says that it sent {message.records} records, {rank.records} arrived"
             self._gap(rank, rank.records, reason)
         if rank.code_every > 0 and not rank.told_code:
-            self._shared.ledger.submit(_silenced_finding(rank))
+            self._shared.ledger.submit(suspicions.silenced(rank))
         if message.unrecorded > 0:
-            self._shared.ledger.submit(_unrecorded_finding(rank, message.unrecorded))
+            self._shared.ledger.submit(suspicions.unrecorded(rank, message.unrecorded))
         rank.goodbye = True
         self._shared.presence.left(rank.attempt, rank.rank, rank.pid)
         self._shared.left(rank.attempt, rank.rank)
@@ -292,7 +270,7 @@ class Session:
             raise ValueError("the log cannot be written: the goodbye cannot be acknowledged")
         return wire.Go()
 
-    def _exited(self, rank: _Rank, ended: Exit) -> None:
+    def _exited(self, rank: Rank, ended: Exit) -> None:
         reason = "" if ended.known else "the exit status belongs to its parent and was not seen"
         failed = not rank.goodbye or (ended.known and ended.code != 0)
         self._shared.roster.left(rank.rank, rank.pid, rank.attempt, failed=failed)
@@ -315,7 +293,7 @@ class Session:
             )
         )
 
-    def _sender(self, rank: _Rank, ended: Exit) -> tuple[Writer | None, str, str]:
+    def _sender(self, rank: Rank, ended: Exit) -> tuple[Writer | None, str, str]:
         """Who sent the signal that ended a rank, what told so, or why nobody is known."""
         if rank.goodbye or (ended.known and ended.code >= 0):
             return None, "", ""
@@ -324,86 +302,14 @@ class Session:
 
     # -- helpers
 
-    def _joined_rank(self, message: wire.Message) -> _Rank:
+    def _joined_rank(self, message: wire.Message) -> Rank:
         if self._rank is None:
             raise ValueError(f"{type(message).__name__} before Join")
         return self._rank
 
-    def _base(self, rank: _Rank) -> int:
+    def _base(self, rank: Rank) -> int:
         return rank.base if rank.begun else self._shared.roster.base(rank.attempt)
 
-    def _gap(self, rank: _Rank, step: int, reason: str) -> None:
+    def _gap(self, rank: Rank, step: int, reason: str) -> None:
         gap = Gap(attempt=rank.attempt, rank=rank.rank, step=self._base(rank) + step, reason=reason)
         self._shared.ledger.submit(gap)
-
-    def _stranger(self, error: str) -> None:
-        self._shared.ledger.submit(
-            Finding(
-                detector="recorder",
-                severity=Severity.HIGH,
-                confidence=Confidence.MEDIUM,
-                seen=f"A process outside of this run tried to speak to its recorder: {error}.",
-                expected="Only processes started by the guarded command send records.",
-                benign=("a tool of the same user that opens every socket it finds",),
-                wall_ns=time.time_ns(),
-            )
-        )
-
-
-def _check_record(rank: _Rank, record: StepRecord, details: dict[Stage, Detail]) -> None:
-    """A record must be the joined rank's own, the next in order, and fit its details."""
-    said, known = (record.attempt, record.rank, record.world), (rank.attempt, rank.rank, rank.world)
-    if said != known:
-        raise ValueError(f"record for (attempt, rank, world) {said} from {known}")
-    if record.seq <= rank.seq:
-        raise ValueError(f"record {record.seq} after record {rank.seq}")
-    bounds.count(record.step, "step")
-    for stage, detail in details.items():
-        digest = record.stages.get(stage)
-        if digest is None or digest.tensors != len(detail.names):
-            raise ValueError(f"details of {stage} do not fit the record")
-
-
-def _silenced_finding(rank: _Rank) -> Finding:
-    return Finding(
-        detector="recorder",
-        severity=Severity.MEDIUM,
-        confidence=Confidence.HIGH,
-        seen=f"Rank {rank.rank} said goodbye without a last look at the code in its memory: its recorder was switched "
-        f"off after {rank.records} records. What this process did since then is not recorded.",
-        expected="A recorder tells of the code in its process once more before its goodbye.",
-        step=rank.reached,
-        attempt=rank.attempt,
-        ranks=(rank.rank,),
-        wall_ns=time.time_ns(),
-    )
-
-
-def _unrecorded_finding(rank: _Rank, updates: int) -> Finding:
-    return Finding(
-        detector="recorder",
-        severity=Severity.MEDIUM,
-        confidence=Confidence.HIGH,
-        seen=f"Rank {rank.rank} made {updates} updates after its last record, as its optimizer counts them: its "
-        f"recorder was switched off after {rank.records} records, and on again before the end.",
-        expected="Every update of a recorded optimizer is recorded.",
-        step=rank.reached,
-        attempt=rank.attempt,
-        ranks=(rank.rank,),
-        benign=("the script loads a later state into the optimizer after its last update",),
-        wall_ns=time.time_ns(),
-    )
-
-
-def _twin_finding(rank: _Rank, twin: int) -> Finding:
-    return Finding(
-        detector="recorder",
-        severity=Severity.MEDIUM,
-        confidence=Confidence.MEDIUM,
-        seen=f"Process {rank.pid} joined as rank {rank.rank} while process {twin} has that rank and still runs.",
-        expected="Each rank of a run is one process at a time.",
-        attempt=rank.attempt,
-        ranks=(rank.rank,),
-        benign=("the command trains several models at once, or trains in a subprocess of a training process",),
-        wall_ns=time.time_ns(),
-    )

@@ -22,9 +22,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -32,23 +31,15 @@ from trainwarden.actors.approvals import admit, policy_for
 from trainwarden.config import Config
 from trainwarden.keys import SigningKey
 from trainwarden.log.client.session import limits_of, target_of
-from trainwarden.log.client.shipper import Shipped
 from trainwarden.log.client.state import Target
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
-    Action,
-    Alert,
     Approved,
     CheckpointSaved,
-    Entry,
-    Finding,
-    RunEnded,
     Seal,
     Sealed,
     SignedSeal,
-    Undelivered,
-    canonical,
     decode_entry,
 )
 from trainwarden.seal.cache import Progress
@@ -56,67 +47,18 @@ from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.inotify import Folders
 from trainwarden.seal.seal import seal_command, sign_seal, write_seal
 from trainwarden.seal.walked import SealWalk
-from trainwarden.store import RunDir, Store
+from trainwarden.store import Store
+from trainwarden.supervise.events import Beside, Event, RunResult
 from trainwarden.supervise.files import KnownFiles
 from trainwarden.supervise.guarded import Guarded
-from trainwarden.supervise.ledger import Ledger, NoWatcher, Watcher
+from trainwarden.supervise.ledger import NoWatcher, Watcher
+from trainwarden.supervise.live import Desk, Live, shipping
 from trainwarden.supervise.needs import require_recorder
 from trainwarden.supervise.process import block_signals
-from trainwarden.supervise.responding import Gauged, Responder, Response, Told
+from trainwarden.supervise.responding import Response
 from trainwarden.supervise.shelter import Shelter
-from trainwarden.supervise.shipping import Shipping
-
-_NOT_STARTED = 127  # what a shell says of a command that it cannot start
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Started:
-    """The command is about to run, guarded as run `run_id`."""
-
-    run_id: str
-    seal: SignedSeal
-
-
-@dataclass(frozen=True)
-class Notice:
-    """Something that the user should know now and that is no finding."""
-
-    sentence: str
-    hint: str = ""
-
-
-class Beside(Protocol):
-    """Works beside a run while its command runs, such as an audit of what is recorded already (`respond.beside`)."""
-
-    def begin(self, run: RunDir, sealed: SignedSeal, submit: Callable[[Entry], object]) -> None:
-        """The command is about to run; `submit` appends to the run's log until `end` has returned."""
-
-    def end(self, *, wait: bool, taken_back: bool = False) -> None:
-        """The command has ended. With `wait` what it must finish may take its time; called twice at most.
-
-        With `taken_back` the run is about to be recovered, and what is known of its checkpoints is waited for.
-        """
-
-
-Event: TypeAlias = Started | Notice | Finding | Told | Undelivered
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a guarded run ended. `exit_code` is the command's, negative for the signal that ended it."""
-
-    run_id: str
-    exit_code: int
-    findings: tuple[Finding, ...] = ()
-    records: int = 0
-    log_whole: bool = True  # False: the log could not be written to its end
-    shipped: Shipped | None = None  # how much of the log is on the log server, None: there is none
-    room: str = ""  # the kind of clean room that it ran in, "" for none
-    asked: Action | None = None  # STOP or RECOVER when policy demanded it, also of a command that had ended already
-    alert: Alert | None = None  # that it was demanded for
-    interrupted: int = 0  # the signal with which the user ended it, 0 for none
 
 
 def supervise(
@@ -166,109 +108,21 @@ def supervise(
         run = store.create_run()
         write_seal(run.seal_file, sealed)
         with closing(LogWriter.create(run.log, f"trainwarden/{run.id}", key)) as log:
-            desk = _Desk(log, run, watcher(sealed), response, on_event)
-            ledger, shipping = desk.ledger, None
+            desk = Desk(log, run, watcher(sealed), response, on_event)
+            live = Live(desk, run, sealed, shelter, beside, on_event)
+            first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())
             try:
-                first = Sealed(run=run.id, seal=sealed.digest, key=key.public, parent=parent, wall_ns=time.time_ns())
-                ledger.submit(first)
-                if approved is not None:
-                    ledger.submit(approved)
-                guarded = Guarded(store, run, config, sealed, seen, ledger, known, desk.refused, shelter)
+                live.begin(first, approved)
+                guarded = Guarded(store, run, config, sealed, seen, desk.ledger, known, desk.refused, shelter)
                 desk.answer(guarded)
-                on_event(Started(run.id, sealed))
-                if shelter is not None:
-                    ledger.submit(shelter.entry())
-                    on_event(Notice(shelter.sentence()))
-                if target is not None:
-                    told, drain = _notices(on_event), config.log.drain_seconds
-                    shipping = Shipping(store, run, target, config_file, ledger.submit, told, drain)
-                if beside is not None:
-                    beside.begin(run, sealed, ledger.submit)
-                code = guarded.run(command, mask)
-                if beside is not None:
-                    back = desk.asks_to_recover() and not guarded.interrupted
-                    beside.end(wait=not guarded.stopped, taken_back=back)
+                live.open(lambda: shipping(store, run, target, config, config_file, desk.ledger, on_event))
+                code = live.run(guarded, command, mask)
             except BaseException:
-                if beside is not None:
-                    beside.end(wait=False)
-                desk.end(_NOT_STARTED)
-                if shipping is not None:
-                    shipping.close(lambda entry: None)
+                live.break_off()
                 raise
-            whole = desk.end(code)
-            late: list[Finding] = []
-            shipped = shipping.close(_appender(log, late)) if shipping is not None else None
-            for finding in late:
-                on_event(finding)
-            action, alert = desk.asked
-            return RunResult(
-                run.id,
-                code,
-                findings=(*ledger.findings, *late),
-                records=ledger.records,
-                log_whole=whole,
-                shipped=Shipped(entries=shipped.entries, of=log.size) if shipped is not None else None,
-                room=str(shelter.room.kind) if shelter else "",
-                asked=action,
-                alert=alert,
-                interrupted=guarded.interrupted,
-            )
+            return live.end(code, guarded.interrupted, log)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-class _Desk:
-    """The ledger of one run, and whoever answers its findings; `end` once."""
-
-    def __init__(
-        self,
-        log: LogWriter,
-        run: RunDir,
-        watcher: Watcher,
-        response: Response | None,
-        on_event: Callable[[Event], None],
-    ) -> None:
-        self._run, self._response, self._on_event = run, response, on_event
-        self._responders: list[Responder] = []
-        if response is not None and response.gauge is not None:
-            watcher = Gauged(watcher, response.gauge)
-        self.ledger = Ledger(log, run.details, watcher, self._found, _notices(on_event))
-
-    def _found(self, index: int, finding: Finding) -> None:
-        self._on_event(finding)
-        for responder in self._responders:
-            responder.found(index, finding)
-
-    def refused(self, why: str) -> None:
-        """The command was not started."""
-        self._on_event(Notice(f"not started: {why}"))
-
-    def answer(self, guarded: Guarded) -> None:
-        """Answer what is found from now on."""
-        if self._response is not None:
-            submit = self.ledger.submit
-            self._responders.append(Responder(self._run.id, self._response, guarded, submit, self._on_event))
-
-    @property
-    def asked(self) -> tuple[Action | None, Alert | None]:
-        """What policy demanded of the run as a whole, and for which alert."""
-        return next((r.asked for r in self._responders if r.asked), (None, None))
-
-    def asks_to_recover(self) -> bool:
-        """Does policy, by all that was told so far, demand that the run is taken back?"""
-        self.ledger.flush()
-        for responder in self._responders:
-            responder.catch_up()
-        return self.asked[0] is Action.RECOVER
-
-    def end(self, code: int) -> bool:
-        """End the log with the command's exit code; False when it could not be written to its end."""
-
-        def settle() -> None:
-            for responder in self._responders:
-                responder.settle()
-
-        return self.ledger.close(lambda records: RunEnded(code=code, records=records, wall_ns=time.time_ns()), settle)
 
 
 def _target(config: Config) -> Target | None:
@@ -283,17 +137,6 @@ def _target(config: Config) -> Target | None:
     limits_of(config.log)
     SigningKey.load(Path(target.host_key) if target.host_key else None)
     return target
-
-
-def _appender(log: LogWriter, late: list[Finding]) -> Callable[[Entry], None]:
-    """Appends what is found after the ledger's end, such as while the last entries are sent."""
-
-    def append(entry: Entry) -> None:
-        log.append([canonical(entry)])
-        if isinstance(entry, Finding):
-            late.append(entry)
-
-    return append
 
 
 def _admitted(
@@ -344,10 +187,6 @@ def _saved_in(store: Store, run_id: str) -> Iterator[CheckpointSaved]:
                 elif isinstance(entry, CheckpointSaved):
                     yield entry
         run_id = parent
-
-
-def _notices(on_event: Callable[[Event], None]) -> Callable[[str, str], None]:
-    return lambda sentence, hint: on_event(Notice(sentence, hint))
 
 
 def _in_quiet_thread(work: Callable[[], T]) -> T:

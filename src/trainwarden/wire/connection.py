@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -135,11 +137,14 @@ class Connection:
         cred = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         return int(struct.unpack("3i", cred)[0])
 
+    def take_no_more(self) -> None:
+        """The other end can send nothing more; what has arrived can still be received, and then the stream ends."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RD)
+
     def close(self) -> None:
-        try:
+        with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._sock.close()
 
     def _exactly(self, n: int) -> bytes | None:
@@ -206,12 +211,26 @@ class Server:
             handler.closed(error)
             connection.close()
 
-    def close(self, drain_seconds: float = 10.0) -> None:
-        """Stop accepting, let open connections drain for a while, then close them."""
+    def close(self, drain_seconds: float = 10.0, arrived_seconds: float = 60.0) -> None:
+        """Stop accepting, let open connections go on for a while, then take no more and handle what has arrived.
+
+        What a rank sent before it was killed lies in the kernel's buffer, and a busy host may not have come to it yet:
+        `arrived_seconds` is a bound for handlers that do not return, and is never waited for where they do.
+        """
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # the acceptor takes those that have connected, and ends
+        self._acceptor.join()
         self._sock.close()
-        deadline = drain_seconds / max(1, len(self._threads))
-        for thread in self._threads:
-            thread.join(deadline)
+        self._wait(drain_seconds)
+        for connection in self._open:
+            connection.take_no_more()
+        self._wait(arrived_seconds)
         for connection in self._open:
             connection.close()
         self.path.unlink(missing_ok=True)
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for all connections to end; one that does not leaves the others their share of the time."""
+        deadline = time.monotonic() + seconds
+        for done, thread in enumerate(self._threads):
+            thread.join(max(0.0, deadline - time.monotonic()) / (len(self._threads) - done))

@@ -129,6 +129,17 @@ def onnx_file(domain: str = "") -> bytes:
     )
 
 
+def onnx_beside(location: str, offset: int, length: int) -> bytes:
+    """The same model with its weights in another file."""
+    model = onnx.load_model_from_string(onnx_file())
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+        tensor.external_data.add(key=key, value=value)
+    return bytes(model.SerializeToString())
+
+
 def _gguf(folder: Path) -> bytes:
     import gguf
 

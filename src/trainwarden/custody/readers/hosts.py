@@ -38,6 +38,7 @@ _ISO = re.compile(r"(\d{4}-\d\d-\d\dT\S+) (\S+) ([^\s:\[]+)(?:\[(\d+)\])?: ?(.*)
 _SHORT = re.compile(r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d) (\S+) ([^\s:\[]+)(?:\[(\d+)\])?: ?(.*)", re.DOTALL)
 _ACCEPTED = re.compile(r"Accepted (\S+) for (\S+) from (\S+) port \d+")
 _FAILED = re.compile(r"Failed (\S+) for (?:invalid user )?(\S+) from (\S+) port \d+")
+_INVALID = re.compile(r"Invalid user (\S+) from (\S+) port \d+")  # all that is told where no password was tried
 _CLOSED = re.compile(r"pam_unix\(([\w-]+):session\): session closed for user (\S+)")
 _SUDO = re.compile(r"\s*(\S+) : (?:.*? ; )?TTY=(\S+) ; PWD=(.*?) ; USER=(\S+)(?: ; .*?)? ; COMMAND=(.*)", re.DOTALL)
 _SSHD = ("sshd", "sshd-session")
@@ -110,6 +111,8 @@ def _said(
         return event(Act.LOGIN, found[2], origin=found[3], note=f"{found[1]}{message.partition('ssh2')[2]}")
     if program in _SSHD and (found := _FAILED.match(message)):
         return event(Act.LOGIN_FAILED, found[2], origin=found[3], note=found[1])
+    if program in _SSHD and (found := _INVALID.match(message)):
+        return event(Act.LOGIN_FAILED, found[1], origin=found[2], note="no such user")
     if (found := _CLOSED.match(message)) and found[1] in _SSHD:
         return event(Act.LOGOUT, found[2])
     if program == "kernel" and _FAULT.search(message):
@@ -183,6 +186,7 @@ WTMP = Reader(kind=SourceKind.WTMP, recognise=recognise_wtmp, read=read_wtmp, ed
 _ZSH = re.compile(r": (\d{6,11}):\d+;(.*)", re.DOTALL)
 _BASH_TIME = re.compile(r"#(\d{6,11})")
 _FISH_TIME = re.compile(r"  when: (\d{6,11})")
+_FISH_ESCAPE = re.compile(r"\\([n\\])")
 
 
 def recognise_shell(head: bytes, name: str) -> bool:
@@ -195,14 +199,13 @@ def recognise_shell(head: bytes, name: str) -> bool:
 def read_shell(file: BinaryIO, context: Context) -> Iterator[Item]:
     """Every command that has a time."""
     stamped, command = "", ""
-    for number, line in numbered_lines(file):
-        text = line.decode("utf-8", "backslashreplace")
+    for number, text in _whole(file):
         if found := _BASH_TIME.fullmatch(text):
             stamped = found[1]
         elif found := _ZSH.match(text):
             yield _command(number, found[1], found[2], context)
         elif text.startswith("- cmd: "):
-            command = text[7:]
+            command = _FISH_ESCAPE.sub(lambda m: "\n" if m[1] == "n" else m[1], text[7:])
         elif command and (found := _FISH_TIME.fullmatch(text)):
             yield _command(number, found[1], command, context)
             command = ""
@@ -211,6 +214,25 @@ def read_shell(file: BinaryIO, context: Context) -> Iterator[Item]:
             stamped = ""
         elif text and not text.startswith("  "):
             yield Unread(line=number, reason="a command without a time: HISTTIMEFORMAT was not set")
+
+
+def _whole(file: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Lines by number; a command of zsh over several, each but the last with a backslash at its end, is one."""
+    begun, held = 0, ""
+    for number, line in numbered_lines(file):
+        text = line.decode("utf-8", "backslashreplace")
+        if held:
+            text = f"{held}\n{text}"
+        elif not _ZSH.match(text):
+            yield number, text
+            continue
+        else:
+            begun = number
+        held = text[:-1] if text.endswith("\\") else ""
+        if not held:
+            yield begun, text
+    if held:
+        yield begun, held
 
 
 def _command(number: int, seconds: str, text: str, context: Context) -> CustodyEvent:

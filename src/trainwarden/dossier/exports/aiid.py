@@ -1,12 +1,15 @@
 """A submission to the AI Incident Database. Deployer and developer are left to a human; nobody is named as harming.
 
-Source: the fields of a report and an incident in the AI Incident Database's submission form.
+Its form wants a URL, authors, deployers, developers and harmed parties: a human fills these in, or it is not taken.
+Source: the submission form of responsible-ai-collaborative/aiid, and the lengths that it allows.
 """
 
 from __future__ import annotations
 
 from trainwarden.dossier.exports.common import dumped, span_of, stamp, summary
 from trainwarden.dossier.view import View
+
+_TITLE, _DESCRIPTION, _TEXT = 500, 500, 50_000  # characters
 
 
 def export(view: View) -> bytes:
@@ -16,12 +19,15 @@ def export(view: View) -> bytes:
     title = view.text(view.one("incident"), "title")
     return dumped(
         {
-            "title": f"Alleged: {title}",
-            "description": summary(view)[:2000],
-            "text": summary(view),
+            "title": _cut(f"Alleged: {title}", _TITLE),
+            "incident_title": _cut(f"Alleged: {title}", _TITLE),
+            "description": _cut(summary(view), _DESCRIPTION),
+            "text": _cut(summary(view), _TEXT),
             "date_published": made,
             "date_downloaded": made,
+            "date_modified": made,
             "date_submitted": made,
+            "incident_ids": [],
             "incident_date": stamp(first)[:10],
             "url": "",
             "authors": [],
@@ -35,3 +41,7 @@ def export(view: View) -> bytes:
             "editor_notes": f"register {view.manifest.register}; not sent by anything",
         }
     )
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,7 +1,8 @@
 """CASE/UCO as JSON-LD: the investigation, its records with provenance, files with digests, accounts, and actions.
 
-Source: CASE 1.3 and UCO 1.3 (caseontology.org). Digests are BLAKE3, which UCO's vocabulary of hashes does not list, and
-are typed as text.
+Source: CASE 1.5 and UCO 1.5 (caseontology.org); our tests check every edition with the shapes of `case-utils`. Digests
+are BLAKE3, which UCO's vocabulary of hashes does not list (a remark there, no fault), with SHA-256 beside it where the
+bytes are kept. Every node has a name that ends with a UUID, as UCO wants it.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ _CONTEXT = {
 def export(view: View) -> bytes:
     """The graph."""
     records = [_record(view, r) for r in view.of("records")]
-    files = [_file(view, a) for a in view.of("artefact")]
+    artefacts = [_artefact(view, a) for a in view.of("artefact")]
     accounts = sorted({view.text(a, "who") for a in view.of("act")} - {"", "(hidden)"})
     people = [_account(view, name) for name in accounts]
     acts = [_action(view, a, accounts) for a in view.of("act")]
-    parts = [*records, *files, *people, *acts]
+    parts = [*records, *artefacts, *people, *acts]
     case = {
         "@id": _iri(view, "investigation"),
         "@type": "case-investigation:Investigation",
@@ -44,13 +45,26 @@ def _iri(view: View, what: str) -> str:
     return f"kb:{id_of(view, what)}"
 
 
-def _facet(digest: str, name: str) -> list[dict[str, object]]:
-    hashed: list[dict[str, object]] = (
-        [{"@type": "uco-types:Hash", "uco-types:hashMethod": "BLAKE3", "uco-types:hashValue": digest}] if digest else []
-    )
+def _facets(view: View, item: Shown, path: str) -> list[dict[str, object]]:
+    """Where a file lies, and the digests of what is in it."""
+    hashes = [
+        {
+            "@id": _iri(view, f"{item.id}/{method}"),
+            "@type": "uco-types:Hash",
+            "uco-types:hashMethod": method,
+            "uco-types:hashValue": {"@type": "xsd:hexBinary", "@value": digest},
+        }
+        for method, name in (("BLAKE3", "digest"), ("SHA256", "sha256"))
+        if (digest := view.text(item, name))
+    ]
+    content: dict[str, object] = {"@id": _iri(view, f"{item.id}/content"), "@type": "uco-observable:ContentDataFacet"}
     return [
-        {"@type": "uco-observable:FileFacet", "uco-observable:filePath": name},
-        {"@type": "uco-observable:ContentDataFacet", "uco-observable:hash": hashed},
+        {
+            "@id": _iri(view, f"{item.id}/file"),
+            "@type": "uco-observable:FileFacet",
+            "uco-observable:filePath": view.text(item, path),
+        },
+        *([{**content, "uco-observable:hash": hashes}] if hashes else []),
     ]
 
 
@@ -61,21 +75,33 @@ def _record(view: View, record: Shown) -> dict[str, object]:
         "uco-core:name": view.text(record, "name"),
         "case-investigation:exhibitNumber": record.id,
         "uco-core:objectCreatedTime": {"@type": "xsd:dateTime", "@value": stamp(int(view.number(record, "taken_ns")))},
-        "uco-core:hasFacet": _facet(view.text(record, "digest"), view.text(record, "name")),
+        "uco-core:hasFacet": _facets(view, record, "name"),
     }
 
 
-def _file(view: View, artefact: Shown) -> dict[str, object]:
+def _artefact(view: View, artefact: Shown) -> dict[str, object]:
+    """A file, or a process that was ended."""
+    pid = view.text(artefact, "path").removeprefix("pid ")
+    process = pid.isdecimal()
+    facet = {
+        "@id": _iri(view, f"{artefact.id}/process"),
+        "@type": "uco-observable:ProcessFacet",
+        "uco-observable:pid": {"@type": "xsd:integer", "@value": pid},
+    }
     return {
         "@id": _iri(view, artefact.id),
-        "@type": "uco-observable:File",
+        "@type": "uco-observable:Process" if process else "uco-observable:File",
         "uco-core:description": view.text(artefact, "what"),
-        "uco-core:hasFacet": _facet(view.text(artefact, "digest"), view.text(artefact, "path")),
+        "uco-core:hasFacet": [facet] if process else _facets(view, artefact, "path"),
     }
 
 
 def _account(view: View, name: str) -> dict[str, object]:
-    facet = {"@type": "uco-observable:AccountFacet", "uco-observable:accountIdentifier": name}
+    facet = {
+        "@id": _iri(view, f"account/{name}/facet"),
+        "@type": "uco-observable:AccountFacet",
+        "uco-observable:accountIdentifier": name,
+    }
     return {"@id": _iri(view, f"account/{name}"), "@type": "uco-observable:UserAccount", "uco-core:hasFacet": [facet]}
 
 

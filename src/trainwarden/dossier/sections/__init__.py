@@ -6,7 +6,8 @@ say; of persons, nothing. Every sentence and every row names the items that it s
 
 from __future__ import annotations
 
-from trainwarden.dossier.sections.findings import acts, finding, parties, scope, times
+from trainwarden.dossier.sections.acts import acts, times
+from trainwarden.dossier.sections.findings import finding, parties, scope
 from trainwarden.dossier.sections.register import glossary, investigators, kit, register, routing, statements
 from trainwarden.dossier.sections.response import containment, controls, damage, recovery
 from trainwarden.dossier.sections.weighing import adaptation, causes, grade, hypotheses

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from trainwarden.dossier.glossary import GLOSSARY
 from trainwarden.dossier.notices import ROUTES
-from trainwarden.dossier.nouns import Audience, Shown
+from trainwarden.dossier.nouns import Shown
 from trainwarden.dossier.sections.response import entries
-from trainwarden.dossier.view import (
-    Row,
-    Section,
-    Table,
-    View,
-    joined,
-    lines_of,
-)
+from trainwarden.dossier.view import Row, Section, Table, View, joined, lines_of
 from trainwarden.report.words import count
-
-_UNKNOWN = "not known"
-_DECIDED = ("matched", "diverged", "inconclusive", "explanation")
 
 
 def statements(view: View) -> Section:
@@ -35,50 +25,41 @@ def statements(view: View) -> Section:
         )
         if role not in roles
     ]
-    rows = [
-        view.row(s, view.cell(s, "role"), view.cell(s, "name"), view.cell(s, "digest"), view.cell(s, "bytes"))
-        for s in said
-    ]
+    rows = view.rows(said, "role", "name", "digest", "bytes")
     return Section(
         "statements",
         "The respondent's statement, and the rebuttal",
         "In their own words, as handed in.",
         told=tuple(missing),
-        tables=(Table("As taken in", ("role", "file", "digest (BLAKE3)", "bytes"), tuple(rows), "None."),),
+        tables=(Table("As taken in", ("role", "file", "digest (BLAKE3)", "bytes"), rows, "None."),),
         quotes=tuple((view.cell(s, "role"), lines_of(view.cell(s, "text"))) for s in said),
     )
 
 
 def register(view: View) -> Section:
     """Records, lines and entries, with their digests and proofs."""
-    records = [
-        view.row(
-            r,
-            view.cell(r, "name"),
-            view.cell(r, "kind"),
-            view.cell(r, "digest"),
-            view.cell(r, "events"),
-            view.cell(r, "unread") or "0",
-            joined([view.cell(r, "taken_by"), view.time(r, "taken_ns")]),
-            view.cell(r, "editors"),
-            view.cell(r, "doubted") or view.cell(r, "missing"),
-        )
-        for r in view.of("records")
-    ]
-    lines = [
-        view.row(
-            x,
-            view.cell(view.item(view.text(x, "source")), "name"),
-            f"{int(view.number(x, 'line'))}",
-            view.time(x, "time_ns"),
-            joined([view.cell(x, "login") or view.cell(x, "account")]),
-            view.cell(x, "host"),
-            view.cell(x, "act"),
-            view.cell(x, "path"),
-            view.cell(x, "note"),
-        )
-        for x in view.of("line")
-    ]
+    records = view.rows(
+        view.of("records"),
+        "name",
+        "kind",
+        "digest",
+        "events",
+        lambda r: view.cell(r, "unread") or "0",
+        lambda r: joined([view.time(r, "taken_ns"), "by", view.cell(r, "taken_by")]),
+        "editors",
+        lambda r: view.cell(r, "doubted") or view.cell(r, "missing") or view.cell(r, "earlier"),
+    )
+    lines = view.rows(
+        view.of("line"),
+        lambda x: view.cell(view.item(view.text(x, "source")), "name"),
+        lambda x: f"{int(view.number(x, 'line'))}",
+        view.at("time_ns"),
+        lambda x: view.cell(x, "login") or view.cell(x, "account"),
+        "host",
+        "act",
+        "path",
+        "note",
+    )
     entries = [
         Row(
             (
@@ -102,14 +83,14 @@ def register(view: View) -> Section:
         tables=(
             Table(
                 "Records",
-                ("file", "kind", "digest (BLAKE3)", "events", "unread", "taken in by", "could be edited by", "trouble"),
-                tuple(records),
+                ("file", "kind", "digest (BLAKE3)", "events", "unread", "taken in", "could be edited by", "trouble"),
+                records,
                 "No record was taken in.",
             ),
             Table(
                 "Lines",
                 ("record", "line", "time (UTC)", "account", "host", "act", "on", "note"),
-                tuple(lines),
+                lines,
                 "No line is cited.",
             ),
             Table("Entries of logs", ("item", "log", "entry", "type", "proof"), tuple(entries), "None."),
@@ -143,10 +124,11 @@ def investigators(view: View) -> Section:
 
 def routing(view: View) -> Section:
     """Who is told, and why or why not."""
-    rows = []
-    for audience, (to, why) in ROUTES.items():
-        draft = "" if audience is Audience.ORGANISATION else f"notices/{audience}.md"
-        rows.append(Row((to, why, draft or "not applicable, because the organisation made this")))
+    here = view.manifest.audience
+    rows = [
+        Row((to, why, f"notices/{audience}.md" + ("" if audience == here else f", in the edition for: {audience}")))
+        for audience, (to, why) in ROUTES.items()
+    ]
     return Section(
         "notices",
         "Notices and routing",

@@ -5,41 +5,25 @@ from __future__ import annotations
 from trainwarden.dossier.nouns import Shown
 from trainwarden.dossier.plots import falls
 from trainwarden.dossier.sections.findings import lost
-from trainwarden.dossier.view import (
-    Cell,
-    Hidden,
-    Row,
-    Section,
-    Table,
-    View,
-    joined,
-)
+from trainwarden.dossier.view import UNKNOWN, Cell, Hidden, Row, Section, Table, View, joined
 from trainwarden.report.words import when
 
-_UNKNOWN = "not known"
 _UNTOLD = ("type", "wall_ns", "signature", "key", "index", "approvals", "alert", "runs", "findings", "verdicts")
-_DECIDED = ("matched", "diverged", "inconclusive", "explanation")
 
 
 def damage(view: View) -> Section:
     """The account, and public statements against it."""
-    lines = [
-        view.row(
-            x,
-            view.cell(x, "line"),
-            view.cell(x, "low"),
-            view.cell(x, "mid"),
-            view.cell(x, "high"),
-            view.cell(x, "unit"),
-            view.cell(x, "how"),
-            view.cell(x, "unknown"),
-        )
-        for x in view.of("loss")
-    ]
-    claims = [
-        view.row(x, view.cell(x, "text"), view.cell(x, "stand"), view.cell(x, "why"), view.cell(x, "missing"))
-        for x in view.of("claim")
-    ]
+    lines = view.rows(
+        view.of("loss"),
+        "line",
+        lambda x: amount(view, x, "low"),
+        lambda x: amount(view, x, "mid"),
+        lambda x: amount(view, x, "high"),
+        "unit",
+        "how",
+        "unknown",
+    )
+    claims = view.rows(view.of("claim"), "text", "stand", "why", "missing")
     account = view.one("account")
     return Section(
         "damage",
@@ -51,13 +35,22 @@ def damage(view: View) -> Section:
         tables=(
             Table(
                 "Lines",
-                ("line", "lowest", "most likely", "highest", "unit", "how", _UNKNOWN),
-                tuple(lines),
+                ("line", "lowest", "most likely", "highest", "unit", "how", UNKNOWN),
+                lines,
                 "No account was made.",
             ),
-            Table("Public statements", ("statement", "is", "why", "needed"), tuple(claims), "None was tested."),
+            Table("Public statements", ("statement", "is", "why", "needed"), claims, "None was tested."),
         ),
     )
+
+
+def amount(view: View, loss: Shown, name: str) -> Cell:
+    """An amount of a line, "not known" where nothing of it was found and something is open."""
+    value = view.value(loss, name)
+    if isinstance(value, Hidden):
+        return value
+    number = view.number(loss, name)
+    return UNKNOWN if not view.number(loss, "high") and view.value(loss, "unknown") else f"{number:,.3g}"
 
 
 def entries(view: View, *types: str) -> tuple[Row, ...]:
@@ -77,9 +70,9 @@ def _told(view: View, entry: Shown) -> Cell:
     for name in names:
         cell = view.cell(entry, f"entry.{name}")
         if name not in _UNTOLD and (isinstance(cell, Hidden) or len(cell) < 300):
-            parts.append(cell if isinstance(cell, Hidden) else f"{name.replace('_', ' ')}: {cell};")
+            parts.append(cell if isinstance(cell, Hidden) else f"{name.replace('_', ' ')}: {cell}")
     shown = [p for p in parts if not isinstance(p, Hidden)]
-    return " ".join(shown) if shown else (parts[0] if parts else "")
+    return "; ".join(shown) if shown else (parts[0] if parts else "")
 
 
 def containment(view: View) -> Section:
@@ -107,7 +100,7 @@ def containment(view: View) -> Section:
             Table(
                 "Checkpoints of the runs",
                 ("run", "how they stand"),
-                tuple(view.row(r, view.cell(r, "run"), view.cell(r, "standings")) for r in view.of("run")),
+                view.rows(view.of("run"), "run", "standings"),
                 "None.",
             ),
         ),
@@ -158,16 +151,16 @@ def controls(view: View) -> Section:
         )
         for e in view.entries("finding")
     ]
-    weak = [
-        view.row(r, view.cell(r, "name"), view.cell(r, "kind"), "its subject can write it at will")
-        for r in view.of("records")
-        if view.value(r, "weak")
-    ]
-    editable = [
-        view.row(r, view.cell(r, "name"), view.cell(r, "kind"), joined(["could be edited by", view.cell(r, "editors")]))
-        for r in view.of("records")
-        if not view.value(r, "weak") and view.value(r, "editors")
-    ]
+    records = view.of("records")
+    weak = view.rows(
+        [r for r in records if view.value(r, "weak")], "name", "kind", lambda _: "its subject can write it at will"
+    )
+    editable = view.rows(
+        [r for r in records if not view.value(r, "weak") and view.value(r, "editors")],
+        "name",
+        "kind",
+        lambda r: joined(["could be edited by", view.cell(r, "editors")]),
+    )
     gaps = [Row((view.cell(e, "log"), "gap", view.cell(e, "entry.reason")), (e.id,)) for e in view.entries("gap")]
     return Section(
         "controls",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
+from trainwarden.attribute.nouns import Weight
 from trainwarden.dossier.nouns import Shown
 from trainwarden.dossier.view import (
     Cell,
@@ -14,40 +18,22 @@ from trainwarden.dossier.view import (
     joined,
     words_of,
 )
+from trainwarden.model import Outcome
 from trainwarden.report.words import short
 
-_UNKNOWN = "not known"
 _DECIDED = ("matched", "diverged", "inconclusive", "explanation")
 
 
 def causes(view: View) -> Section:
     """Replays, and causes that were tried."""
-    rows = []
-    for e in view.entries(*_DECIDED):
-        kind = view.text(e, "entry.type")
-        rows.append(
-            view.row(
-                e,
-                kind,
-                joined([view.cell(e, "log"), f"entry {view.text(e, 'index')}"]),
-                _segment(view, e),
-                _said(view, e),
-                view.cell(e, "entry.mode"),
-            )._replace(evidence=(e.id,))
-        )
-    tried = [
-        Row(
-            (
-                words_of(h.get("sentence") or h.get("name")),
-                words_of(h.get("outcome")),
-                words_of(h.get("digest")),
-                words_of(h.get("reason")),
-            ),
-            (e.id,),
-        )
-        for e in view.entries("explanation")
-        for h in _maps(view.value(e, "entry.hypotheses"))
-    ]
+    replays = view.rows(
+        view.entries(*_DECIDED),
+        "entry.type",
+        lambda e: joined([view.cell(e, "log"), f"entry {view.text(e, 'index')}"]),
+        lambda e: _segment(view, e),
+        lambda e: _said(view, e),
+        "entry.mode",
+    )
     return Section(
         "causes",
         "Causal tests",
@@ -58,12 +44,33 @@ def causes(view: View) -> Section:
             Table(
                 "Replays",
                 ("verdict", "where", "steps", "what it says", "started by"),
-                tuple(rows),
+                tuple(r._replace(evidence=(r.item,)) for r in replays),
                 "Nothing was replayed.",
             ),
-            Table("Causes that were tried", ("cause", "outcome", "digest", "why not"), tuple(tried), "None was tried."),
+            Table("Causes that were tried", ("cause", "outcome", "digest"), tuple(_tried(view)), "None was tried."),
+            Table("Not tried", ("why", "causes"), tuple(_not_tried(view)), "Every cause that is known was tried."),
         ),
     )
+
+
+def _tried(view: View) -> Iterator[Row]:
+    """Causes whose replay says something, those first that reproduced what was recorded."""
+    found = [(e, h) for e in view.entries("explanation") for h in _maps(view.value(e, "entry.hypotheses"))]
+    found = [(e, h) for e, h in found if h.get("outcome") != Outcome.NOT_TRIED]
+    for e, h in sorted(found, key=lambda pair: pair[1].get("outcome") != Outcome.REPRODUCED):
+        said = words_of(h.get("sentence") or h.get("name"))
+        digest = words_of(h.get("digest"))
+        yield Row((said, words_of(h.get("outcome")), short(digest) if digest else ""), (e.id,))
+
+
+def _not_tried(view: View) -> Iterator[Row]:
+    """Why causes were not tried, each reason once."""
+    for e in view.entries("explanation"):
+        why: dict[str, list[str]] = {}
+        for h in _maps(view.value(e, "entry.hypotheses")):
+            if h.get("outcome") == Outcome.NOT_TRIED:
+                why.setdefault(words_of(h.get("reason")), []).append(words_of(h.get("name")))
+        yield from (Row((reason, ", ".join(names)), (e.id,)) for reason, names in why.items())
 
 
 def _maps(value: object) -> list[dict[str, object]]:
@@ -75,9 +82,13 @@ def _segment(view: View, entry: Shown) -> str:
     return f"{s.get('first', '?')} to {s.get('last', '?')}, attempt {s.get('attempt', '?')}" if s else ""
 
 
+def _stage(at: dict[str, str]) -> str:
+    return f"{at.get('stage', '').replace('_', ' ')} {at.get('tensor', '')}".strip()
+
+
 def _said(view: View, entry: Shown) -> Cell:
     at = as_map(view.value(entry, "entry.at"))
-    where = f"step {at.get('step')}, rank {at.get('rank')}, {at.get('stage')} {at.get('tensor', '')}" if at else ""
+    where = f"step {at['step']}, rank {at['rank']}, {_stage(at)}" if at else ""
     cause = view.cell(entry, "entry.cause")
     match view.text(entry, "entry.type"):
         case "matched":
@@ -93,25 +104,25 @@ def _said(view: View, entry: Shown) -> Cell:
 def hypotheses(view: View) -> Section:
     """What speaks for and against each."""
     standing = view.of("hypothesis")
-    head = ("evidence", *(view.text(h, "id") for h in standing), "exculpates")
-    grades = Row(("stands", *(view.cell(h, "grade") for h in standing), ""))
-    rows = [grades]
-    for piece in view.of("piece"):
-        weights = as_map(view.value(piece, "weights"))
-        marks = (weights.get(view.text(h, "id"), "") for h in standing)
-        rows.append(view.row(piece, view.cell(piece, "sentence"), *marks, view.cell(piece, "exculpates")))
-    words = [view.row(h, view.cell(h, "id"), view.cell(h, "words"), view.cell(h, "grade")) for h in standing]
+    numbers = {h.id: f"H{n}" for n, h in enumerate(standing, 1)}
+    words = view.rows(standing, lambda h: numbers[h.id], "words", "grade")
+    weights = [partial(_weight, view, view.text(h, "id")) for h in standing]
+    pieces = view.rows(view.of("piece"), "sentence", *weights, "exculpates")
     return Section(
         "hypotheses",
         "Hypotheses side by side",
-        "A hypothesis stands by how little contradicts it. ++ and -- are strong; an empty cell says "
-        "nothing either way. The last column "
-        "is of accounts that the evidence speaks for.",
+        "A hypothesis stands by how little contradicts it. ++ and −− are strong; an empty cell says nothing either "
+        "way. The last column is of accounts that the evidence speaks for.",
         tables=(
-            Table("Hypotheses", ("hypothesis", "in words", "stands"), tuple(words), "None."),
-            Table("Evidence", head, tuple(rows), "None."),
+            Table("Hypotheses", ("", "hypothesis", "stands"), words, "None."),
+            Table("Evidence", ("evidence", *numbers.values(), "exculpates"), pieces, "None."),
         ),
     )
+
+
+def _weight(view: View, hypothesis: str, piece: Shown) -> Cell:
+    weight = as_map(view.value(piece, "weights")).get(hypothesis, "")
+    return "" if weight == Weight.NEUTRAL else weight.replace("-", "−")
 
 
 def grade(view: View) -> Section:
@@ -122,7 +133,7 @@ def grade(view: View) -> Section:
         ("Would decide between the leading two", "missing"),
         ("Not known", "unknown"),
     )
-    rows = [Row((name, text), view.refs(c)) for name, field in parts for text in as_list(view.value(c, field))]
+    rows = [Row((name, text)) for name, field in parts for text in as_list(view.value(c, field))]
     stated = Row(
         (
             view.cell(c, "leading") or "nobody: the evidence does not decide",
@@ -147,18 +158,8 @@ def grade(view: View) -> Section:
 
 def adaptation(view: View) -> Section:
     """What can be counted of adaptation."""
-    rows = [
-        view.row(
-            a,
-            view.cell(a, "account"),
-            view.cell(a, "disclosures"),
-            view.cell(a, "followed"),
-            view.cell(a, "expected"),
-            view.cell(a, "ended"),
-        )
-        for a in view.of("access")
-        if view.number(a, "disclosures") or view.value(a, "ended")
-    ]
+    told = [a for a in view.of("access") if view.number(a, "disclosures") or view.value(a, "ended")]
+    rows = view.rows(told, "account", "disclosures", "followed", "expected", "ended")
     return Section(
         "adaptation",
         "Intent and adaptation",
@@ -169,7 +170,7 @@ def adaptation(view: View) -> Section:
             Table(
                 "",
                 ("account", "disclosures", "followed by an act", "expected by chance", "access ended, acts after"),
-                tuple(rows),
+                rows,
                 "No record of disclosures or of ended access.",
             ),
         ),

@@ -8,10 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from trainwarden.errors import MissingExtra
 from trainwarden.model import CheckpointCleared, CheckpointManifest, SignedSeal
+
+if TYPE_CHECKING:
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import Component
 
 
 def check_installed() -> None:
@@ -38,12 +43,37 @@ def bill_of_materials(
         MissingExtra: the library is not installed.
     """
     check_installed()
-    from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import Component, ComponentType
     from cyclonedx.output.json import JsonV1Dot6
 
-    files = [
+    model = Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        name=name,
+        version=clearance.digest[:12],
+        bom_ref=f"model:{clearance.digest}",
+        properties=_properties(clearance),
+    )
+    parts = [*_files(manifest), *_inputs(seals)]
+    bom = Bom(
+        metadata=BomMetaData(component=model, timestamp=datetime.fromtimestamp(clearance.wall_ns / 1e9, UTC)),
+        components=parts,
+        serial_number=UUID(clearance.digest[:32]),
+    )
+    bom.register_dependency(model, parts)
+    document = json.loads(JsonV1Dot6(bom).output_as_string())
+    if clearance.evaluated is not None:
+        metrics = [{"type": k, "value": str(v)} for k, v in clearance.evaluated.figures.items()]
+        document["metadata"]["component"]["modelCard"] = {"quantitativeAnalysis": {"performanceMetrics": metrics}}
+    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _files(manifest: CheckpointManifest) -> list[Component]:
+    """The checkpoint's own files."""
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.component import Component, ComponentType
+
+    return [
         Component(
             type=ComponentType.FILE,
             name=f.path,
@@ -55,7 +85,13 @@ def bill_of_materials(
         )
         for f in manifest.files
     ]
-    properties = [
+
+
+def _properties(clearance: CheckpointCleared) -> list[Property]:
+    """What the checkpoint was cleared by."""
+    from cyclonedx.model import Property
+
+    return [
         Property(name="trainwarden:manifest", value=clearance.digest),
         Property(name="trainwarden:policy", value=clearance.policy),
         Property(name="trainwarden:segments-matched", value=str(clearance.segments)),
@@ -63,14 +99,14 @@ def bill_of_materials(
         *(Property(name=f"trainwarden:{d.how}", value=" ".join(d.sources)) for d in clearance.sources),
         *(Property(name="trainwarden:approved-by", value=a.actor) for a in clearance.approvals),
     ]
-    model = Component(
-        type=ComponentType.MACHINE_LEARNING_MODEL,
-        name=name,
-        version=clearance.digest[:12],
-        bom_ref=f"model:{clearance.digest}",
-        properties=properties,
-    )
-    inputs = [
+
+
+def _inputs(seals: Mapping[str, SignedSeal]) -> list[Component]:
+    """Code, environment and data of the runs that it was made by."""
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.component import Component, ComponentType
+
+    return [
         Component(
             type=ComponentType.DATA if ref.kind == "data" else ComponentType.FILE,
             name=f"{run}/{ref.kind}",
@@ -80,14 +116,3 @@ def bill_of_materials(
         for run, signed in sorted(seals.items())
         for ref in (signed.seal.code, signed.seal.environment, signed.seal.data)
     ]
-    bom = Bom(
-        metadata=BomMetaData(component=model, timestamp=datetime.fromtimestamp(clearance.wall_ns / 1e9, UTC)),
-        components=[*files, *inputs],
-        serial_number=UUID(clearance.digest[:32]),
-    )
-    bom.register_dependency(model, [*files, *inputs])
-    document = json.loads(JsonV1Dot6(bom).output_as_string())
-    if clearance.evaluated is not None:
-        metrics = [{"type": k, "value": str(v)} for k, v in clearance.evaluated.figures.items()]
-        document["metadata"]["component"]["modelCard"] = {"quantitativeAnalysis": {"performanceMetrics": metrics}}
-    return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"

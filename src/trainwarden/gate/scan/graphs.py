@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from trainwarden.gate.results import Clean, Decision, joined, refused
 from trainwarden.gate.scan.place import Place
 from trainwarden.gate.scan.texts import judge_json
@@ -20,6 +22,8 @@ _DOMAINS: Final = frozenset(
 )
 _MODEL_FIELDS: Final = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26})
 _DEEPEST: Final = 12
+_MOST_TOLD: Final = 20
+_MOST_BESIDE: Final = 4096  # files with data of one model
 
 
 def read_hdf5(window: Window, place: Place) -> Decision:
@@ -115,7 +119,7 @@ def looks_like_onnx(window: Window) -> bool:
 
 def read_onnx(window: Window, place: Place) -> Decision:
     """An ONNX model: only operators that every runtime brings itself, and data that stays beside the file."""
-    told: list[tuple[int, str, str, str]] = []
+    told = _Told()
     try:
         for number, kind, begin, end in _fields(window, 0, window.size, [0]):
             if number == 7 and kind == 2:
@@ -123,7 +127,7 @@ def read_onnx(window: Window, place: Place) -> Decision:
             elif number == 8 and kind == 2:
                 domain = _text(window, begin, end, 1)
                 if domain not in _DOMAINS:
-                    told.append((begin, "opset_import", domain, "operators of a library that must be loaded first"))
+                    told.object(begin, "opset_import", domain, "operators of a library that must be loaded first")
             elif number == 25 and kind == 2:
                 for inner, sort, start, stop in _fields(window, begin, end, [0]):
                     if inner == 7 and sort == 2:
@@ -131,12 +135,25 @@ def read_onnx(window: Window, place: Place) -> Decision:
     except (_Bad, RecursionError) as e:
         return place.undecided("onnx", f"it cannot be read ({e})")
     found = [
-        refused("onnx", place.path, why, offset=at, field=field, name=name[:80]) for at, field, name, why in told[:20]
+        refused("onnx", place.path, why, offset=at, field=field, name=name[:80]) for at, field, name, why in told.bad
     ]
-    return joined("onnx", found or [Clean(kind="onnx")])
+    return joined("onnx", found) if found else Clean(kind="onnx", beside=tuple(sorted(told.beside.items())))
 
 
-_Told = list[tuple[int, str, str, str]]
+class _Told(msgspec.Struct):
+    """What was met in a model: objections (offset, field, name, why), and its data's files with how much of each."""
+
+    bad: list[tuple[int, str, str, str]] = []
+    beside: dict[str, int] = {}
+
+    def object(self, at: int, field: str, name: str, why: str) -> None:
+        if len(self.bad) < _MOST_TOLD:
+            self.bad.append((at, field, name, why))
+
+    def needs(self, name: str, end: int) -> None:
+        if len(self.beside) >= _MOST_BESIDE and name not in self.beside:
+            raise _Bad("data in too many files")
+        self.beside[name] = max(end, self.beside.get(name, 0))
 
 
 def _text(window: Window, begin: int, end: int, wanted: int) -> str:
@@ -161,7 +178,7 @@ def _node(window: Window, begin: int, end: int, told: _Told, spent: list[int], d
     operator = _text(window, begin, end, 4)
     domain = _text(window, begin, end, 7)
     if domain not in _DOMAINS or operator == "PyOp":
-        told.append((begin, "node", f"{domain}.{operator}", "an operator of a library that must be loaded first"))
+        told.object(begin, "node", f"{domain}.{operator}", "an operator of a library that must be loaded first")
     for number, kind, start, stop in _fields(window, begin, end, spent):
         if number != 5 or kind != 2:
             continue
@@ -173,8 +190,18 @@ def _node(window: Window, begin: int, end: int, told: _Told, spent: list[int], d
 
 
 def _tensor(window: Window, begin: int, end: int, told: _Told, spent: list[int]) -> None:
+    external: dict[str, str] = {}
     for number, kind, start, stop in _fields(window, begin, end, spent):
-        if number == 13 and kind == 2 and _text(window, start, stop, 1) == "location":
-            place = _text(window, start, stop, 2)
-            if place.startswith("/") or ".." in place.split("/") or "\\" in place:
-                told.append((start, "external_data", place, "data from outside of the model's folder"))
+        if number == 13 and kind == 2:
+            external[_text(window, start, stop, 1)] = _text(window, start, stop, 2)
+    if "location" not in external:
+        return
+    place = external["location"]
+    if place.startswith("/") or ".." in place.split("/") or "\\" in place or not place:
+        told.object(begin, "external_data", place, "data from outside of the model's folder")
+        return
+    numbers = [external.get(key, "0") for key in ("offset", "length")]
+    if not all(number.isascii() and number.isdigit() and len(number) < 20 for number in numbers):
+        told.object(begin, "external_data", place, "its offset or length is no number")
+        return
+    told.needs(place, sum(map(int, numbers)))

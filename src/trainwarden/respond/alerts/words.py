@@ -52,7 +52,7 @@ def message(told: Told, audience: Audience) -> Message:
         lines = [
             f"TrainWarden: something {word} in run {told.run} (severity {severity}).",
             *([_DONE[told.action]] if told.action in _DONE else []),
-            f"The details are in the security channel and in `trainwarden show {told.run}`.",
+            f"The details are in `trainwarden show {told.run}`, and in the security channel where there is one.",
         ]
         return Message(subject=subject, lines=tuple(lines), fields=fields | {"text": lines[0]}, severity=severity)
     lines = [

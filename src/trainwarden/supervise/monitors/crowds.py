@@ -5,7 +5,8 @@ Rules
 * Harm first: the share of the time in which a rank's first thread was ready and no CPU was free (/proc/PID/schedstat)
   rises, over the last `WINDOW` looks together, above what it was in this run before. Only then others are looked at.
   Fifteen seconds hold a hundred slices of the scheduler: their share is no accident, and a job of a minute is covered.
-* Looks with harm are no part of what is usual, so a crowd that stays does not become usual.
+* After the first `FIRST`, a look is part of what is usual only once the `WINDOW` looks after it were calm: neither a
+  crowd that stays nor its lighter moments become usual.
 * Foreign is a process that does not descend from the supervisor. It is named when it may run on a rank's CPUs and takes
   at least `LEAST_TAKEN` of one. A run whose own processes crowd each other out names nobody.
 * On accelerators, a foreign process with memory on the device of a rank is told once (`nvidia-smi`, where it exists).
@@ -51,6 +52,7 @@ class Crowds:
         self._usual: deque[float] = deque(maxlen=600)
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._told = False
+        self._judged = 0  # looks that gave a share
         self._looks = 0
         self._told_devices: set[tuple[str, int]] = set()
 
@@ -73,20 +75,27 @@ class Crowds:
 
     def _judge(self, ranks: list[Live], share: float) -> None:
         usual = sorted(self._usual)[len(self._usual) // 2] if self._usual else 0.0
-        level = usual + max(LEAST_RISE, min((RISE - 1) * usual, MOST_RISE))
-        known = len(self._usual) >= FIRST
-        if not known or share <= level:
-            self._usual.append(share)
+        rise = max(LEAST_RISE, min((RISE - 1) * usual, MOST_RISE))
+        known = self._judged >= FIRST
+        oldest = self._recent[0] if len(self._recent) == WINDOW else None
         self._recent.append(share)
         waited = sum(self._recent) / len(self._recent)
-        if waited <= level / 2:
+        calm = waited <= usual + rise / 2
+        if not known:
+            self._usual.append(share)
+        elif oldest is not None and self._judged - WINDOW >= FIRST and calm:
+            self._usual.append(oldest)
+        self._judged += 1
+        if calm:
             self._told = False
-        if not known or waited <= level or len(self._recent) < WINDOW or self._told:
+        if not known or waited <= usual + rise or len(self._recent) < WINDOW or self._told:
             return
-        self._told = True
         processes = foreign(ranks, self._host.supervisor_pid)
+        self._told = bool(processes)
         if processes:
             self._tell(ranks, "cpu", processes, waited, usual)
+        else:
+            self._recent.clear()  # a window later, whoever it is may be seen
 
     def _tell(
         self, ranks: list[Live], kind: str, processes: tuple[Foreign, ...], share: float = 0.0, usual: float = 0.0
