@@ -147,6 +147,7 @@ class Job:
             values = out.values[i] = Values()
             before = rank.weights()
             self.apply(perturbations, Stage.WEIGHTS, i, before, before=True)
+            self.apply(perturbations, Stage.OPTIMIZER_STATE, i, rank.state(), before=True)
             tamper("before", i, before)
             values["before_weights"], values["before_state"] = _copy(before), _copy(rank.state())
             local.append(self.forward(rank, i, step, perturbations, tamper, out))

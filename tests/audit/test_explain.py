@@ -128,6 +128,11 @@ def zero_moment(optimizer: Any) -> None:
         state["exp_avg"].zero_()
 
 
+def scaled_moments(optimizer: Any, factor: float) -> None:
+    weight = next(p for p in optimizer.param_groups[0]["params"] if p.ndim == 2)
+    optimizer.state[weight]["exp_avg_sq"].mul_(factor)
+
+
 def zero_momentum(optimizer: Any) -> None:
     for state in optimizer.state.values():
         state["momentum_buffer"].zero_()
@@ -268,6 +273,11 @@ CASES: dict[str, tuple[Any, str, Job]] = {
     "gradient halved inside the update": (
         at("hidden", None, halve_inside),
         "gradient changed inside the update",
+        Job(),
+    ),
+    "second moments of one tensor ×4 before": (
+        at("hidden", None, lambda o: scaled_moments(o, 4.0)),
+        "state edited before the step",
         Job(),
     ),
     "moments ×0.5 after": (

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from trainwarden.audit.hypotheses.base import (
     Answer,
     Budget,
@@ -28,8 +30,11 @@ from trainwarden.audit.hypotheses.base import (
     not_tried,
     number,
     search_tensors,
+    settings_of,
 )
-from trainwarden.audit.perturb import ClearState, Perturbation, SetHyper, SkipStep
+from trainwarden.audit.hypotheses.before import LIMITS, changes
+from trainwarden.audit.perturb import ClearState, Perturbation, SetHyper, SkipStep, TensorPerturbation
+from trainwarden.audit.perturbing import transform
 from trainwarden.model import Stage
 
 if TYPE_CHECKING:
@@ -93,6 +98,7 @@ def _executed(
     *,
     drop: Sequence[str] | None = None,
     gradient: Callable[[Tensor], Tensor] | None = None,
+    begun: Mapping[str, Tensor] = {},
 ) -> tuple[Tensor, dict[str, Tensor]]:
     import torch
 
@@ -105,7 +111,7 @@ def _executed(
         optimizer = kind([{"params": [weight], **settings, **edits}])
         state = _state_before(q, rank, name, drop)
         if state:
-            optimizer.state[weight] = state
+            optimizer.state[weight] = state | {k: t.clone() for k, t in begun.items()}
         optimizer.step()
     except (RuntimeError, TypeError, KeyError) as e:
         raise ValueError(f"the update does not run: {e}") from e
@@ -345,6 +351,44 @@ def _moved_by(q: Question, rank: int, used: Mapping[str, float]) -> dict[str, Te
     return {name: _executed(q, rank, name, {}, gradient=functools.partial(_times, k))[0] for name, k in used.items()}
 
 
+def _edited_before(q: Question, budget: Budget) -> Answer:
+    if reason := unusable(q):
+        return not_tried(reason)
+    made: dict[str, tuple[str, TensorPerturbation]] = {}  # by what is said
+
+    def candidates(target: Target) -> Iterator[Recipe]:
+        name, _ = parameter_of(target, q.at.stage)
+        for key, value in _state_before(q, target.rank, name, None).items():
+            for text, change in changes(value, len(q.captures)) if value.dim() else ():
+                said = f"the step began with another {key}: {text}"
+                made[said] = key, msgspec.structs.replace(change, stage=Stage.OPTIMIZER_STATE)
+                yield Recipe(said, {"key": key, **settings_of(change)}, functools.partial(_begun_with, q, key, change))
+
+    answer = search_tensors(q, budget, candidates, f"two entries at once, {LIMITS}")
+    places: dict[tuple[str, TensorPerturbation], dict[str, set[int]]] = {}
+    for target, r in answer.solved.items():
+        name, _ = parameter_of(target, q.at.stage)
+        places.setdefault(made[r.sentence], {}).setdefault(name, set()).add(target.rank)
+    return _complete(q, answer, *_state_edits(q, places))
+
+
+def _begun_with(q: Question, key: str, change: TensorPerturbation, target: Target) -> Tensor:
+    """The target where its parameter's state was edited before the update."""
+    name, own = parameter_of(target, q.at.stage)
+    was = _state_before(q, target.rank, name, None)[key]
+    weight, state = _executed(q, target.rank, name, {}, begun={key: transform(change, was, {}, key)})
+    return state[own] if own else weight
+
+
+def _state_edits(
+    q: Question, places: Mapping[tuple[str, TensorPerturbation], Mapping[str, set[int]]]
+) -> Iterator[TensorPerturbation]:
+    for (key, change), names in places.items():
+        for name, ranks in names.items():
+            every = () if ranks == set(q.captures) else tuple(sorted(ranks))
+            yield msgspec.structs.replace(change, tensors=(f"{name}/{key}",), ranks=every)
+
+
 def shown(value: Any) -> str:
     """A setting as a person would write it."""
     if isinstance(value, float):
@@ -357,6 +401,7 @@ def shown(value: Any) -> str:
 IDEAS = (
     Idea("step skipped", "the update was left out", STATE, _skipped),
     Idea("state cleared", "the optimizer's state was cleared before the step", STATE, _cleared),
+    Idea("state edited before the step", "the optimizer's state was edited between two steps", STATE, _edited_before),
     Idea("hidden setting", "the update used other settings than those recorded", STATE, _hidden_settings),
     Idea("update reversed", "the update was reversed or scaled", frozenset({Stage.WEIGHTS}), _reversed),
     Idea("gradient changed inside the update", "the optimizer changed the gradient it was given", STATE, _inside),
