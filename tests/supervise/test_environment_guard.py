@@ -10,7 +10,7 @@ import pytest
 from supervised import Bench, of_kind
 
 from trainwarden.errors import StoreError
-from trainwarden.model import FileChanged
+from trainwarden.model import FileChanged, Writer
 from trainwarden.supervise.environment import FREELY, EnvironmentGuard
 
 CHANGE = FileChanged(path="/env/torch.py", kind="environment", sealed="a" * 64, found="")
@@ -136,3 +136,22 @@ def test_what_is_no_log_or_lost_its_beginning_is_changed(
 def test_a_log_that_a_rank_reads_is_a_changed_file_before_and_after(bench: Bench, tmp_path: Path) -> None:
     change = grown(bench, tmp_path, "train.log")
     assert told(bench, change, read=change.path) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("pid", "name", "as_grown"), [(7, "curves.jsonl", True), (8, "curves.jsonl", False), (7, "run.sh", False)]
+)
+def test_text_that_only_grew_is_a_log_where_a_rank_of_the_run_wrote_it(
+    bench: Bench, tmp_path: Path, pid: int, name: str, as_grown: bool
+) -> None:
+    guard = EnvironmentGuard(
+        bench.store,
+        bench.ledger,
+        lambda kinds: (),
+        refuse=False,
+        writer=lambda path: Writer(pid=pid),
+        was_rank=lambda pid: pid == 7,
+    )
+    guard.changed(grown(bench, tmp_path, name))
+    (change,) = of_kind(bench.finish(), FileChanged)
+    assert change.grown == as_grown

@@ -12,8 +12,9 @@ Rules
   checked. Changed code and data are told and never refused: people edit their code while it trains.
 * In a clean room a change of what the room covers is told and no reason to refuse: the process does not see it. A
   room that no longer holds is one.
-* A log that the job appends to is told as grown: its name says that it is one, all that was sealed is still its
-  beginning, and no rank has told that it reads it. When a rank reads it later, it is a changed file like any other.
+* A log that the job appends to is told as grown: its name says that it is one, or it is text by its name and the kernel
+  says that a rank of this run wrote it; all that was sealed is still its beginning, and no rank has told that it reads
+  it. When a rank reads it later, it is a changed file like any other.
 * Every change is logged once for each content found, and its bytes are kept in the object store; of a code or data
   file that goes on changing (a log beside the code) after the first `FREELY` contents at most one in `SELDOM` seconds.
   Who wrote it is added where the kernel told (`writers.py`), else the reason why that is not known.
@@ -42,6 +43,7 @@ FREELY = 8
 SELDOM = 60.0
 _NAMED = 3  # changed files named in a refusal
 _LOG = re.compile(r"(?i).*\.(log|out|err)|.*(log|loss|metric|history|progress|track).*\.(txt|jsonl|csv|tsv)")
+_TEXT = re.compile(r"(?i).*\.(log|out|err|txt|jsonl|csv|tsv)")
 _CHUNK = 1 << 20  # bytes
 
 
@@ -75,8 +77,9 @@ class EnvironmentGuard:
         shelter: Room | None = None,
         fresh_seconds: float = FRESH_SECONDS,
         writer: Callable[[str], Writer | str] = lambda _: "",
+        was_rank: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        self._writer = writer
+        self._writer, self._was_rank = writer, was_rank
         self._store, self._ledger, self._check, self._refuse = store, ledger, check, refuse
         self._shelter = shelter
         self._fresh_seconds = fresh_seconds
@@ -100,9 +103,9 @@ class EnvironmentGuard:
             self._indexes[seen] = -1
         if change.found:
             self._keep(change)
-        if self._has_grown(change):
-            change = msgspec.structs.replace(change, grown=True)
         told = self._writer(path_real(change.path))
+        if self._has_grown(change, told):
+            change = msgspec.structs.replace(change, grown=True)
         if isinstance(told, Writer):
             change = msgspec.structs.replace(change, writer=told)
         else:
@@ -122,12 +125,13 @@ class EnvironmentGuard:
         if grown is not None:
             self._ledger.submit(msgspec.structs.replace(grown, grown=False, wall_ns=time.time_ns()))
 
-    def _has_grown(self, change: FileChanged) -> bool:
+    def _has_grown(self, change: FileChanged, writer: Writer | str) -> bool:
         """Is this a log beside the code that has only become longer?"""
         if change.kind != "code" or not change.sealed or not change.found or change.path in self._read:
             return False
         name = change.path.rpartition("/")[2]
-        if not _LOG.fullmatch(name) or not self._store.has(change.sealed):
+        own = isinstance(writer, Writer) and self._was_rank(writer.pid)
+        if not (_TEXT if own else _LOG).fullmatch(name) or not self._store.has(change.sealed):
             return False
         now = self._store.object_path(change.found) if self._store.has(change.found) else Path(path_real(change.path))
         try:

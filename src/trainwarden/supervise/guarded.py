@@ -113,6 +113,7 @@ class Guarded:
             lambda kinds: check_seal(store, sealed, kinds, walk=walk),
             refuse=config.policy.environment_changed == "refuse",
             writer=self._writers.of,
+            was_rank=self._presence.was_rank,
             shelter=shelter,
         )
 

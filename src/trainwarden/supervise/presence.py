@@ -34,10 +34,12 @@ class Presence:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._live: dict[tuple[int, int], Live] = {}
+        self._pids: set[int] = set()  # of every rank that ever joined
         self._changed = threading.Condition()
 
     def joined(self, attempt: int, rank: int, world: int, pid: int, ask: Callable[[int], None]) -> None:
         with self._changed:
+            self._pids.add(pid)
             self._live[attempt, rank] = Live(attempt, rank, world, pid, ask, moved=self._clock())
 
     def moved(self, attempt: int, rank: int, reached: int, claimed_ns: int) -> None:
@@ -61,6 +63,11 @@ class Presence:
             live = self._live.get((attempt, rank))
             if live is not None and live.pid == pid:
                 del self._live[attempt, rank]
+
+    def was_rank(self, pid: int) -> bool:
+        """Is this process a rank of this run, or was it one?"""
+        with self._changed:
+            return pid in self._pids
 
     def ranks(self) -> list[Live]:
         """Those of the newest attempt, by rank."""
