@@ -29,7 +29,7 @@ _LR = re.compile(rb"X\x02\x00\x00\x00lr(?:q.|r....)?G(.{8})", re.DOTALL)
 def scale_moment(scene: Any) -> None:
     """The second moments of the target × 4 between two steps, alike on every rank."""
     name, parameter = scene.target()
-    scene.between_steps(lambda: scene.optimizer.state[parameter]["exp_avg_sq"].mul_(4.0), name)
+    scene.between_steps(lambda: scene.optimizer.state[parameter]["exp_avg_sq"].mul_(4.0), f"{name}/exp_avg_sq")
 
 
 def lower_lr(pickle: bytes) -> bytes:

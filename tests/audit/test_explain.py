@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from trainwarden.audit import explain as engine
 from trainwarden.audit.capture import open_captures
 from trainwarden.audit.explain import FILE, FILES_TOGETHER, QuarantinedFile
-from trainwarden.audit.hypotheses import HYPOTHESES, RERUNS, rng, tensors, update
+from trainwarden.audit.hypotheses import HYPOTHESES, RERUNS, rng, rows, tensors, update
+from trainwarden.audit.hypotheses.base import Question, Target
 from trainwarden.audit.perturb import Clip, Loss
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Detail, Location, Outcome, Stage, decode_entry
@@ -371,14 +373,46 @@ def _digests(case: Case) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "rank"),
-    [("another gradient reduced than recorded", 1), ("half of a gradient zeroed after it was recorded", 0)],
+    ("name", "rank", "tensor"),
+    [
+        ("another gradient reduced than recorded", 1, "3.weight"),
+        ("half of a gradient zeroed after it was recorded", 0, "4.weight"),
+        ("rank left out", 1, None),  # of every tensor
+    ],
 )
-def test_what_shows_on_every_rank_is_laid_at_the_rank_that_did_it(name: str, rank: int, tmp_path: Path) -> None:
+def test_what_shows_on_every_rank_is_laid_at_the_rank_that_did_it(
+    name: str, rank: int, tensor: str | None, tmp_path: Path
+) -> None:
     tamper, _, job = CASES[name]
     found = Case(tmp_path, tamper, job).explain()
     assert (found.at.rank, found.at.stage) == (rank, Stage.REDUCED_GRADIENTS)
-    assert found.at.tensor == ("3.weight" if rank else "4.weight")
+    assert found.at.tensor in (tensor or found.at.tensors)
+
+
+def test_a_search_that_cannot_be_computed_excludes_nothing_and_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(q: Question, budget: Any) -> Any:
+        raise RuntimeError("The size of tensor a (3) must match\nthe size of tensor b (4)")
+
+    first = next(i for i, idea in enumerate(HYPOTHESES) if idea.name == "scaled")
+    ideas = [idea._replace(search=fails) if i == first else idea for i, idea in enumerate(HYPOTHESES)]
+    monkeypatch.setattr(engine, "HYPOTHESES", ideas)
+    tamper, cause, job = CASES["clipping off"]
+    found = Case(tmp_path, tamper, job).explain()
+    assert found.cause == cause
+    assert _named(found, "scaled").outcome is Outcome.NOT_TRIED
+    assert _named(found, "scaled").reason.endswith("The size of tensor a (3) must match")
+
+
+def test_rows_of_features_are_not_put_into_labels() -> None:
+    """What was found for one tensor of a batch is tried on the others too, whatever their form."""
+    values = {"x": torch.zeros(4, 3), "y": torch.zeros(4, dtype=torch.int64)}
+    question = cast(Question, SimpleNamespace(value=lambda target: values[target.name]))
+    solved = {1: rows._Row("sample 7 stood in its place", torch.ones(3))}
+    assert rows._filled(question, solved, Target(0, "x"))[1].tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="another form"):
+        rows._filled(question, solved, Target(0, "y"))
 
 
 def test_rows_that_a_rank_tells_falsely_prove_nothing(tmp_path: Path) -> None:

@@ -168,7 +168,10 @@ def _ask(q: Question, idea: Idea, seconds: float, budget_s: float) -> Answer:
         return not_tried(q.unusable)
     if seconds <= 0:
         return not_tried(f"the {budget_s:.0f} s for the search were spent")
-    return idea.search(q, Budget(seconds))
+    try:
+        return idea.search(q, Budget(seconds))
+    except RuntimeError as e:  # torch's, of values that this search was not made for: nothing is excluded by it
+        return not_tried(f"it could not be computed from these values: {str(e).splitlines()[0][:200]}")
 
 
 def _judge(work: Work, answers: Sequence[tuple[Idea, Answer]]) -> tuple[list[Hypothesis], str | None]:

@@ -191,7 +191,11 @@ def _left_out(q: Question, budget: Budget) -> Answer:
                 text = f"rank {out} was left out of the mean (divisor {divisor})"
                 yield text, _Form(rest, divisor, division)
 
-    return _reduced_otherwise(q, budget, forms)
+    answer = _reduced_otherwise(q, budget, forms)
+    if (here := answer.solved.get(q.place)) is None:
+        return answer
+    (out,) = set(q.captures) - set(here.parameters["ranks"])
+    return replace(answer, place=_whose(q, out, q.place.name))
 
 
 def _order(q: Question, budget: Budget) -> Answer:
@@ -228,10 +232,9 @@ def _unrecorded(q: Question, budget: Budget) -> Answer:
                     yield Recipe(said, {"rank": rank, "tensor": name, **settings_of(change)}, make)
 
     answer = search_tensors(q, budget, candidates, "other changes, and several ranks or tensors at once")
-    here = answer.solved.get(q.place)
-    return (
-        answer if here is None else replace(answer, place=_whose(q, here.parameters["rank"], here.parameters["tensor"]))
-    )
+    if (here := answer.solved.get(q.place)) is None:
+        return answer
+    return replace(answer, place=_whose(q, here.parameters["rank"], here.parameters["tensor"]))
 
 
 def _whose(q: Question, rank: int, name: str) -> Location:

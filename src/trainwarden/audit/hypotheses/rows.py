@@ -206,9 +206,15 @@ def _recipe(q: Question, told: Rows, solved: Mapping[int, _Row]) -> Recipe:
 
 
 def _filled(q: Question, solved: Mapping[int, _Row], target: Target) -> Tensor:
-    """The clean tensor with the rows that were found."""
+    """The clean tensor with the rows that were found.
+
+    Raises:
+        ValueError: they are rows of another tensor of the batch.
+    """
     new = q.value(target).clone()
     for row, found in solved.items():
+        if row >= new.shape[0] or new[row].shape != found.value.shape or new.dtype != found.value.dtype:
+            raise ValueError(f"row {row} of {target.name} has another form")
         new[row] = found.value
     return new
 
