@@ -12,6 +12,7 @@ import pytest
 
 from trainwarden import wire
 from trainwarden.record import saving
+from trainwarden.record.folders import companions
 from trainwarden.record.saving import SavedFiles
 
 
@@ -121,3 +122,10 @@ def test_a_rank_tells_what_it_wrote_and_the_first_of_a_host_also_what_it_finds(
         files.saved(str(tmp_path / "mine.pt"), "torch")
         files.tell_companions()
         assert {Path(told.path).name for told in recorder.told} == expected
+
+
+def test_a_log_beside_a_state_file_is_no_part_of_the_checkpoint(tmp_path: Path) -> None:
+    """It is another one by the time that it is hashed, and a job with such a log had a gap at every checkpoint."""
+    for name in ("config.json", "vocab.txt", "metrics.jsonl", "train.log", "curves.csv"):
+        (tmp_path / name).touch()
+    assert [Path(p).name for p in companions(str(tmp_path), 0.0)] == ["config.json", "vocab.txt"]

@@ -6,17 +6,18 @@ import os
 
 COMPANION_BYTES = 64 << 20
 COMPANION_FILES = 64
+_LOGS = (".log", ".jsonl", ".csv", ".tsv")  # appended to at every step, and no state is read from them
 
 
 def companions(folder: str, since: float) -> list[str]:
-    """Small files written beside a state file at the same time: the rest of a checkpoint kept as a folder."""
+    """Small files written beside a state file at the same time but for logs: the rest of a checkpoint kept as a folder."""
     found = []
     try:
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
     except (FileNotFoundError, NotADirectoryError):
         return []
     for entry in entries:
-        if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+        if entry.is_file(follow_symlinks=False) and not entry.name.startswith(".") and not entry.name.endswith(_LOGS):
             try:
                 status = entry.stat(follow_symlinks=False)
             except FileNotFoundError:
