@@ -10,7 +10,7 @@ _LOGS = (".log", ".jsonl", ".csv", ".tsv")  # appended to at every step, and no 
 
 
 def companions(folder: str, since: float) -> list[str]:
-    """Small files written beside a state file at the same time but for logs: the rest of a checkpoint kept as a folder."""
+    """Small files written beside a state file at the same time, but for logs: the rest of a checkpoint in a folder."""
     found = []
     try:
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
