@@ -24,6 +24,7 @@ from trainwarden.seal.command import LaunchCommand
 from trainwarden.seal.seal import relevant_env
 from trainwarden.store import Store
 from trainwarden.supervise import guarded as guarding
+from trainwarden.supervise import sealed as asked
 from trainwarden.supervise import supervisor
 from trainwarden.supervise.mappings import parse_maps
 
@@ -130,7 +131,8 @@ class Guarded:
         patch(guarding, "FileWatch", _NoWatch)
         patch(guarding, "check_seal", lambda *a, **k: [])
         patch(guarding, "sealed_paths", lambda *a: self.is_sealed)
-        patch(guarding, "sealed_files", lambda *a: files)
+        for place in (guarding, asked):  # of the processes' mappings, and of the code in their memory
+            patch(place, "sealed_files", lambda *a: files)
         self._monkeypatch.chdir(self.job)
         key = SigningKey(secrets.token_bytes(32))
         result = supervisor.supervise(
