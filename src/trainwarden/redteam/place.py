@@ -112,7 +112,9 @@ class Range:
         for folder in (self.home, self.tmp, self.marks):
             folder.mkdir(parents=True)
         left_out = shutil.ignore_patterns(*_NOT_COPIED, self.workload.out)
-        shutil.copytree(self.workload.source, self.job / self.workload.below, symlinks=True, ignore=left_out)
+        # A link to what lies beside becomes a file: of a job that is no git repository its own folder is sealed.
+        keep = not self.workload.also
+        shutil.copytree(self.workload.source, self.job / self.workload.below, symlinks=keep, ignore=left_out)
         for folder in self.workload.also:
             shutil.copytree(folder, self.job / folder.name, symlinks=True, ignore=left_out)
         for name, text in self.workload.adds:
