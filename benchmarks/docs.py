@@ -97,7 +97,7 @@ FIGURES = (
     Figure("sabotage", "cause_proved_pct", "of those explained: the tampered digest reproduced", " %", "100 %"),
     Figure("sabotage", "false_accusations", "honest runs and benign twins accused", "", "0"),
     Figure("sabotage", "curves_found_pct", "the same attacks, watching tuned loss and gradient norm", " %", "none set"),
-    Figure("sabotage", "traincheck_found_pct", "the same attacks, by TrainCheck 0.2", " %", "none set"),
+    Figure("sabotage", "traincheck_found_pct", "by TrainCheck 0.2, of the few that it was run on", " %", "none set"),
     Figure("gate", "payloads_passed", "live payloads that a scan passes", "", "0"),
     Figure("gate", "benign_refused", "benign files that it refuses", "", "≤ 1 of 20"),
     Figure("gate", "scan_500mb_cpu_s", "CPU time of a scan, a torch archive of 500 MB", " s", "≤ 0.07 s"),
