@@ -118,6 +118,34 @@ class World:
     def audit(self, t: float, host: str, kind: str, body: str) -> None:
         self.put("audit.log", t, f"node={host} type={kind} msg=audit({BEGIN + t + 0.4:.3f}:{self.serial}): {body}")
 
+    def syscall(
+        self,
+        t: float,
+        host: str,
+        name: str,
+        number: int,
+        given: str,
+        who: str,
+        run_as: str,
+        session: int,
+        program: str,
+        *,
+        key: str,
+    ) -> None:
+        """The audit record of a system call by the newest process; `given`: what it returned and was given."""
+        ids = f"ppid={self.pid - 1} pid={self.pid} auid={UIDS[who]} uid={UIDS[run_as]} ses={session}"
+        self.audit(
+            t,
+            host,
+            "SYSCALL",
+            f'arch=c000003e syscall={number} success=yes {given} items=1 {ids} comm="x" exe="{program}" key="{key}"\x1dSYSCALL={name} AUID="{who}" UID="{run_as}"',
+        )
+
+    def path(self, t: float, host: str, path: str, *, inode: int, mode: str) -> None:
+        """The audit record of the file that a system call named."""
+        told = f"inode={inode} dev=08:01 mode={mode} ouid=0 ogid=0 rdev=00:00 nametype=NORMAL"
+        self.audit(t, host, "PATH", f'item=0 name="{path}" {told}')
+
     def write(
         self,
         t: float,
@@ -135,18 +163,9 @@ class World:
         self.serial += 1
         run_as = uid or who
         if self.on["audit"]:
-            self.audit(
-                t,
-                host,
-                "SYSCALL",
-                f'arch=c000003e syscall=257 success=yes exit=3 a0=ffffff9c a1=0 a2=241 a3=1b6 items=1 ppid={self.pid - 1} pid={self.pid} auid={UIDS[who]} uid={UIDS[run_as]} ses={session} comm="x" exe="{program}" key="env"\x1dSYSCALL=openat AUID="{who}" UID="{run_as}"',
-            )
-            self.audit(
-                t,
-                host,
-                "PATH",
-                f'item=0 name="{path}" inode=12 dev=08:01 mode=0100644 ouid=0 ogid=0 rdev=00:00 nametype=NORMAL',
-            )
+            given = "exit=3 a0=ffffff9c a1=0 a2=241 a3=1b6"
+            self.syscall(t, host, "openat", 257, given, who, run_as, session, program, key="env")
+            self.path(t, host, path, inode=12, mode="0100644")
         if self.on["tetragon"]:
             tree = [{"pid": self.pid - 1 - n, "binary": p} for n, p in enumerate(parents)]
             event = {
@@ -165,19 +184,10 @@ class World:
         self.serial += 1
         run_as = uid or who
         if self.on["audit"]:
-            self.audit(
-                t,
-                host,
-                "SYSCALL",
-                f'arch=c000003e syscall=59 success=yes exit=0 a0=0 a1=0 a2=0 a3=0 items=1 ppid={self.pid - 1} pid={self.pid} auid={UIDS[who]} uid={UIDS[run_as]} ses={session} comm="x" exe="/usr/bin/{argv[0]}" key="exec"\x1dSYSCALL=execve AUID="{who}" UID="{run_as}"',
-            )
+            program, given = f"/usr/bin/{argv[0]}", "exit=0 a0=0 a1=0 a2=0 a3=0"
+            self.syscall(t, host, "execve", 59, given, who, run_as, session, program, key="exec")
             self.audit(t, host, "EXECVE", f"argc={len(argv)} " + " ".join(f'a{n}="{a}"' for n, a in enumerate(argv)))
-            self.audit(
-                t,
-                host,
-                "PATH",
-                f'item=0 name="/usr/bin/{argv[0]}" inode=1 dev=08:01 mode=0100755 ouid=0 ogid=0 rdev=00:00 nametype=NORMAL',
-            )
+            self.path(t, host, program, inode=1, mode="0100755")
         if self.on["tetragon"]:
             event = {
                 "process_exec": {
