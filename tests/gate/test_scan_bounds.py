@@ -57,6 +57,7 @@ def saved(state: object) -> bytes:
 BOMBS = {
     "memo-far-out": b"\x80\x02Nr\xff\xff\xff\xff.",
     "bytearray-of-a-size": pickled(Call(Ref("builtins", "bytearray"), (1 << 30,))),
+    "fraction-of-a-power-of-ten": pickled(Call(Ref("fractions", "Fraction"), ("1e999999999",))),
     "key-of-nested-tuples": b"\x80\x02}" + b")" + b"\x85" + b"2\x86" * 40 + b"Ns.",
     "long-number": b"\x80\x02\x8b\x00\x00\x00\x7f" + b"\xff" * 64 + b".",
     "stack": b"\x80\x02" + b"N" * (1 << 19) + b".",

@@ -7,12 +7,14 @@ import bz2
 import collections
 import datetime
 import decimal
+import fractions
 import gzip
 import io
 import json
 import lzma
 import pathlib
 import pickle
+import subprocess
 import sys
 import tarfile
 import types
@@ -73,6 +75,16 @@ def _lightning() -> dict[str, Any]:
         "hyper_parameters": attributes({"lr": 0.1, "layers": [1, 2]}),
         "loops": {"fit_loop": {"state_dict": {}}},
     }
+
+
+def _training_args() -> bytes:
+    """What Hugging Face's `Trainer` saves beside each checkpoint, made in a process of its own: it sets variables."""
+    code = (
+        "import io, sys, torch, transformers; out = io.BytesIO();"
+        "args = transformers.TrainingArguments(output_dir='out', use_cpu=True, report_to=[]); args.device;"
+        "torch.save(args, out); sys.stdout.buffer.write(out.getvalue())"
+    )
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
 
 
 def _dcp(folder: Path) -> dict[str, bytes]:
@@ -197,6 +209,11 @@ def benign(folder: Path) -> dict[str, bytes]:
         "kinds.pt": _saved(
             {str(d): torch.zeros(2, dtype=d) for d in (torch.int8, torch.bool, torch.complex64, torch.half)}
         ),
+        "buffers.pt": _saved(
+            {"b": torch.nn.Buffer(torch.ones(2)), "n": torch.nn.Buffer(torch.ones(1), persistent=False)}
+        ),
+        "slices.pt": _saved({"part": slice(0, 4), "ratio": fractions.Fraction(1, 3)}),
+        "training_args.bin": _training_args(),
         "sparse.pt": _saved({"s": torch.eye(3).to_sparse()}),
         "scalar.pt": _saved(torch.tensor(3.0)),
         "empty-tensors.pt": _saved({"e": torch.empty(0), "z": torch.empty(2, 0, 3)}),
