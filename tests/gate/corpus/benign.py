@@ -14,6 +14,7 @@ import json
 import lzma
 import pathlib
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save
 
 from tests.gate.corpus.libraries import h5py, joblib, onnx
@@ -152,6 +154,30 @@ def onnx_beside(location: str, offset: int, length: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def sentencepiece_file() -> bytes:
+    """A vocabulary of three pieces, with a trainer's name (sentencepiece_model.proto)."""
+    pieces = [(b"<unk>", 0.0, 2), (b"\xe2\x96\x81the", -1.5, 1), (b"\xe2\x96\x81", -2.0, 1)]
+    bodies = [
+        b"\x0a" + bytes([len(t)]) + t + b"\x15" + struct.pack("<f", score) + bytes([0x18, k]) for t, score, k in pieces
+    ]
+    trainer = b"\x12\x06\x12\x04name"
+    return b"".join(b"\x0a" + bytes([len(body)]) + body for body in bodies) + trainer
+
+
+def _picture(kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (5, 3), (200, 10, 10)).save(out, kind)
+    return out.getvalue()
+
+
+def png_file() -> bytes:
+    return _picture("png")
+
+
+def jpeg_file() -> bytes:
+    return _picture("jpeg")
+
+
 def _gguf(folder: Path) -> bytes:
     import gguf
 
@@ -259,6 +285,9 @@ def benign(folder: Path) -> dict[str, bytes]:
         "keras-config.json": json.dumps(
             {"class_name": "Dense", "module": "keras.layers", "config": {"units": 1}}
         ).encode(),
+        "tokenizer.model": sentencepiece_file(),
+        "picture.png": png_file(),
+        "picture.jpg": jpeg_file(),
         "README.md": b"# A model\n\n```python\nimport torch\n```\n",
         "vocab.txt": b"[PAD]\n[UNK]\nhello\n",
     }
