@@ -223,6 +223,19 @@ def test_the_verb_says_what_it_found_and_leaves_with_the_worst(
     assert main(["scan", str(tmp_path / "missing")]) == 3
 
 
+def test_a_scan_starts_without_what_takes_longer_to_import_than_a_scan_does(tmp_path: Path) -> None:
+    (tmp_path / "new.pt").write_bytes(saved({"w": torch.ones(2)}))
+    (tmp_path / "one.pkl").write_bytes(pickle.dumps({"step": 1}, protocol=4))
+    (tmp_path / "config.json").write_text("{}")
+    code = "import sys; from trainwarden.cli import main; print(main(sys.argv[1:]), *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "scan", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    told, modules = done.stdout.splitlines()
+    assert told == "3 clean, 0 refused, 0 undecided"
+    assert {"msgspec", "inspect", "dataclasses", "rich"}.isdisjoint(modules.split())
+
+
 def test_what_a_scanning_process_dies_of_is_not_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = [tmp_path / f"{n}.json" for n in range(40)]
     for path in paths:

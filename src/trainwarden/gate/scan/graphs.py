@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
 from trainwarden.gate.results import Clean, Decision, joined, refused
 from trainwarden.gate.scan.place import Place
 from trainwarden.gate.scan.protobuf import BadMessage, fields
@@ -101,11 +99,12 @@ def read_onnx(window: Window, place: Place) -> Decision:
     return joined("onnx", found) if found else Clean(kind="onnx", beside=tuple(sorted(told.beside.items())))
 
 
-class _Told(msgspec.Struct):
+class _Told:
     """What was met in a model: objections (offset, field, name, why), and its data's files with how much of each."""
 
-    bad: list[tuple[int, str, str, str]] = []
-    beside: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.bad: list[tuple[int, str, str, str]] = []
+        self.beside: dict[str, int] = {}
 
     def object(self, at: int, field: str, name: str, why: str) -> None:
         if len(self.bad) < _MOST_TOLD:

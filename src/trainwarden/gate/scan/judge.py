@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from trainwarden.gate.results import Clean, Decision, Objection, Refused, refused
-from trainwarden.gate.scan.place import Place
+from trainwarden.gate.scan.place import Budget, Place
 from trainwarden.gate.scan.tar import is_tar, read_tar
 from trainwarden.gate.scan.window import Window
 
@@ -90,7 +90,7 @@ def _only(decision: Decision, window: Window, place: Place) -> Decision:
         return decision
     from trainwarden.gate.scan.pickles.streams import Followed, read_file
 
-    followed = Followed(window, 0, Place(place.path, place.depth, place.name, place.judge))
+    followed = Followed(window, 0, place._replace(budget=Budget()))
     if not followed.named and followed.broken:
         return decision
     if followed.objections:
