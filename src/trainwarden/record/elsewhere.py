@@ -160,9 +160,9 @@ def install(told: str) -> None:
     import builtins
 
     opens = _StandIn(_open, _opened)
-    builtins.open = io.open = opens  # type: ignore[assignment]
+    builtins.open = io.open = opens
     for name in ("stat", "access", "chdir"):
-        _stand_in(name, functools.partial(_one))
+        _stand_in(name, _one)
     for name in ("lstat", "readlink"):
         _stand_in(name, functools.partial(_one, follow=False))
     for name in ("mkdir", "truncate", "utime", "chmod", "chown", "mkfifo", "setxattr", "removexattr"):
@@ -212,7 +212,8 @@ def _removed(original: Any, path: Any, *, dir_fd: int | None = None) -> None:
     places = _places[0]
     real = places.real(path, False, -1 if dir_fd is None else dir_fd)
     if real is None:
-        return original(path, dir_fd=dir_fd)
+        original(path, dir_fd=dir_fd)
+        return
     place, there = places.here(real), os.path.lexists(real) and not places.gone(real)
     if original.__name__ == "rmdir" and there and places.names(real):
         raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
@@ -295,7 +296,7 @@ class _Entries:
         """As the original's."""
 
 
-_OTHERS = {
+_OTHERS: dict[str, Callable[..., Any]] = {
     "open": _os_open,
     "remove": _removed,
     "unlink": _removed,
@@ -311,7 +312,7 @@ _OTHERS = {
 
 def database(module: ModuleType) -> None:
     """`sqlite3` opens its files by itself."""
-    connect = module.connect  # type: ignore[attr-defined]
+    connect = module.connect
 
     def connected(original: Any, database: Any, *args: Any, **kwargs: Any) -> Any:
         named = isinstance(database, str) and database[:1] not in ("", ":") and not kwargs.get("uri")
