@@ -30,7 +30,7 @@ _VERBS = {
     "get": Act.READ, "list": Act.READ, "watch": Act.READ, "create": Act.WRITE, "update": Act.WRITE,
     "patch": Act.WRITE, "delete": Act.DELETE, "deletecollection": Act.DELETE,
 }  # fmt: skip
-_REFUSED = 400
+_FAILED = 400
 
 
 def recognise_kubernetes(head: bytes, name: str) -> bool:
@@ -59,7 +59,7 @@ def _kubernetes(number: int, raw: dict[str, Any], context: Context) -> CustodyEv
         line=number,
         time_ns=stamp_ns(raw.get("requestReceivedTimestamp") or raw["stageTimestamp"]),
         error_ns=MILLI,
-        act=Act.OTHER if code >= _REFUSED else act,
+        act=Act.OTHER if code >= _FAILED else act,
         kind=kind_of(account),
         account=account,
         login=who if acting else "",
@@ -68,7 +68,9 @@ def _kubernetes(number: int, raw: dict[str, Any], context: Context) -> CustodyEv
         origin=str((raw.get("sourceIPs") or [""])[0]),
         processes=(Process(program=str(raw.get("userAgent", ""))),) if raw.get("userAgent") else (),
         path="/".join(str(n) for n in names if n) or str(raw.get("requestURI", "")).partition("?")[0],
-        note=f"{raw['verb']} refused ({code})" if code >= _REFUSED else str(raw["verb"]),
+        note=f"{raw['verb']} {'refused' if code in (401, 403) else 'failed'} ({code})"
+        if code >= _FAILED
+        else str(raw["verb"]),
     )
 
 

@@ -155,7 +155,7 @@ def _read_json(file: BinaryIO, context: Context) -> Iterator[Item]:
     try:
         jobs = msgspec.json.decode(data, type=dict[str, Any])["jobs"]
         rows = [msgspec.json.encode(job) for job in jobs]
-    except (msgspec.DecodeError, KeyError, TypeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, RecursionError) as e:  # DecodeError is a ValueError
         yield Unread(line=1, reason=f"not what `sacct --json` writes: {str(e)[:200]}")
         return
     for number, row in enumerate(rows, 1):
