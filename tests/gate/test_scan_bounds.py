@@ -57,6 +57,7 @@ def saved(state: object) -> bytes:
 BOMBS = {
     "memo-far-out": b"\x80\x02Nr\xff\xff\xff\xff.",
     "bytearray-of-a-size": pickled(Call(Ref("builtins", "bytearray"), (1 << 30,))),
+    "fraction-of-a-power-of-ten": pickled(Call(Ref("fractions", "Fraction"), ("1e999999999",))),
     "key-of-nested-tuples": b"\x80\x02}" + b")" + b"\x85" + b"2\x86" * 40 + b"Ns.",
     "long-number": b"\x80\x02\x8b\x00\x00\x00\x7f" + b"\xff" * 64 + b".",
     "stack": b"\x80\x02" + b"N" * (1 << 19) + b".",
@@ -110,6 +111,13 @@ def test_no_flipped_byte_makes_a_payload_clean_or_a_scan_fail(tmp_path: Path) ->
             decision = decided(data, tmp_path)
             if isinstance(decision, Clean):  # then nothing that runs is left
                 assert b"\nmkdir\n" not in data or b"cos" not in data or decision.kind in ("text", "json"), at
+
+
+def test_an_archive_of_a_version_that_some_readers_stop_at_is_refused(tmp_path: Path) -> None:
+    whole = saved({"w": torch.ones(2)})
+    for head, version in ((b"PK\1\2", 6), (b"PK\3\4", 4)):
+        at = whole.index(head) + version
+        assert isinstance(decided(whole[:at] + b"\xff" + whole[at + 1 :], tmp_path), Refused)
 
 
 def test_a_view_past_its_storage_is_refused_and_one_within_is_not(tmp_path: Path) -> None:

@@ -22,7 +22,19 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from tests.gate.corpus.benign import CHAT, KERAS, h5_file, joblib_file, keras_file, npz, onnx_file, tar_file
+from tests.gate.corpus.benign import (
+    CHAT,
+    KERAS,
+    h5_file,
+    joblib_file,
+    jpeg_file,
+    keras_file,
+    npz,
+    onnx_file,
+    png_file,
+    sentencepiece_file,
+    tar_file,
+)
 from tests.gate.corpus.payloads import gguf_file
 from trainwarden.gate.results import Clean, Decision, Refused, Undecided
 from trainwarden.gate.scan.files import scan_open
@@ -81,6 +93,9 @@ FILES: dict[str, Callable[[], bytes]] = {
     "template": lambda: CHAT.encode(),
     "json": lambda: json.dumps({"tokenizer_class": "X", "chat_template": CHAT}).encode(),
     "yaml": lambda: b"# a model card\nmodel:\n  layers: 3\n  names: [a, b]\n",
+    "sentencepiece": sentencepiece_file,
+    "png": png_file,
+    "jpeg": jpeg_file,
 }
 
 

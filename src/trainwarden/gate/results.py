@@ -1,6 +1,6 @@
 """What a scan comes to: frozen, consumed with `match` and `assert_never`.
 
-Named tuples: a scan of one file takes about as long as importing msgspec does (docs/adr/0028).
+Named tuples: a scan of one file takes about as long as importing msgspec does (docs/adr/0026).
 """
 
 from __future__ import annotations
