@@ -32,7 +32,7 @@ from trainwarden.errors import CannotDecide, LogLocked, StoreError, UsageError
 from trainwarden.keys import SigningKey
 from trainwarden.log.journal import LogWriter
 from trainwarden.model import CheckpointSaved, Contained, Quarantined, Restored, Standing, Undone, canonical
-from trainwarden.respond.disk import Note, digest_now, keep, put_back, take_away
+from trainwarden.respond.disk import Note, Restore, digest_now, keep, put_back, take_away
 from trainwarden.respond.hears import carry_out
 from trainwarden.respond.plan import Move, sealed_moves
 from trainwarden.seal.check import check_seal
@@ -136,10 +136,10 @@ def apply_plan(
 def _quarantines(store: Store, run: RunDir, plan: ContainPlan, key: SigningKey, reason: str, by: str) -> Iterator[str]:
     for move in plan.quarantine:
         why = f"{move.reason}; {reason}" if reason else move.reason
-        digest, seen = keep(store, run, move.path, why)
+        ((digest, seen),) = keep(store, run, [(move.path, why)])
         entry = Quarantined(path=path_text(move.path), digest=digest, reason=why, by=by, wall_ns=time.time_ns())
         log_act(run, key, entry)
-        take_away(move.path, seen)
+        take_away([(move.path, seen)])
         yield f"quarantined {move.path} ({digest[:12]}): {move.reason}"
 
 
@@ -303,7 +303,8 @@ def _put_back(store: Store, run: RunDir, moved: Quarantined, key: SigningKey) ->
         )
     if not now:
         link = os.fsdecode(store.get(moved.digest)) if note.link else ""
-        put_back(store, path, moved.digest, stat.S_IMODE(note.mode), link, note.mtime_ns // 1_000_000_000)
+        mode, mtime = stat.S_IMODE(note.mode), note.mtime_ns // 1_000_000_000
+        put_back(store, [Restore(path=path, digest=moved.digest, mode=mode, link=link, mtime=mtime)])
     log_act(run, key, Restored(path=moved.path, digest=moved.digest, wall_ns=time.time_ns()))
     return f"put {moved.path} back ({moved.digest[:12]})"
 
