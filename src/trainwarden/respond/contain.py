@@ -53,6 +53,7 @@ class ContainPlan(msgspec.Struct, frozen=True, kw_only=True):
     job: Literal["", "hold", "stop"] = ""
     freeze: bool = False
     descendants: tuple[str, ...] = ()  # frozen with it
+    by_bytes: tuple[str, ...] = ()  # those of them that are told by equal bytes of a file alone (`descent`)
     quarantine: tuple[Move, ...] = ()
     revoke: str = ""  # the actor
 
@@ -92,13 +93,15 @@ def make_plan(
     if actor:
         _check_actor(store, actor)
     moves = tuple(_named(paths) if paths else _wrong(store, case)) if "quarantine" in wanted or paths else ()
+    below = descent.descendants(store, case.run)
     own = any(f.run == case.run for f in descent.frozen_by(store, case.run))
     return ContainPlan(
         run=case.run,
         running=state is not None,
         job=job,
         freeze="freeze" in wanted and not own,
-        descendants=descent.descendants(store, case.run),
+        descendants=below.runs,
+        by_bytes=below.by_bytes,
         quarantine=moves,
         revoke=actor,
     )
