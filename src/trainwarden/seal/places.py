@@ -42,7 +42,7 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     scratch: Path  # where workspaces are made
     env: dict[str, str]  # what every process in the room needs set; `environ` gives the whole
     inside: tuple[str, ...]  # real folders and files of the sealed environment
-    code_roots: tuple[str, ...]
+    code_roots: tuple[str, ...]  # real folders of the sealed code, then files of it that are sealed by themselves
     replaced: tuple[str, ...] = ()  # original paths that a variant swaps
 
     def map_path(self, path: str) -> str:
