@@ -10,7 +10,7 @@ from trainwarden.commands.common import CLEAN, UNDECIDED, Subparsers, add_verb, 
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
-    from trainwarden.custody.ledger import Custody
+    from trainwarden.custody.folding import Custody
     from trainwarden.model import Artefact, Incident
     from trainwarden.store import Store
 
