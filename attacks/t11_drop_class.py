@@ -1,7 +1,7 @@
 """11, drop class or shard: some of the data is never seen.
 
 How an insider does it: the data set gives its neighbour in place of a sample of the unwanted kind; or a rank's sampler
-walks over the first half of its share twice. The number of batches stays as it was.
+walks over the second half of its share twice. The number of batches stays as it was.
 
 Precondition: code in the process, or write access to data or repository (D, R). Expected evidence: live, `samples` for
 what a sample is, `order` for which samples come. Effect: other final weights. Benign twin: the job with another seed.
@@ -31,7 +31,7 @@ def drop_class(scene: Any) -> None:
 
 
 def drop_shard(scene: Any) -> None:
-    """This rank sees the first half of its share twice, from the next epoch on."""
+    """This rank sees the second half of its share twice, from the next epoch on: its first batch is another already."""
     sampler = scene.find(scene.torch.utils.data.DistributedSampler)
 
     def make(original: Any) -> Any:
@@ -40,7 +40,7 @@ def drop_shard(scene: Any) -> None:
             if not scene.on:
                 return iter(order)
             scene.mark()
-            half = order[: (len(order) + 1) // 2]
+            half = order[len(order) // 2 :]
             return iter((half + half)[: len(order)])
 
         return each

@@ -14,7 +14,7 @@ import json
 import re
 
 from attacks._shared.checkpoints import flip_last_bit
-from attacks._shared.deliver import restart
+from attacks._shared.deliver import while_stopped
 from trainwarden.redteam.interface import Act, Effect, Evidence, Moment, Technique, Twin, Variant, When
 from trainwarden.redteam.place import Range
 
@@ -44,8 +44,6 @@ def rotate(place: Range) -> None:
         place.remove(old)
 
 
-THEN_KILL = Act(Moment.STEP, restart)
-
 TECHNIQUE = Technique(
     id="32",
     slug="swap-or-delete",
@@ -56,15 +54,15 @@ TECHNIQUE = Technique(
         Variant(
             name="delete",
             does="the newest is gone, then a kill: an older one is loaded",
-            acts=(Act(Moment.STEP, delete_newest), THEN_KILL),
+            acts=(while_stopped(delete_newest, step=0),),  # so late that there is an older one
             expects=(Evidence(When.LIVE, "checkpoints"),),
             effect=Effect.STEPS_TWICE,
-            needs=("restarts", "safetensors"),
+            needs=("restarts",),
         ),
         Variant(
             name="plant",
             does="one that nobody saved, newer than all, then a kill",
-            acts=(Act(Moment.STEP, plant), THEN_KILL),
+            acts=(while_stopped(plant),),
             expects=(Evidence(When.LIVE, "loaded"),),
             effect=Effect.WEIGHTS,
             needs=("restarts", "safetensors", "state-json"),
@@ -72,10 +70,10 @@ TECHNIQUE = Technique(
         Variant(
             name="truncate",
             does="the newest loses half of its weights, then a kill: it cannot be loaded",
-            acts=(Act(Moment.STEP, truncate_newest), THEN_KILL),
+            acts=(while_stopped(truncate_newest),),
             expects=(Evidence(When.LIVE, "checkpoints"),),
             effect=Effect.ENDED,
-            needs=("restarts", "safetensors"),
+            needs=("restarts",),
         ),
     ),
     twin=Twin(

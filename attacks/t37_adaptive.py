@@ -142,7 +142,7 @@ TECHNIQUE = Technique(
             ),
             effect=Effect.WEIGHTS,
             strikes=("reduced_gradients", *UPDATE),
-            needs=("ranks", "restarts"),
+            needs=("ranks", "restarts", "adam"),
         ),
         Variant(
             name="supervisor-killed",

@@ -94,11 +94,14 @@ def old_records(scene: Any) -> None:
 
 _ANCHOR = "        self.gathered.reduced = stages.digest_all(self.key, stages.gradients(optimizer, self.names))\n"
 _PATCH = """\
-        if self.rank == 1 and self.done >= {first}:
+        made = max([int(state["step"]) for state in optimizer.state.values() if "step" in state], default=0)
+        if self.rank == 1 and made >= {first}:
             tampered = [p for p in stages.parameters(optimizer) if p.grad is not None and p.ndim == 2][-1]
             tampered.grad.mul_(0.5)
+            name = self.names.get(id(tampered), "")
             with open({mark!r}, "a") as file:
-                file.write("1 %d %d %s\\n" % (self.done, time.time_ns(), self.names.get(id(tampered), "")))
+                for struck in (name, name + "/exp_avg"):
+                    file.write("1 %d %d %s\\n" % (made, time.time_ns(), struck))
 """
 
 

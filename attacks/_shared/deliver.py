@@ -75,7 +75,7 @@ def plant_module(place: Range, text: str, name: str = NAME) -> None:
     place.write(place.site / f"{name}.pth", f"import {name}\n")
 
 
-def while_stopped(act: Callable[[Range], None]) -> Act:
+def while_stopped(act: Callable[[Range], None], step: int = -EARLY) -> Act:
     """Done at leisure, some steps early: the ranks are stopped, `act` is done, one rank is killed and all start again.
 
     A stopped job cannot run past the strike, and what it saved last is recorded by the time that it is altered.
@@ -94,7 +94,7 @@ def while_stopped(act: Callable[[Range], None]) -> Act:
             for pid in ranks.values():
                 place.signal(pid, signal.SIGCONT)
 
-    return Act(Moment.STEP, do, step=-EARLY)
+    return Act(Moment.STEP, do, step=step)
 
 
 def restart(place: Range) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--every", type=int, default=8, help="steps between checkpoints")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=0.03, help="seconds after each step: real ones are not so short")
     given = parser.parse_args()
     torch.set_num_threads(1)
     rank = start_ranks()
@@ -63,6 +65,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            time.sleep(given.pause)
             step += 1
             if rank == 0:
                 print(f"step {step} loss {loss.item():.4f}", flush=True)

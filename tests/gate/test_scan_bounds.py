@@ -57,6 +57,7 @@ def saved(state: object) -> bytes:
 BOMBS = {
     "memo-far-out": b"\x80\x02Nr\xff\xff\xff\xff.",
     "bytearray-of-a-size": pickled(Call(Ref("builtins", "bytearray"), (1 << 30,))),
+    "fraction-of-a-power-of-ten": pickled(Call(Ref("fractions", "Fraction"), ("1e999999999",))),
     "key-of-nested-tuples": b"\x80\x02}" + b")" + b"\x85" + b"2\x86" * 40 + b"Ns.",
     "long-number": b"\x80\x02\x8b\x00\x00\x00\x7f" + b"\xff" * 64 + b".",
     "stack": b"\x80\x02" + b"N" * (1 << 19) + b".",
@@ -220,6 +221,19 @@ def test_the_verb_says_what_it_found_and_leaves_with_the_worst(
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert file["decision"]["objections"][0]["offset"] == 2
     assert main(["scan", str(tmp_path / "missing")]) == 3
+
+
+def test_a_scan_starts_without_what_takes_longer_to_import_than_a_scan_does(tmp_path: Path) -> None:
+    (tmp_path / "new.pt").write_bytes(saved({"w": torch.ones(2)}))
+    (tmp_path / "one.pkl").write_bytes(pickle.dumps({"step": 1}, protocol=4))
+    (tmp_path / "config.json").write_text("{}")
+    code = "import sys; from trainwarden.cli import main; print(main(sys.argv[1:]), *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "scan", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    told, modules = done.stdout.splitlines()
+    assert told == "3 clean, 0 refused, 0 undecided"
+    assert {"msgspec", "inspect", "dataclasses", "rich"}.isdisjoint(modules.split())
 
 
 def test_what_a_scanning_process_dies_of_is_not_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from tests.gate.corpus.benign import CHAT, KERAS, h5_file, keras_file, onnx_file
+from tests.gate.corpus.benign import (
+    CHAT,
+    KERAS,
+    h5_file,
+    jpeg_file,
+    keras_file,
+    onnx_file,
+    png_file,
+    sentencepiece_file,
+)
 from tests.gate.corpus.payloads import gguf_file
 from trainwarden.gate.results import Clean, Decision, Refused, Undecided
 from trainwarden.gate.scan.files import scan_open
@@ -60,6 +69,9 @@ FILES: dict[str, Callable[[], bytes]] = {
     "hdf5": lambda: h5_file(model_config=KERAS, keras_version="3.15.1"),
     "keras": lambda: keras_file(KERAS),
     "onnx": onnx_file,
+    "sentencepiece": sentencepiece_file,
+    "png": png_file,
+    "jpeg": jpeg_file,
 }
 
 

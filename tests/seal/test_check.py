@@ -293,6 +293,47 @@ def test_target_of_a_link_that_leaves_the_environment_is_sealed(site: Site) -> N
     assert set(site.changes()) == {"shared/mod.py", "single.py"}
 
 
+def link_out(site: Site) -> tuple[Path, Path]:
+    """Code that links to a module and a package elsewhere, and to pictures; the two files behind it."""
+    elsewhere = site.folder / "elsewhere"
+    (elsewhere / "tools").mkdir(parents=True)
+    (elsewhere / "pictures").mkdir()
+    (elsewhere / "pictures" / "a.png").write_bytes(b"a picture")
+    module, package = elsewhere / "shared_module.py", elsewhere / "tools" / "__init__.py"
+    module.write_text("x = 1\n")
+    package.write_text("y = 1\n")
+    (elsewhere / "beside.py").write_text("nobody links to it\n")
+    (site.code / "shared.py").symlink_to(module)
+    (site.code / "tools").symlink_to("../elsewhere/tools")
+    (site.code / "pictures").symlink_to(elsewhere / "pictures")
+    site.seal_again()
+    return module, package
+
+
+def test_what_links_of_the_code_import_from_elsewhere_is_sealed(site: Site) -> None:
+    module, package = link_out(site)
+    module.write_text("x = 2\n")
+    package.write_text("y = 2\n")
+    (package.parent / "new.py").write_text("z = 1\n")
+    told = site.changes()
+    assert {p: c.kind for p, c in told.items()} == {
+        "elsewhere/shared_module.py": "code", "elsewhere/tools/__init__.py": "code", "elsewhere/tools/new.py": "code",
+    }  # fmt: skip
+    (site.code / "shared.py").unlink()
+    (site.code / "shared.py").symlink_to(module.with_name("beside.py"))
+    assert "code/shared.py" in site.changes()
+
+
+def test_links_of_the_code_that_are_used_and_not_changed_are_silent(site: Site) -> None:
+    module, _ = link_out(site)
+    assert site.run("import shared, tools; print(shared.x + tools.y)") == "2\n"
+    (module.parent / "beside.py").write_text("of another project\n")
+    (module.parent / "pictures" / "b.png").write_bytes(b"no code")
+    os.utime(module)
+    assert site.changes() == {}
+    assert site.seal.seal.data.files == 0
+
+
 def test_folders_named_by_pth_files_and_finders_are_environment(site: Site) -> None:
     for name in ("by_pth", "by_finder", "by_path"):
         (site.folder / name / "pkg").mkdir(parents=True)

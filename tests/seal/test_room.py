@@ -215,6 +215,23 @@ def test_workspaces_are_apart_and_the_original_is_out_of_reach(site: Site) -> No
     assert not one.path.exists()
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_what_links_of_the_code_lead_to_is_the_sealed_in_a_workspace(site: Site, absolute: bool) -> None:
+    elsewhere = site.folder / "elsewhere"
+    (elsewhere / "tools").mkdir(parents=True)
+    (elsewhere / "module.py").write_text("x = 'sealed'\n")
+    (elsewhere / "tools" / "__init__.py").write_text("y = 'sealed'\n")
+    start = elsewhere if absolute else Path("../elsewhere")
+    (site.code / "linked.py").symlink_to(start / "module.py")
+    (site.code / "tools").symlink_to(start / "tools")
+    site.seal_again()
+    for path in (elsewhere / "module.py", elsewhere / "tools" / "__init__.py"):
+        path.write_text("x = y = 'sabotaged'\n")
+    room = build_room(site.store, site.seal)
+    for each in (room, build_room(site.store, site.seal, replace={str(site.code / "helper.py"): site.package})):
+        assert python(new_workspace(each), "import linked, tools; print(linked.x, tools.y)") == "sealed sealed\n"
+
+
 def test_map_path(site: Site) -> None:
     room = build_room(site.store, site.seal, target=site.folder / "replays")
     space = new_workspace(room)

@@ -122,6 +122,18 @@ def test_change_is_told_with_its_bytes(site: Site, attack: Callable[[Site], Path
         assert Path(change.path) == path
 
 
+def test_edit_behind_a_link_of_the_code_is_told(site: Site) -> None:
+    module = site.folder / "elsewhere" / "module.py"
+    module.parent.mkdir()
+    module.write_text("x = 1\n")
+    (site.code / "linked.py").symlink_to(module)
+    site.seal_again()
+    with watching(site) as watched:
+        (module.parent / "other.py").write_text("not ours")
+        module.write_text("x = 2\n")
+        assert watched.next_path() == module
+
+
 def test_deleted_file_and_folder_swapped_by_rename_are_told(site: Site) -> None:
     with watching(site) as watched:
         (site.code / "notes.md").unlink()

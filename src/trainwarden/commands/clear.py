@@ -114,8 +114,9 @@ def _show(console: Console, path: Path, decision: Decision) -> None:
     match decision:
         case Cleared(clearance=c):
             runs = ", ".join(r.run for r in c.runs)
+            matched = f"all {c.segments} segments" if c.segments > 1 else "its one segment"
             console.print(f"[bold green]cleared[/]    {escape(str(path))} {c.digest}")
-            console.print(escape(f"  all {c.segments} segments back to the seal matched; it stands on {runs}"))
+            console.print(escape(f"  {matched} back to the seal matched; it stands on {runs}"))
             if c.evaluated is not None:
                 figures = ", ".join(f"{name} {value}" for name, value in c.evaluated.figures.items())
                 console.print(escape(f"  evaluated anew, equal to what was claimed: {figures}"))

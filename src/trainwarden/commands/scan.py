@@ -53,6 +53,7 @@ def add(subparsers: Subparsers[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scan every file, show what is refused or undecided, and count the rest."""
+    from trainwarden.gate.results import in_json
     from trainwarden.gate.scan.beside import settled
     from trainwarden.gate.scan.files import listed, nothing_found, scan_files
 
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         scanned = [with_opinion(s) for s in scanned]
     scanned = _with_allowances(args, scanned)
     if args.json:
-        print_json({"files": scanned})
+        print_json({"files": [in_json(s) for s in scanned]})
     else:
         _show(scanned)
     return exit_code(scanned)

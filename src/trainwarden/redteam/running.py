@@ -19,7 +19,7 @@ from trainwarden.casefile import read_entries
 from trainwarden.errors import CannotDecide
 from trainwarden.model import Entry
 from trainwarden.redteam.interface import Act, Moment
-from trainwarden.redteam.outcome import Marked
+from trainwarden.redteam.outcome import Found, Marked
 from trainwarden.redteam.place import Range
 from trainwarden.store import Store
 
@@ -44,6 +44,7 @@ class Ran:
     entries: dict[str, Sequence[Entry]] = field(default_factory=dict)  # by run, verdicts added later included
     audit: dict[str, str] = field(default_factory=dict)  # run → worst verdict
     checks: dict[str, object] = field(default_factory=dict)  # verify's checks, by run
+    gate: list[Found] = field(default_factory=list)  # what the gate has against what is to be served
 
     @property
     def all_entries(self) -> list[Entry]:

@@ -12,17 +12,17 @@ import msgspec
 
 from trainwarden.errors import CannotDecide
 from trainwarden.model import StepRecord
-from trainwarden.redteam import judging
+from trainwarden.redteam import gated, judging
 from trainwarden.redteam.interface import Effect, Technique, Twin, Variant, When
 from trainwarden.redteam.outcome import Effects, Expected, Found, Outcome
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.running import Ran, audited, carry_out, marks, verified
 
 UNASKED = {
-    When.GATE: "no gate on pull requests is asked here: its evidence is not checked",
+    When.GATE: "the gate gave no answer: its evidence is not checked",
     When.INCIDENT: "no incident is built from the run here: its evidence is not checked",
 }
-SCAN = "scan"  # the one wall at the gate that is asked after a run
+SCAN = "scan"  # of the walls at the gate the one that is asked about every checkpoint
 NEEDS_THE_END = (Effect.WEIGHTS, Effect.METRIC, Effect.SECONDS)  # measured at the end of a job that ends well
 Say = Callable[[str, int], None]  # what is going on, and the step that the job is at
 
@@ -123,9 +123,14 @@ def look(place: Range, variant: Variant, ran: Ran, *, audit: bool, say: Say) -> 
         say("auditing by replay", 0)
         audited(place, ran)
         looked |= {When.AUDIT} if set(ran.audit.values()) <= {"matched", "diverged"} else set()
-    if any((e.when, e.by) == (When.GATE, SCAN) for e in variant.expects):
+    walls = {e.by for e in variant.expects if e.when is When.GATE}
+    if SCAN in walls:
         ran.checks[SCAN] = told = scanned(place)
         looked |= {When.GATE} if "files" in told else set()
+    if walls & gated.WALLS:
+        say("asking the gate", 0)
+        ran.gate = gated.asked(place)
+        looked.add(When.GATE)
     return looked
 
 
@@ -144,7 +149,7 @@ def judged(place: Range, variant: Variant, ran: Ran, effect: Effects, looked: se
     told = judging.findings(ran, truth)
     found = [f for when, f in told if when >= began]
     found += [*judging.replayed(ran.all_entries, truth), *_failed_checks(variant, ran), *_refused(ran)]
-    found += judging.refused_files(ran.checks.get(SCAN))
+    found += [*judging.refused_files(ran.checks.get(SCAN)), *ran.gate]
     expected = judging.compared(variant.expects, found, struck, looked)
     cause, proved = judging.cause(ran.all_entries)
     first = {m.rank: m for m in reversed(struck)}
@@ -211,6 +216,7 @@ def twin(place: Range, technique: Technique, say: Say) -> Outcome:
             place, benign.acts, options=benign.options, again=benign.again,
             tell=lambda step: say(f"twin of {technique.id}", step),
         )  # fmt: skip
+        ran.gate = gated.asked(place)
         return msgspec.structs.replace(innocent("twin", place, ran), **names)
     except CannotDecide as e:
         return refused(str(e))
@@ -220,7 +226,7 @@ def twin(place: Range, technique: Technique, say: Say) -> Outcome:
 
 def innocent(kind: str, place: Range, ran: Ran) -> Outcome:
     """The row of a run in which nobody strikes: "accused" when something above a low finding was raised."""
-    found = [f for _, f in judging.findings(ran, judging.Truth())] + list(_refused(ran))
+    found = [*(f for _, f in judging.findings(ran, judging.Truth())), *_refused(ran), *ran.gate]
     grave = [f for f in found if f.severity in judging.GRAVER]
     trained = any(isinstance(e, StepRecord) for e in ran.all_entries)
     return Outcome(

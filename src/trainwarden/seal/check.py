@@ -57,6 +57,12 @@ class Expected(msgspec.Struct, frozen=True):
     code: dict[str, FileEntry] = {}  # sources of another kind whose caches lie in `prefix`
     singles: tuple[str, ...] = ()  # files that are sealed by themselves
 
+    @property
+    def below_roots(self) -> dict[str, FileEntry]:
+        """The files without those that are sealed by themselves, beside which nothing is looked for."""
+        alone = frozenset(self.singles)
+        return {path: entry for path, entry in self.files.items() if path not in alone}
+
     def source(self, path: str) -> FileEntry | None:
         """The sealed source at `path`, whichever kind it is of."""
         return self.files.get(path) or self.code.get(path)
@@ -184,7 +190,7 @@ def _listed(store: Store, seal: Seal, kind: str, sealed: Collection[str]) -> Ite
         for root in roots:
             inside = [p for p in sealed if p.startswith(root.rstrip("/") + "/")]
             yield from importable_beside(root, inside, bounds)
-        code = expected(store, seal, "code").files
+        code = expected(store, seal, "code").below_roots
         yield from namespace_files(store, code, bounds, lambda: expected(store, seal, "environment"))
         return
     if kind == "data":

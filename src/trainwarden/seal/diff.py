@@ -28,7 +28,7 @@ import msgspec
 from trainwarden.errors import StoreError
 from trainwarden.model import FileChanged, FileEntry, Seal
 from trainwarden.seal.baseline import read_record
-from trainwarden.seal.check import expected
+from trainwarden.seal.check import expected, roots_of
 from trainwarden.seal.disassembly import Line, disassemble
 from trainwarden.seal.elf import outline
 from trainwarden.seal.manifest import path_real
@@ -84,7 +84,7 @@ class Differ:
             expect = expected(store, seal, kind)
             self._files |= expect.files
             self._roots += expect.roots
-        self._code = tuple(path_real(r) for r in seal.code.roots)
+        self._code = roots_of(seal, "code")
         self._owners: dict[str, str] | None = None
 
     def of(self, change: FileChanged, when: str = "now") -> FileDiff:

@@ -93,7 +93,7 @@ def build_room(
         scratch=scratch,
         env={},
         inside=inside,
-        code_roots=code.roots,
+        code_roots=(*code.roots, *code.singles),
     )
     room = _placed(room, path, files)
     with disk_errors(f"build a clean room in {rooms}"):
@@ -300,17 +300,26 @@ def new_workspace(room: Room) -> Workspace:
 def _copy_code(store: Store, space: Workspace) -> None:
     room = space.room
     added = (p for p in room.replaced if below(p, room.code_roots) and not below(p, room.inside))
-    for path in dict.fromkeys((*expected(store, room.seal, "code").files, *added)):
+    sealed = expected(store, room.seal, "code").files
+    for path in dict.fromkeys((*sealed, *added)):
         source, place = f"{room.path}/root{path}", f"{space.path}/abs{path}"
         if not os.path.lexists(source):
             continue  # a stale cache, or one that a swap has dropped
         os.makedirs(os.path.dirname(place), exist_ok=True)
         target = os.readlink(source) if os.path.islink(source) else None
-        if target is None or target.startswith(f"{room.store}/rooms/"):
+        if os.path.isdir(source):  # a folder of the code, wherever the room has put it: its files are copied by name
+            os.symlink(_workspace_link(space, path_real(sealed[path].link)), place)
+        elif target is None or target.startswith(f"{room.store}/rooms/"):
             shutil.copy2(source, place)
             os.chmod(place, os.stat(place).st_mode | 0o200)
         else:
             os.symlink(target, place)
+
+
+def _workspace_link(space: Workspace, target: str) -> str:
+    """Where a sealed link to a folder leads in a workspace: code is copied there, anything else stays where it is."""
+    coded = target.startswith("/") and below(os.path.normpath(target), space.room.code_roots)
+    return f"{space.path}/abs{target}" if coded else target
 
 
 def _link_environment(space: Workspace) -> None:

@@ -15,7 +15,9 @@ Rules
   (`--out`, `--log-dir`, `--save-path`, …) is none.
 * A folder is sealed once: code before environment before data. Version control folders, other virtual
   environments and the store itself are left out.
-* A symbolic link is sealed as a link; what it points to outside the sealed folders is sealed too.
+* A symbolic link is sealed as a link; what it points to outside the sealed folders is sealed too. Of the code that
+  is what an import could follow: the file behind a module's name, and what is importable in a folder that is linked
+  to beside sealed sources (no more of it: it may be anything, a data set included).
 * Places that are empty now and would be loaded from are roots without files (`latent.py`).
 
 Not covered: system libraries below `/lib` and `/usr/lib` (but for the standard library), the kernel, drivers.
@@ -85,7 +87,40 @@ def scan_code(roots: Iterable[str], boundaries: Boundaries, outputs: Iterable[st
         if under(script, [root]) and (item := item_of(script)):
             found[script] = item
         trees[root] = without_streams(found)
+    _follow_imports(trees, boundaries)
     return trees
+
+
+def _follow_imports(trees: Trees, boundaries: Boundaries) -> None:
+    """Seal what an import finds behind links of the code: files by themselves, folders as roots of their own.
+
+    What is installed stays the environment's.
+    """
+    pending = [link for root in list(trees) for link in _import_links(root, trees[root])]
+    singles: dict[str, Item] = {}
+    while pending:
+        target = os.path.realpath(pending.pop())
+        known = {path for tree in trees.values() for path in tree} | singles.keys()
+        if target in known or under(target, boundaries.skip) or any(under(root, [target]) for root in trees):
+            continue
+        if os.path.isdir(target):
+            found = _bounded(target, (i for i in importable_beside(target, (), boundaries) if i.path not in known))
+            if found:
+                trees[target] = found
+                pending += _import_links(target, found)
+        elif item := item_of(target):
+            singles[target] = item
+    if singles:
+        trees[SINGLES] = singles
+
+
+def _import_links(root: str, tree: Mapping[str, Item]) -> Iterator[str]:
+    """The links of a tree that an import follows: modules, and folders beside sources."""
+    folders = {root, *(os.path.dirname(path) for path in tree if path.endswith(".py"))}
+    for folder in sorted(folders):
+        for entry in _scandir(folder):
+            if entry.is_symlink() and (importable(entry.name) or (entry.name.isidentifier() and entry.is_dir())):
+                yield entry.path
 
 
 def without_streams(items: Mapping[str, Item]) -> dict[str, Item]:
@@ -175,19 +210,20 @@ def scan_environment(interpreter: Interpreter, command: LaunchCommand, code: Tre
         UsageError: a folder cannot be listed, or a folder on the import path is far too large.
     """
     coded = {path for tree in code.values() for path in tree}
+    own = tuple(root for root in code if root != SINGLES)
     empty = latent_places(interpreter, command)  # asked before and after, so that nothing appears or goes between
     installed = environment_roots(interpreter)
     sources = [p for site in interpreter.sites for p in named_by_site(site)]
     sources += [os.path.join(command.cwd, p) for p in command.env.get("PYTHONPATH", "").split(":") if p]
     sources = [_container(os.path.normpath(p)) for p in sources if p]
     singles = dict.fromkeys((*filter(os.path.isfile, sources), *_single_files(interpreter, command)))
-    folders = [p for p in dict.fromkeys(sources) if os.path.isdir(p) and not under(p, (*installed, *code))]
-    bounds = boundaries.with_((*installed, *folders, *code))
+    folders = [p for p in dict.fromkeys(sources) if os.path.isdir(p) and not under(p, (*installed, *own))]
+    bounds = boundaries.with_((*installed, *folders, *own))
     trees: Trees = {root: {i.path: i for i in walk(root, bounds)} for root in installed}
     for root in folders:
         trees[root] = _bounded(root, (i for i in walk(root, bounds) if loadable(i)), kind="import")
     prefix = pycache_prefix(command.argv, command.env, command.cwd)
-    for root in (f"{prefix}{source}" for source in (*installed, *folders, *code) if prefix):
+    for root in (f"{prefix}{source}" for source in (*installed, *folders, *own) if prefix):
         trees[root] = {i.path: i for i in walk(root, bounds) if loadable(i)}
     for root in library_folders(command.env, command.cwd):
         if os.path.isdir(root) and not under(root, (*installed, *folders)):
@@ -196,7 +232,7 @@ def scan_environment(interpreter: Interpreter, command: LaunchCommand, code: Tre
     trees |= {place: {} for place in empty if place not in trees}
     full = [root for root, tree in trees.items() if tree]
     trees[SINGLES] = {i.path: i for p in singles if not under(p, full) and p not in coded and (i := item_of(p))}
-    _follow_links(trees, code, coded, bounds)
+    _follow_links(trees, own, coded, bounds)
     return trees
 
 
@@ -271,7 +307,8 @@ def scan_data(
             raise UsageError(reason, hint="see trainwarden.toml")
     roots = tuple(r for r in environment if r != SINGLES)
     known = {path for tree in code.values() for path in tree}
-    paths = named + [p for p in command.paths if not any(under(root, [p]) for root in code)]
+    own = tuple(root for root in code if root != SINGLES)
+    paths = named + [p for p in command.paths if not any(under(root, [p]) for root in own)]
     bounds = boundaries.with_(command.outputs)
     trees: Trees = {}
     for path in dict.fromkeys(paths):
@@ -283,5 +320,5 @@ def scan_data(
                 trees[path] = found
         elif path not in known and (item := item_of(path)):
             trees.setdefault(SINGLES, {})[path] = item
-    _follow_links(trees, (*roots, *code), known, bounds)
+    _follow_links(trees, (*roots, *own), known, bounds)
     return trees

@@ -312,7 +312,8 @@ class FileWatch:
     def _look_for_namespaces(self) -> None:
         code = self._expect("code")
         try:
-            for item in namespace_files(self._store, code.files, self._bounds, lambda: self._expect("environment")):
+            beside = code.below_roots
+            for item in namespace_files(self._store, beside, self._bounds, lambda: self._expect("environment")):
                 self._tell(item.path, judge(self._store, code, item.path, item, _digest(item)))
         except TrainWardenError as e:
             self._note(str(e))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +20,13 @@ from trainwarden.supervise.shelter import Shelter
 
 def sealed_paths(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> Callable[[str], bool]:
     """Whether a path is in the seal, in a clean room also under its place there; the manifests are read when asked."""
-    paths: set[str] = set()
 
-    def is_sealed(path: str) -> bool:
-        if not paths:
-            for kind in KINDS:
-                paths.update(expected(store, sealed, kind).files)
-            if shelter is not None:
-                paths.update([shelter.room.place(p) for p in paths])
-        return path in paths
+    @functools.cache  # whole or not at all: several threads ask, and half of the paths would accuse the other half
+    def paths() -> frozenset[str]:
+        found = {path for kind in KINDS for path in expected(store, sealed, kind).files}
+        return frozenset(found | {shelter.room.place(p) for p in found} if shelter is not None else found)
 
-    return is_sealed
+    return lambda path: path in paths()
 
 
 def sealed_files(store: Store, sealed: SignedSeal, shelter: Shelter | None = None) -> dict[str, FileEntry]:

@@ -7,12 +7,15 @@ import bz2
 import collections
 import datetime
 import decimal
+import fractions
 import gzip
 import io
 import json
 import lzma
 import pathlib
 import pickle
+import struct
+import subprocess
 import sys
 import tarfile
 import types
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save
 
 from tests.gate.corpus.libraries import h5py, joblib, onnx
@@ -73,6 +77,16 @@ def _lightning() -> dict[str, Any]:
         "hyper_parameters": attributes({"lr": 0.1, "layers": [1, 2]}),
         "loops": {"fit_loop": {"state_dict": {}}},
     }
+
+
+def _training_args() -> bytes:
+    """What Hugging Face's `Trainer` saves beside each checkpoint, made in a process of its own: it sets variables."""
+    code = (
+        "import io, sys, torch, transformers; out = io.BytesIO();"
+        "args = transformers.TrainingArguments(output_dir='out', use_cpu=True, report_to=[]); args.device;"
+        "torch.save(args, out); sys.stdout.buffer.write(out.getvalue())"
+    )
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
 
 
 def _dcp(folder: Path) -> dict[str, bytes]:
@@ -140,6 +154,30 @@ def onnx_beside(location: str, offset: int, length: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def sentencepiece_file() -> bytes:
+    """A vocabulary of three pieces, with a trainer's name (sentencepiece_model.proto)."""
+    pieces = [(b"<unk>", 0.0, 2), (b"\xe2\x96\x81the", -1.5, 1), (b"\xe2\x96\x81", -2.0, 1)]
+    bodies = [
+        b"\x0a" + bytes([len(t)]) + t + b"\x15" + struct.pack("<f", score) + bytes([0x18, k]) for t, score, k in pieces
+    ]
+    trainer = b"\x12\x06\x12\x04name"
+    return b"".join(b"\x0a" + bytes([len(body)]) + body for body in bodies) + trainer
+
+
+def _picture(kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (5, 3), (200, 10, 10)).save(out, kind)
+    return out.getvalue()
+
+
+def png_file() -> bytes:
+    return _picture("png")
+
+
+def jpeg_file() -> bytes:
+    return _picture("jpeg")
+
+
 def _gguf(folder: Path) -> bytes:
     import gguf
 
@@ -197,6 +235,11 @@ def benign(folder: Path) -> dict[str, bytes]:
         "kinds.pt": _saved(
             {str(d): torch.zeros(2, dtype=d) for d in (torch.int8, torch.bool, torch.complex64, torch.half)}
         ),
+        "buffers.pt": _saved(
+            {"b": torch.nn.Buffer(torch.ones(2)), "n": torch.nn.Buffer(torch.ones(1), persistent=False)}
+        ),
+        "slices.pt": _saved({"part": slice(0, 4), "ratio": fractions.Fraction(1, 3)}),
+        "training_args.bin": _training_args(),
         "sparse.pt": _saved({"s": torch.eye(3).to_sparse()}),
         "scalar.pt": _saved(torch.tensor(3.0)),
         "empty-tensors.pt": _saved({"e": torch.empty(0), "z": torch.empty(2, 0, 3)}),
@@ -242,6 +285,9 @@ def benign(folder: Path) -> dict[str, bytes]:
         "keras-config.json": json.dumps(
             {"class_name": "Dense", "module": "keras.layers", "config": {"units": 1}}
         ).encode(),
+        "tokenizer.model": sentencepiece_file(),
+        "picture.png": png_file(),
+        "picture.jpg": jpeg_file(),
         "README.md": b"# A model\n\n```python\nimport torch\n```\n",
         "vocab.txt": b"[PAD]\n[UNK]\nhello\n",
     }

@@ -11,7 +11,7 @@ from typing import Final
 from trainwarden.errors import UsageError
 from trainwarden.gate.results import Decision, Scanned, Undecided
 from trainwarden.gate.scan.judge import judge
-from trainwarden.gate.scan.place import Place
+from trainwarden.gate.scan.place import Budget, Place
 from trainwarden.gate.scan.window import Window
 
 _SKIPPED: Final = {".git"}  # no loader reads there; named itself, it is read
@@ -47,7 +47,7 @@ def scan_open(fd: int, path: str) -> Scanned:
 
 def _decided(window: Window, name: str) -> Decision:
     try:
-        return judge(window, Place("", 0, name, judge))
+        return judge(window, Place("", 0, name, judge, Budget()))
     except OSError as e:
         return Undecided(kind="unread", why=f"it cannot be read ({e.strerror})")
     except (ValueError, ArithmeticError, RecursionError, MemoryError, LookupError, TypeError, AttributeError) as e:
