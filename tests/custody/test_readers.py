@@ -169,7 +169,7 @@ def test_falco_says_its_rule_and_a_service_without_login_has_none() -> None:
 
 
 def test_falco_alerts_of_containers_say_which_and_a_read_is_no_write() -> None:
-    """As Falco 0.41 has them: nulls for what is not known, `evt.time.iso8601`, no process id."""
+    """As published alerts of 2026 have them: nulls for what is not known, `evt.time.iso8601`, no process id."""
     fields = '"container.id":"%s","container.name":"%s","evt.time.iso8601":1783710627228348323,"fd.name":"/etc/shadow"'
     alert = (
         '{"hostname":"n","output":"19:10: Warning Sensitive file opened for reading by non-trusted program",'
@@ -309,7 +309,7 @@ def test_teleport_knows_the_person_behind_a_shared_login_and_their_second_factor
 
 
 def test_teleport_tells_who_joins_a_session_who_was_refused_and_whom_a_lock_is_of() -> None:
-    """As Teleport 17 has them: no name of a lock is an account's."""
+    """As published events have them: a lock's own name is a number."""
     common = '"ei":0,"uid":"u","cluster_name":"c","time":"2025-08-16T16:23:08.148Z"'
     join = f'{{{common},"event":"session.join","code":"T2001I","user":"omar","login":"root","sid":"s"}}'
     auth = f'{{{common},"event":"auth","code":"T3007W","success":false,"error":"not in the set","user":"omar"}}'

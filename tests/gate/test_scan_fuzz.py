@@ -82,6 +82,9 @@ FILES: dict[str, Callable[[], bytes]] = {
     "hdf5": lambda: h5_file(model_config=KERAS, keras_version="3.15.1"),
     "keras": lambda: keras_file(KERAS),
     "onnx": onnx_file,
+    "sentencepiece": sentencepiece_file,
+    "png": png_file,
+    "jpeg": jpeg_file,
     "npz": npz,
     "joblib": joblib_file,
     "joblib-zlib": lambda: joblib_file(3),
@@ -93,9 +96,6 @@ FILES: dict[str, Callable[[], bytes]] = {
     "template": lambda: CHAT.encode(),
     "json": lambda: json.dumps({"tokenizer_class": "X", "chat_template": CHAT}).encode(),
     "yaml": lambda: b"# a model card\nmodel:\n  layers: 3\n  names: [a, b]\n",
-    "sentencepiece": sentencepiece_file,
-    "png": png_file,
-    "jpeg": jpeg_file,
 }
 
 

@@ -96,7 +96,9 @@ def _cannot_list(e: OSError) -> None:
 
 def _file(root: Path, name: str, progress: Progress | None) -> CheckpointFile:
     if any("\ud800" <= c <= "\udfff" for c in name):
-        raise UsageError(f"the name of {root / name} is no UTF-8", hint="rename it: a manifest names files in UTF-8")
+        raise UsageError(
+            f"the name of {root / name} is no UTF-8", hint="a manifest names its files in UTF-8: rename it"
+        )
     ours, theirs, size = blake3(), hashlib.sha256(), 0
     try:
         fd = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -47,11 +47,11 @@ def read(file: BinaryIO, context: Context) -> Iterator[Item]:
     names: list[str] = []
     for number, line in numbered_lines(file):
         text = line.decode("utf-8", "backslashreplace")
-        if line.startswith(HEADER):
-            names = next(csv.reader([text]))
-            continue
         try:
             values = next(csv.reader([text]), [])
+            if line.startswith(HEADER):
+                names = values
+                continue
             if not values:
                 continue
             if len(values) != len(names):

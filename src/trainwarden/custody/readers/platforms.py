@@ -87,7 +87,7 @@ _O_WRITES = 0o3 | 0o100 | 0o1000
 def recognise_teleport(head: bytes, name: str) -> bool:
     """Does the file begin with an audit event of Teleport?"""
     first = head.split(b"\n", 1)[0]
-    return first.startswith(b"{") and all(key in first for key in (b'"event"', b'"code"', b'"time"', b'"uid"'))
+    return first.startswith(b"{") and all(key in first for key in (b'"event"', b'"code"', b'"time"'))
 
 
 def read_teleport(file: BinaryIO, context: Context) -> Iterator[Item]:
