@@ -211,6 +211,21 @@ def test_what_cannot_be_read_is_never_clean(tmp_path: Path) -> None:
     assert {type(s.decision) for s in scan_paths([tmp_path])} == {Undecided}
 
 
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "shut").mkdir()
+    listing = os.scandir
+
+    def denied(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    assert main(["scan", str(tmp_path)]) == 0
+    monkeypatch.setattr(os, "scandir", denied)
+    assert main(["scan", str(tmp_path)]) == 2
+
+
 def test_no_name_stops_a_report_or_reaches_the_terminal_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
