@@ -113,11 +113,22 @@ def test_no_flipped_byte_makes_a_payload_clean_or_a_scan_fail(tmp_path: Path) ->
                 assert b"\nmkdir\n" not in data or b"cos" not in data or decision.kind in ("text", "json"), at
 
 
-def test_an_archive_of_a_version_that_some_readers_stop_at_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("record", "offset"),
+    [
+        pytest.param(b"PK\1\2", 6, id="version needed, in the directory"),
+        pytest.param(b"PK\3\4", 4, id="version needed, at the member"),
+        pytest.param(b"PK\1\2", 38, id="marked as a folder"),
+        pytest.param(b"PK\6\7", 4, id="on another disk"),
+        pytest.param(b"PK\6\7", 16, id="of several disks"),
+    ],
+)
+def test_a_field_that_only_some_readers_look_at_is_refused(record: bytes, offset: int, tmp_path: Path) -> None:
+    """torch reads nothing of a member that is marked as a folder; Python stops at versions and disks."""
     whole = saved({"w": torch.ones(2)})
-    for head, version in ((b"PK\1\2", 6), (b"PK\3\4", 4)):
-        at = whole.index(head) + version
-        assert isinstance(decided(whole[:at] + b"\xff" + whole[at + 1 :], tmp_path), Refused)
+    at = whole.index(record) + offset
+    assert isinstance(decided(whole, tmp_path), Clean)
+    assert isinstance(decided(whole[:at] + b"\xff" + whole[at + 1 :], tmp_path), Refused)
 
 
 def test_a_view_past_its_storage_is_refused_and_one_within_is_not(tmp_path: Path) -> None:

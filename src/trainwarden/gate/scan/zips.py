@@ -28,6 +28,7 @@ _LOCAL: Final = struct.Struct("<4s5H3I2H")
 _FULL: Final = 0xFFFFFFFF
 MOST_DIRECTORY: Final = 1 << 25
 _NEWEST: Final = 63  # "version needed", ten times
+_FOLDER: Final = 0x10  # of a member's attributes
 _KNOWN_FLAGS: Final = 0x0808 | 0x0006  # descriptor, UTF-8 names, deflate's hints
 
 
@@ -91,7 +92,7 @@ def _directory(window: Window, end: int) -> tuple[int, list[Member]]:
             if narrow not in (most, real):
                 raise Tricky("its two end records differ")
         here, count, size, offset = wide[6:10]
-        if _LOCATOR.unpack(locator)[2] != offset + size:
+        if _LOCATOR.unpack(locator)[1:] != (0, offset + size, 1):
             raise Tricky("its 64-bit end record is not where it must be")
     begin = directory_end - size - offset
     if disk or first or here != count or begin < 0:
@@ -117,6 +118,8 @@ def _members(raw: bytes, count: int) -> Iterator[Member]:
         if flags & ~_KNOWN_FLAGS:
             raise Tricky(f"member {name!r} has flags {flags:#x}: encrypted, patched or hidden")
         _known_version(name, entry[2])
+        if entry[15] & _FOLDER and not name.endswith("/"):
+            raise Tricky(f"member {name!r} is marked as a folder: torch reads nothing of it, others read its bytes")
         _plain_name(name)
         if name.casefold() in names:
             raise Tricky(f"two members are called {name!r}: readers take one or the other")
