@@ -131,6 +131,12 @@ def test_a_field_that_only_some_readers_look_at_is_refused(record: bytes, offset
     assert isinstance(decided(whole[:at] + b"\xff" + whole[at + 1 :], tmp_path), Refused)
 
 
+def test_what_torch_reads_beside_the_pickle_has_its_check_sum(tmp_path: Path) -> None:
+    whole = saved({"w": torch.ones(2)})
+    at = whole.index(b"3\n", whole.index(b"archive/version"))
+    assert isinstance(decided(whole[:at] + b"\xff" + whole[at + 1 :], tmp_path), Refused)
+
+
 def test_a_view_past_its_storage_is_refused_and_one_within_is_not(tmp_path: Path) -> None:
     def state(numel: int) -> bytes:
         storage = b"(" + b"".join(map(value, ("storage", Ref("torch", "FloatStorage"), "0", "cpu", 4))) + b"tQ"

@@ -249,6 +249,7 @@ def _torch(archive: Window, members: list[Member], root: str, pickle: Member, pl
     """torch's form: one pickle, and raw bytes that only become tensors."""
     parts: list[Decision] = []
     sizes: dict[str, int] = {}
+    notes: dict[str, bytes] = {}
     for m in members:
         inner = m.name[len(root) + 1 :]
         if m.method != 0 or m.packed != m.size:
@@ -261,10 +262,12 @@ def _torch(archive: Window, members: list[Member], root: str, pickle: Member, pl
             )
         elif m is not pickle and inner not in _TORCH_MEMBERS:
             parts.append(place.undecided("torch zip", f"member {m.name!r} is not one that torch writes"))
-    if "byteorder" in {m.name[len(root) + 1 :] for m in members}:
-        order = next(m for m in members if m.name == f"{root}/byteorder")
-        if _opened(archive, order).read(0, 16) != b"little":
-            parts.append(place.undecided("torch zip", "a byte order other than little"))
+        elif m is not pickle:
+            notes[inner] = _opened(archive, m).read(0, 64)
+    if notes.get("byteorder", b"little") != b"little":
+        parts.append(place.undecided("torch zip", "a byte order other than little"))
+    if not notes.get("version", b"3").strip().isdigit():
+        parts.append(place.undecided("torch zip", "a version that is no number"))
     inner_place = Place(
         f"{place.path}!{pickle.name}".lstrip("!"), place.depth + 1, "data.pkl", place.judge, place.budget
     )
