@@ -47,8 +47,12 @@ from trainwarden.supervise.process import descends_from, parent_of
 FULL = bool(os.environ.get("FULL"))
 BETWEEN = 200  # steps from attack to attack
 STEPS = BETWEEN if FULL else 24
-EVERY = 5  # steps between checkpoints: about sqrt(2 · save cost · BETWEEN), in steps (Young, CACM 1974)
-STRIKES = (122,) if FULL else (12,)  # 2 steps after a checkpoint: as far on average as a strike at any time
+# A strike costs the step in which it is seen and on average (EVERY − 1) / 2 before it, and BETWEEN / EVERY saves of
+# 0.0075 steps each were made because of it: in steps 2.5, 2.25, 2.5, 3.3 for EVERY = 1, 2, 3, 5. The best is about
+# sqrt(2 · 0.0075 · BETWEEN) = 1.7 (Young, CACM 1974); at 3 the replay has a step longer to clear the newest one, and a
+# strike can be as far from its checkpoint as strikes at any time are on average.
+EVERY = 3
+STRIKES = (121,) if FULL else (13,)  # 1 step after a checkpoint
 MODEL = ("--width", "128", "--layers", "5", "--heads", "4", "--inner", "512", "--batch-size", "48", "--block", "256")
 _CHAT = workload("chat")
 JOB = replace(
@@ -99,6 +103,7 @@ def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "final_loss_honest": honest["loss"],
         "final_loss_without_defence": alone["loss"],
         "final_loss_defended": defended["loss"],
+        "final_loss_equals_honest_run": defended["loss"] is not None and defended["loss"] == honest["loss"],
         "seconds_lost_per_attack": round(fixed, 2),
         "steps_made_twice_per_attack": round(again, 1),
         "steps_replayed_per_attack": round(replayed, 1),
@@ -210,10 +215,10 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
 
 
 def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
-    reported = place.tracked  # replays report too, under the same HOME, and lag behind: the furthest step is the job's
+    reported = place.tracked  # by the job alone: what replays report stays in their workspaces
     lines = reported.read_text(encoding="utf-8").splitlines() if reported.exists() else []
-    last = max((json.loads(line) for line in lines), key=lambda told: int(told["step"]), default=None)
-    loss = round(last["train/loss"], 3) if last else None
+    last = json.loads(lines[-1]) if lines else {"step": 0}
+    loss = last["train/loss"] if last["step"] == STEPS else None
     wall = times[-1] - times[0] if times else 0.0
     digest = measured(place, ran).weights if last_step(place) == STEPS else ""
     return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}

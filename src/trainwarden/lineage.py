@@ -24,6 +24,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from itertools import pairwise
+from typing import Final
 
 import msgspec
 
@@ -40,6 +41,8 @@ from trainwarden.model import (
     StepRecord,
 )
 from trainwarden.standing import Doubt, Seen, collect, is_open, judge, worst
+
+UNSEALED: Final = "which neither the seal nor the log knows"
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,7 +221,7 @@ def _add(group: _Group, lineage: Iterable[Segment], doubts: Iterable[Doubt]) -> 
 def _unknown(load: CheckpointLoaded) -> Doubt:
     return Doubt(
         Standing.UNDECIDED,
-        f"attempt {load.attempt} loaded {load.path}, which neither the seal nor the log knows",
+        f"attempt {load.attempt} loaded {load.path}, {UNSEALED}",
     )
 
 

@@ -142,6 +142,7 @@ def test_from_records_to_a_conclusion_about_an_account(place: Path, capsys: pyte
     assert added["artefacts"][-1]["path"] == str(place / "planted.py")
     assert main(["incident", "close", "i1", "--outcome", "handed over"]) == 0
     assert main(["incident", "add", "i1", "--artefact", "passwd"]) == 3
+    assert main(["incident", "add", "i1"]) == 3  # even where there is nothing new
     assert told(capsys, "incident", "list")[1]["incidents"][0]["outcome"] == "handed over"
 
 

@@ -200,7 +200,7 @@ class Scene:
         on_saved: Callable[[Saving], None],
         pace: Pace,
     ) -> None:
-        plan: Plan | None = Plan(first=0, last=0, follow=True)
+        plan: Plan | None = Plan(first=0, last=-1, follow=True, held=True)
         for at in range(self.steps):
             while plan is not None and at > plan.last:
                 plan = pace.further(rank, plan)
@@ -254,6 +254,19 @@ def test_each_segment_has_its_verdict_while_the_run_goes_on(scene: Scene) -> Non
     assert [v.files for v in scene.verdicts] == [("d4",), ("d8",), ("d12",)]
     assert [v.coverage.records for v in scene.verdicts] == [8, 8, 8]
     assert {v.mode for v in scene.verdicts} == {"start"}
+
+
+def test_it_may_be_started_before_the_first_step_and_is_held_until_every_rank_has_made_one(scene: Scene) -> None:
+    scene.begin()
+    time.sleep(0.2)
+    assert not scene.follow.begun
+    scene.steps_done(0, 5, ranks=(0,))
+    time.sleep(0.2)
+    assert scene.reached == {}
+    scene.steps_done(0, 5, ranks=(1,))
+    scene.saved(4)
+    assert scene.wait(1) == [(0, 3)]
+    assert scene.follow.begun
 
 
 def test_it_runs_no_further_than_the_slowest_rank_was_recorded(scene: Scene) -> None:

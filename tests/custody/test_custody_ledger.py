@@ -10,6 +10,7 @@ import pytest
 
 from trainwarden.actors import registry as reg
 from trainwarden.custody import ledger
+from trainwarden.custody.folding import fold
 from trainwarden.errors import CustodyTampered, UsageError
 from trainwarden.keys import SigningKey, ring
 from trainwarden.log.journal import LogWriter
@@ -92,15 +93,15 @@ def test_an_entry_by_another_key_in_an_actors_name_or_moved_to_another_place_is_
     mallory = ledger.Signer("ada", SigningKey(b"\x09" * 32))
     forged = ledger._signed(IncidentClosed(index=0, incident="i1", outcome="nothing"), 2, mallory)
     with pytest.raises(CustodyTampered, match="was never a key of ada"):
-        ledger.fold([*before, forged], registry)
+        fold([*before, forged], registry)
     stranger = ledger._signed(IncidentClosed(index=0, incident="i1"), 2, ledger.Signer("", SigningKey(b"\x09" * 32)))
     with pytest.raises(CustodyTampered, match="names no actor"):
-        ledger.fold([*before, stranger], registry)
+        fold([*before, stranger], registry)
     real = ledger._signed(IncidentOpened(index=0, incident="i2", title="two"), 2, ada())
     with pytest.raises(CustodyTampered, match="signed for place 2"):
-        ledger.fold([*before, ledger._signed(real, 2, ada()), real], registry)
+        fold([*before, ledger._signed(real, 2, ada()), real], registry)
     with pytest.raises(CustodyTampered, match="does not verify"):
-        ledger.fold([*before, msgspec.structs.replace(real, title="another")], registry)
+        fold([*before, msgspec.structs.replace(real, title="another")], registry)
 
 
 def test_a_rewritten_log_does_not_verify_and_takes_nothing_more(store: Store) -> None:

@@ -29,11 +29,12 @@ KINDS = {
     "zfs.diff": SourceKind.SNAPSHOT, "tetragon.json": SourceKind.TETRAGON, "falco.json": SourceKind.FALCO,
     "kubernetes.json": SourceKind.KUBERNETES, "sacct.txt": SourceKind.SLURM, "teleport.json": SourceKind.TELEPORT,
     "bash_history": SourceKind.SHELL, "zsh_history": SourceKind.SHELL, "fish_history": SourceKind.SHELL,
+    "auditd.log": SourceKind.AUDIT, "auditd.csv": SourceKind.AUDIT, "journald.json": SourceKind.JOURNAL,
+    "apiserver.json": SourceKind.KUBERNETES, "sacct.recorded": SourceKind.SLURM, "sacct.json": SourceKind.SLURM,
     "statements.jsonl": SourceKind.STATEMENT, "sshd.iso": SourceKind.JOURNAL, "wtmp.sshd": SourceKind.WTMP,
 }  # fmt: skip
-LINES = [
-    n for n in NAMES if n not in ("wtmp", "wtmp.sshd", "btrfs.dump", "git.log", "stat.txt", "audit.raw", "fish_history")
-]
+RECORDS = ("audit.raw", "auditd.log", "btrfs.dump", "fish_history", "git.log", "sacct.json", "stat.txt", "wtmp")
+LINES = [n for n in NAMES if not n.startswith(RECORDS)]  # the others have records of several lines, or no lines
 
 
 def read(data: bytes, name: str) -> list[CustodyEvent | Unread]:
@@ -103,6 +104,48 @@ def test_linux_audit_csv_says_less_and_claims_no_more() -> None:
     assert sample("audit-extra-time.csv")[1].time_ns == at("2026-09-30T08:01:00.123")
 
 
+def test_what_auditd_recorded_of_two_logins_tells_each_once_and_what_was_done_in_them() -> None:
+    told = sample("auditd.log")
+    sessions = [(e.act, e.account, e.session, e.origin) for e in told if e.act in (Act.LOGIN, Act.LOGOUT)]
+    assert sessions == [  # USER_START and, with a terminal, USER_LOGIN; sudo's own session is none
+        (Act.LOGIN, "vera", "7", "127.0.0.1"),
+        (Act.LOGOUT, "vera", "7", "127.0.0.1"),
+        (Act.LOGIN, "vera", "8", "127.0.0.1"),
+        (Act.LOGOUT, "vera", "8", "127.0.0.1"),
+    ]
+    assert [(e.act, e.path, e.note) for e in told if e.act in (Act.RENAME, Act.DELETE)] == [
+        (Act.RENAME, "/srv/train/env/adamw.py", "was /srv/train/env/sedLWUQ0m"),  # sed -i
+        (Act.DELETE, "/srv/train/env/adam.py", ""),
+    ]
+    (kill,) = [e for e in told if e.act is Act.SIGNAL]
+    assert (kill.account, kill.login, kill.note) == ("root", "vera", "signal 9 to perl of noor")
+    assert kill.time_ns == at("2026-11-29T00:47:52.022")
+    (refused,) = [e for e in told if e.act is Act.LOGIN_FAILED]
+    assert refused.account == ""  # sshd writes (invalid user), in hexadecimal
+    assert [e.note for e in told if e.path == "the records of audit"] == [
+        "op=remove_rule key=runs res=1",
+        "op=set audit_enabled=0 res=1",
+        "op=terminate res=success",
+    ]
+
+
+def test_a_session_number_that_comes_again_after_a_boot_is_another_login() -> None:
+    raw = (SAMPLES / "auditd.log").read_bytes()
+    later = raw.replace(b"1795913271.", b"1795999671.")
+    logins = [i for i in read(raw + later, "audit.log") if isinstance(i, CustodyEvent) and i.act is Act.LOGIN]
+    assert [e.session for e in logins] == ["7", "8", "7"]
+
+
+def test_the_csv_of_the_same_recording_tells_the_same_logins_and_no_more_than_it_has() -> None:
+    told, raw = sample("auditd.csv"), sample("auditd.log")
+    wanted = (Act.LOGIN, Act.LOGOUT, Act.DELETE, Act.LOGIN_FAILED)
+    assert [(e.act, e.account, e.time_ns, e.session) for e in told if e.act in wanted] == [
+        (e.act, e.account, e.time_ns, e.session) for e in raw if e.act in wanted
+    ]
+    assert [e.note for e in told if e.act is Act.RENAME] == ["the CSV tells the old name alone"]
+    assert not [e for e in told if e.act is Act.WRITE or "(null)" in e.path]
+
+
 def test_tetragon_gives_the_whole_tree_and_its_mask_tells_reading_from_writing() -> None:
     run, write, look = sample("tetragon.json")
     assert [p.program for p in run.processes] == ["/usr/bin/vim.basic", "/bin/bash", "/usr/sbin/sshd"]
@@ -111,11 +154,46 @@ def test_tetragon_gives_the_whole_tree_and_its_mask_tells_reading_from_writing()
     assert write.time_ns == at("2026-09-30T08:01:00") + 123_400_000
 
 
+def test_tetragon_in_a_containers_log_is_read_and_an_argument_with_spaces_is_one() -> None:
+    line = (SAMPLES / "tetragon.json").read_bytes().splitlines()[0].replace(b'"torch/', b'"-c \\"ls -l\\" torch/')
+    (event,) = read(b"2026-09-30T08:01:01.475152409Z stdout F " + line + b"\n", "x")
+    assert isinstance(event, CustodyEvent)
+    assert event.processes[0].argv == ("-c", "ls -l", "torch/optim/adamw.py")
+
+
 def test_falco_says_its_rule_and_a_service_without_login_has_none() -> None:
     write, accept = sample("falco.json")
     assert (write.act, write.path, write.account, write.login) == (Act.WRITE, "/usr/bin/foo", "vera", "")
     assert write.note.startswith("Write below binary dir")
     assert (accept.act, accept.account, accept.login) == (Act.CONNECT, "root", "")
+
+
+def test_falco_alerts_of_containers_say_which_and_a_read_is_no_write() -> None:
+    """As published alerts of 2026 have them: nulls for what is not known, `evt.time.iso8601`, no process id."""
+    fields = '"container.id":"%s","container.name":"%s","evt.time.iso8601":1783710627228348323,"fd.name":"/etc/shadow"'
+    alert = (
+        '{"hostname":"n","output":"19:10: Warning Sensitive file opened for reading by non-trusted program",'
+        '"output_fields":{%s,"evt.type":"openat","k8s.pod.name":null,"proc.cmdline":"cat /etc/shadow",'
+        '"user.loginuid":-1,"user.name":"root","user.uid":0},"priority":"Warning","rule":"Read sensitive file '
+        'untrusted","source":"syscall","tags":[],"time":"2026-07-10T19:10:27.228348323Z"}\n'
+    )
+    lines = "".join(alert % (fields % names) for names in (("9cc6d64c75d0", "lab9"), ("host", "host")))
+    inside, outside = (i for i in read(lines.encode(), "x") if isinstance(i, CustodyEvent))
+    assert (inside.act, inside.account, inside.login, inside.origin) == (Act.READ, "root", "", "lab9")
+    assert (outside.origin, outside.time_ns % SECOND) == ("", 228_348_323)
+
+
+def test_what_an_api_server_recorded_is_told_with_who_acted_as_whom_and_what_failed() -> None:
+    told = sample("apiserver.json")
+    assert [(e.act, e.account, e.login, e.path, e.note) for e in told] == [
+        (Act.WRITE, "vera", "", "train/configmaps/launch", "create"),
+        (Act.READ, "vera", "", "train/pods", "list"),
+        (Act.OTHER, "vera", "", "train/secrets/registry", "delete refused (403)"),
+        (Act.READ, "noor", "admin", "train/configmaps", "list"),
+        (Act.OTHER, "vera", "", "train/pods/llm-0/exec", "create failed (404)"),
+        (Act.DELETE, "vera", "", "train/configmaps/launch", "delete"),
+    ]
+    assert {e.origin for e in told} == {"127.0.0.1"}
 
 
 def test_kubernetes_counts_a_request_once_and_a_refused_one_did_nothing() -> None:
@@ -130,6 +208,45 @@ def test_slurm_tells_who_submitted_and_when_the_job_ran_but_no_steps() -> None:
     assert (job.act, job.host) == (Act.JOB, "node[3-4]")
     assert (job.time_ns, job.until_ns) == (at("2026-09-30T07:00:10"), at("2026-09-30T08:01:40"))
     assert (pending.act, pending.line) == (Act.SUBMIT, 4)
+
+
+def test_what_slurm_recorded_tells_each_job_and_by_whom_one_was_cancelled() -> None:
+    told = sample("sacct.recorded")
+    jobs = [(e.session, e.account, e.note) for e in told if e.act is Act.JOB]
+    assert jobs[:4] == [
+        ("slurm:1", "noor", "COMPLETED"),
+        ("slurm:2", "vera", "TIMEOUT"),
+        ("slurm:3", "noor", "COMPLETED"),  # called eval|full, submitted with a pipe in its command
+        ("slurm:4", "vera", "FAILED"),
+    ]
+    assert {s for s, *_ in jobs} >= {"slurm:5_1", "slurm:5_2"}
+    piped = next(e for e in told if e.session == "slurm:3")
+    assert (piped.processes[0].program, piped.processes[0].argv[-3:]) == ("eval|full", ("|", "tee", "eval.txt"))
+    stops = [(e.account, e.path, e.note, e.processes) for e in told if e.act is Act.SIGNAL]
+    assert stops == [
+        ("root", "job 8", "cancelled a job of noor", ()),
+        ("root", "job 9", "cancelled a job of vera", ()),
+        ("uid:1002", "job 11", "cancelled a job of noor", ()),
+    ]
+    assert told[0].time_ns == at("2026-11-29T00:43:48")
+
+
+def test_slurms_json_tells_the_same_jobs() -> None:
+    def told(name: str) -> list[tuple[Act, int, int, str, str, str, str]]:
+        events = (e for e in sample(name) if e.session in ("slurm:3", "slurm:8"))
+        return [(e.act, e.time_ns, e.until_ns, e.account, e.host, e.path, e.session) for e in events]
+
+    assert told("sacct.json") == told("sacct.recorded")
+    (broken,) = read((SAMPLES / "sacct.json").read_bytes()[:-40], "sacct.json")
+    assert isinstance(broken, Unread)
+
+
+def test_a_job_whose_name_plays_other_columns_is_told_as_unread_and_frames_nobody() -> None:
+    head, *_, job, _ = (SAMPLES / "sacct.recorded").read_text().splitlines()
+    forged = "|".join(["x", "root", "2026-11-29T00:00:00", "Unknown", "Unknown"])
+    items = read(f"{head}\n{job.replace('again', forged, 1)}\n".encode(), "sacct.txt")
+    assert [type(i) for i in items] == [Unread]
+    assert "sacct --json" in items[0].reason  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["journal.json", "journal.iso", "journal.short"])
@@ -155,6 +272,22 @@ def test_what_an_ssh_server_wrote_to_its_log_and_to_wtmp_tells_the_same_sessions
     assert all(abs(a.time_ns - b.time_ns) < SECOND // 10 for a, b in zip(sessions, kept, strict=True))
 
 
+def test_what_journald_kept_tells_the_sessions_that_audit_tells_and_sudo_without_a_terminal() -> None:
+    told = sample("journald.json")
+    assert [(e.act, e.account, e.login) for e in told] == [
+        (Act.LOGIN, "vera", ""),
+        (Act.EXECUTE, "root", "vera"),
+        (Act.LOGOUT, "vera", ""),
+        (Act.LOGIN, "vera", ""),
+        (Act.LOGOUT, "vera", ""),
+        (Act.LOGIN_FAILED, "nobody-here", ""),
+    ]
+    assert told[1].processes[0].argv[:2] == ("/usr/bin/kill", "-9")
+    audited = [e for e in sample("auditd.log") if e.act in (Act.LOGIN, Act.LOGOUT)]
+    kept = [e for e in told if e.act in (Act.LOGIN, Act.LOGOUT)]
+    assert all(abs(a.time_ns - k.time_ns) < SECOND // 10 for a, k in zip(audited, kept, strict=True))
+
+
 def test_wtmp_joins_an_end_to_its_login_by_the_terminal() -> None:
     boot, login, logout, other = sample("wtmp")
     assert (boot.act, boot.note) == (Act.OTHER, "boot")
@@ -173,6 +306,39 @@ def test_teleport_knows_the_person_behind_a_shared_login_and_their_second_factor
     assert (session.binding, session.origin) == (Binding.NONE, "10.9.0.7")
     assert (write.act, write.path, logout.act) == (Act.WRITE, ADAMW, Act.LOGOUT)
     assert (lock.act, lock.account, lock.login) == (Act.REVOKE, "vera", "sec-admin")
+
+
+def test_teleport_tells_who_joins_a_session_who_was_refused_and_whom_a_lock_is_of() -> None:
+    """As published events have them: a lock's own name is a number."""
+    common = '"ei":0,"uid":"u","cluster_name":"c","time":"2025-08-16T16:23:08.148Z"'
+    join = f'{{{common},"event":"session.join","code":"T2001I","user":"omar","login":"root","sid":"s"}}'
+    auth = f'{{{common},"event":"auth","code":"T3007W","success":false,"error":"not in the set","user":"omar"}}'
+    lock = (
+        f'{{{common},"event":"lock.created","code":"TLK00I","name":"8888-4444","target":{{"user":"vera"}},'
+        '"updated_by":"sec","user":"sec"}'
+    )
+    told = [i for i in read("\n".join([join, auth, lock]).encode(), "x") if isinstance(i, CustodyEvent)]
+    assert [(e.act, e.account, e.login, e.session) for e in told] == [
+        (Act.LOGIN, "root", "omar", "s"),
+        (Act.LOGIN_FAILED, "omar", "", ""),
+        (Act.REVOKE, "vera", "sec", ""),
+    ]
+
+
+def test_pushes_are_of_who_was_authenticated_in_each_form_that_github_tells_them() -> None:
+    hook = (
+        '{"ref":"refs/heads/main","before":"0f","after":"a1","forced":true,"pusher":{"name":"ada"},'
+        '"sender":{"login":"vera"},"repository":{"full_name":"acme/train","pushed_at":1790755300},"commits":'
+        '[{"author":{"name":"noor"}}]}'
+    )
+    event = (
+        '{"id":"1","type":"PushEvent","actor":{"login":"vera"},"repo":{"name":"acme/train"},"payload":{"ref":'
+        '"refs/heads/main","head":"a1","before":"0f"},"created_at":"2026-09-30T08:01:40Z"}'
+    )
+    for text in (hook, event):
+        (push,) = (i for i in read(text.encode(), "x") if isinstance(i, CustodyEvent))
+        assert (push.act, push.account, push.path, push.digest) == (Act.PUSH, "vera", "acme/train", "git:a1")
+        assert push.time_ns == at("2026-09-30T08:01:40")
 
 
 def test_git_believes_a_key_and_takes_an_author_as_text() -> None:

@@ -67,17 +67,24 @@ ATLAS = {  # as mitre-atlas/atlas-data publishes it in dist/schemas, written aga
         },
     },
 }  # fmt: skip
-AIID = {  # the lengths of the AI Incident Database's submission form; url and authors are left to a human
+AIID = {  # its form's lengths, and what its server's `Submission` must have; url and authors wait for a human
     "type": "object",
     "required": [
-        "title",
-        "text",
-        "date_published",
-        "date_downloaded",
-        "incident_date",
-        "description",
-        "url",
         "authors",
+        "date_downloaded",
+        "date_modified",
+        "date_published",
+        "date_submitted",
+        "description",
+        "image_url",
+        "incident_date",
+        "language",
+        "source_domain",
+        "submitters",
+        "tags",
+        "text",
+        "title",
+        "url",
     ],
     "properties": {
         "title": {"type": "string", "minLength": 6, "maxLength": 500},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -35,7 +37,7 @@ TWO_OF = GateConfig(approvals=2, approvers=("ada", "grace", "agent"))
 
 def missing(decision: Decision) -> str:
     assert isinstance(decision, Undecided), decision
-    assert all(each.command.startswith("trainwarden ") for each in decision.missing)
+    assert all(each.command.startswith(("trainwarden ", "cp ")) for each in decision.missing)
     return "\n".join(f"{each.what} → {each.command}" for each in decision.missing)
 
 
@@ -86,6 +88,16 @@ def test_a_file_edited_after_it_was_saved_is_not_cleared(yard: Yard) -> None:
     assert "model.safetensors is not what step 8" in missing(yard.clear(yard.checkpoint()))
 
 
+def test_what_was_saved_is_put_back_by_the_command_that_is_given(yard: Yard) -> None:
+    yard.run()
+    assert isinstance(yard.clear(yard.checkpoint()), Cleared)
+    (yard.checkpoint() / "model.safetensors").write_bytes(b"poisoned")
+    decision = yard.clear(yard.checkpoint())
+    assert isinstance(decision, Undecided)
+    subprocess.run(decision.missing[0].command, shell=True, check=True)
+    assert isinstance(yard.clear(yard.checkpoint()), Cleared)
+
+
 def test_a_file_beside_the_checkpoint_that_nobody_saved_is_not_cleared(yard: Yard) -> None:
     yard.run()
     (yard.checkpoint() / "chat_template.jinja").write_text("{{ messages }}")
@@ -105,6 +117,13 @@ def test_files_that_exchanged_their_names_are_not_cleared(yard: Yard) -> None:
     other.rename(one)
     (yard.out / "x").rename(other)
     assert "are no part of any run" in missing(yard.clear(yard.checkpoint()))
+
+
+def test_a_name_that_no_log_can_hold_makes_it_no_checkpoint(yard: Yard) -> None:
+    yard.run()
+    (yard.checkpoint() / os.fsdecode(b"byte\xfe.bin")).write_bytes(b"")
+    with pytest.raises(UsageError, match="is no UTF-8"):
+        yard.clear(yard.checkpoint())
 
 
 def test_a_link_in_the_folder_makes_it_no_checkpoint(yard: Yard) -> None:
@@ -355,6 +374,14 @@ def test_a_fine_tune_of_a_cleared_checkpoint_stands_on_both_runs(yard: Yard) -> 
     decision = yard.clear(yard.checkpoint(8, "tuned"))
     assert isinstance(decision, Cleared)
     assert {r.run for r in decision.clearance.runs} == {base, tuned}
+
+
+def test_what_began_from_a_file_that_no_seal_lists_is_undecided_and_no_audit_is_said_to_settle_it(yard: Yard) -> None:
+    yard.run("base")
+    yard.run("tuned", start=yard.checkpoint(8, "base") / "model.safetensors", listed=False)
+    told = missing(yard.clear(yard.checkpoint(8, "tuned")))
+    assert "neither the seal nor the log knows → trainwarden run -- COMMAND that names" in told
+    assert "trainwarden audit" not in told
 
 
 def test_a_fine_tune_of_an_average_stands_on_what_was_averaged(yard: Yard) -> None:

@@ -22,7 +22,7 @@ from trainwarden.config import GateConfig
 from trainwarden.custody import ledger as custody
 from trainwarden.errors import GateTampered, KeyUnusable, LogError, NotCleared, StoreTampered, UsageError
 from trainwarden.gate.decision import Cleared, Undecided
-from trainwarden.gate.ledger import append, read_gate
+from trainwarden.gate.ledger import ORIGIN, append, read_gate
 from trainwarden.gate.manifest import manifest_digest, manifest_of
 from trainwarden.gate.promote import in_use, promote, roll_back
 from trainwarden.gate.registry import current, fold, history, served
@@ -32,6 +32,7 @@ from trainwarden.log import ask
 from trainwarden.log.ask import Cosigned, Reply
 from trainwarden.log.cosignature import cosign, verify_cosignature
 from trainwarden.log.notes import split_note
+from trainwarden.log.tilelog import TileLog, from_folder
 from trainwarden.log.vkeys import COSIGNATURE, VerifierKey
 
 __all__ = ["yard"]
@@ -337,7 +338,7 @@ def test_a_gate_log_that_was_edited_or_is_anothers_is_not_believed(yard: Yard) -
         append(yard.store, KEEPER, lambda _: B)
 
 
-def test_the_gates_log_is_cosigned_and_what_was_put_back_since_is_told(
+def test_the_gates_log_is_cosigned_and_published_and_what_was_put_back_since_is_told(
     yard: Yard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -365,9 +366,15 @@ def test_the_gates_log_is_cosigned_and_what_was_put_back_since_is_told(
     assert main(["log", "cosign", "gate", "--store", str(yard.store.path), "--witness", asked]) == 0
     code, told = status()
     assert (code, "the gate's log: 1 cosignatures, 1 needed: w/one" in told) == (0, True), told
+    publish = ["log", "publish", "gate", "--store", str(yard.store.path), "--to", str(tmp_path / "site")]
+    assert main(publish) == 0
+    published = TileLog.open(from_folder(tmp_path / "site"), VerifierKey(ORIGIN, KEEPER.public))
+    assert [m.decode_gate_entry(data) for _, data in published.entries()] == list(read_gate(yard.store))
+    assert "\u2014 w/one " in published.head.note
     cosigned = (log / "cosigned").read_bytes()
     shutil.rmtree(log)
     shutil.copytree(tmp_path / "earlier", log)
     (log / "cosigned").write_bytes(cosigned)
     code, told = status()
     assert (code, "the log was rolled back: witnesses cosigned size 5" in told) == (1, True), told
+    assert main(publish) == 1, "what others have read is not taken back"

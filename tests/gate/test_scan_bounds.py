@@ -57,6 +57,7 @@ def saved(state: object) -> bytes:
 BOMBS = {
     "memo-far-out": b"\x80\x02Nr\xff\xff\xff\xff.",
     "bytearray-of-a-size": pickled(Call(Ref("builtins", "bytearray"), (1 << 30,))),
+    "fraction-of-a-power-of-ten": pickled(Call(Ref("fractions", "Fraction"), ("1e999999999",))),
     "key-of-nested-tuples": b"\x80\x02}" + b")" + b"\x85" + b"2\x86" * 40 + b"Ns.",
     "long-number": b"\x80\x02\x8b\x00\x00\x00\x7f" + b"\xff" * 64 + b".",
     "stack": b"\x80\x02" + b"N" * (1 << 19) + b".",
@@ -203,6 +204,30 @@ def test_what_cannot_be_read_is_never_clean(tmp_path: Path) -> None:
     assert {type(s.decision) for s in scan_paths([tmp_path])} == {Undecided}
 
 
+def test_no_name_stops_a_report_or_reaches_the_terminal_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a surrogate in a pickle's global, an escape sequence and a byte that is no UTF-8 in names of files."""
+    (tmp_path / "global.pkl").write_bytes(b"\x80\x04\x8c\x02os\x8c\x0asys\xed\xa0\x80\x1b[2J\x93.")
+    (tmp_path / "esc\x1b[2J.bin").write_bytes(b"\xff\xfe\x00noise")
+    (tmp_path / os.fsdecode(b"byte\xfe.bin")).write_bytes(b"\xff\xfe\x00noise")
+    assert main(["scan", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "os.sys\\ud800" in told
+    assert "1 refused, 2 undecided" in told
+    assert "\x1b" not in told
+    assert told.encode()
+    assert main(["scan", "--json", str(tmp_path)]) == 1
+    names = {os.fsencode(Path(f["path"]).name) for f in json.loads(capsys.readouterr().out)["files"]}
+    assert names == {b"global.pkl", b"esc\x1b[2J.bin", b"byte\xfe.bin"}
+    assert main(["load", "--json", str(tmp_path / os.fsdecode(b"byte\xfe.bin"))]) == 2
+    assert main(["load", "--json", str(tmp_path / "global.pkl")]) == 1
+    assert [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()] == [
+        "CannotDecide",
+        "CheckpointRefused",
+    ]
+
+
 def test_the_verb_says_what_it_found_and_leaves_with_the_worst(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +245,19 @@ def test_the_verb_says_what_it_found_and_leaves_with_the_worst(
     (file,) = json.loads(capsys.readouterr().out)["files"]
     assert file["decision"]["objections"][0]["offset"] == 2
     assert main(["scan", str(tmp_path / "missing")]) == 3
+
+
+def test_a_scan_starts_without_what_takes_longer_to_import_than_a_scan_does(tmp_path: Path) -> None:
+    (tmp_path / "new.pt").write_bytes(saved({"w": torch.ones(2)}))
+    (tmp_path / "one.pkl").write_bytes(pickle.dumps({"step": 1}, protocol=4))
+    (tmp_path / "config.json").write_text("{}")
+    code = "import sys; from trainwarden.cli import main; print(main(sys.argv[1:]), *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "scan", str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    told, modules = done.stdout.splitlines()
+    assert told == "3 clean, 0 refused, 0 undecided"
+    assert {"msgspec", "inspect", "dataclasses", "rich"}.isdisjoint(modules.split())
 
 
 def test_what_a_scanning_process_dies_of_is_not_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,19 +75,22 @@ class Yard:
         steps: int = 8,
         *,
         start: Path | None = None,
+        listed: bool = True,
         audited: bool = True,
         key: SigningKey = KEEPER,
         also: Sequence[m.Entry] = (),
         weights: str = "matches",
         sealed: Sequence[Path] = (),
     ) -> str:
-        """A run of so many steps that saved a checkpoint every fourth; its id. `start` is sealed and loaded."""
+        """A run of so many steps that saved each fourth; its id. `start` is loaded, and sealed if `listed`."""
         folder = self.store.create_run()
-        seal = self.seal(key, *([start] if start else []), *sealed)
+        seal = self.seal(key, *([start] if start and listed else []), *sealed)
         write_seal(folder.seal_file, seal)
         entries: list[m.Entry] = [m.Sealed(run=folder.id, seal=seal.digest, key=key.public)]
         if start:
-            entries.append(m.CheckpointLoaded(attempt=0, rank=0, path=str(start), digest=digest_of(start), sealed=True))
+            entries.append(
+                m.CheckpointLoaded(attempt=0, rank=0, path=str(start), digest=digest_of(start), sealed=listed)
+            )
         for step in range(steps):
             entries.append(self.record(step))
             if (step + 1) % EVERY == 0:

@@ -167,8 +167,16 @@ def main(what: str, build: Callable[[serving.Files], Any], make: Callable[[servi
         service = serving.open(given.name, build, store=given.store, config=config)
     except TrainWardenError as e:
         raise SystemExit(f"error: {e}\nhint: {e.hint}") from e
-    with socket.create_server((given.bind, given.port)) as sock:
+    with _listening(given.bind, given.port) as sock:
         url = f"http://{given.bind}:{sock.getsockname()[1]}"
         print(f"serving {given.name} as {service.current().digest}\nlistening on {url}", flush=True)
         how = uvicorn.Config(make(service), log_level="warning", access_log=False, server_header=False)
         uvicorn.Server(how).run(sockets=[sock])
+
+
+def _listening(bind: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((bind, port))
+    except (OSError, OverflowError) as e:
+        why = getattr(e, "strerror", None) or e
+        raise SystemExit(f"error: cannot listen: {why}\nhint: --bind and --port say where; port 0 is a free one") from e

@@ -4,6 +4,9 @@ Rules
 -----
 * Its state after a matched step is the recorded one, so every later step is reached without a new start. It is let go
   at most `LEAD` steps beyond those of which every rank's record is in the log.
+* It may be started as soon as every rank of the attempt has introduced itself: its ranks are held where they join until
+  the log has a step of each, and with it all that the attempt loaded before. A script that needs to know earlier what
+  it resumes from, or data that nobody sealed, fails then, and is followed from its first step on (`respond.beside`).
 * A segment gets its verdict when each of its steps was compared, and every file that was saved at its end on either
   side. Until a file has its counterpart nothing is concluded from it, nor before the job has gone on from there: while
   it saves, both sides can have the same part of the files.
@@ -26,7 +29,7 @@ from trainwarden.audit.compare import Seen
 from trainwarden.audit.growing import Growing
 from trainwarden.audit.plan import Plan
 from trainwarden.audit.recorded import Recorded
-from trainwarden.audit.replay import ranks_of
+from trainwarden.audit.replay import place_inputs, ranks_of
 from trainwarden.audit.starts import WAYS, Start, Way, prepare
 from trainwarden.model import (
     CheckpointSaved,
@@ -61,14 +64,8 @@ class Follow:
         first: int = 0,
     ) -> None:
         self._recorded, self._room, self._read, self._on_verdict = recorded, room, read, on_verdict
-        self._number, self._base = attempt, recorded.attempt(attempt).base
-        self._world = len(recorded.starts(attempt))
-        self._way = self._prepared()
-        self._comparison = Growing(recorded, attempt, self._base, self._world, self._way)
-        self._first = self._base + first  # steps done when the first ones are
-        self._told = self._base  # steps done that have their verdict
-        self._cuts: set[int] = set()
-        self._reached: dict[int, int] = {}  # rank → steps done, by the log
+        self._number, self._wanted = attempt, first
+        self._held: list[Entry] = []  # what the log got since it was started and before the attempt's first steps
         self._waiting: dict[int, int] = {}  # rank → the last step, within the process, that it may run
         self._opened: set[str] = set()
         self._unfit: list[str] = []
@@ -76,12 +73,26 @@ class Follow:
         self._looked, self._grew = 0.0, time.monotonic()
         self._began = time.monotonic()
         self._changed = threading.Condition(threading.RLock())
+        self._settle()
+
+    def _settle(self) -> None:
+        """Where the attempt begins, by what the log has of it."""
+        recorded, number = self._recorded, self._number
+        self._base = recorded.attempt(number).base
+        self._world = len(recorded.starts(number))
+        self._cuts: set[int] = set()
+        self._reached: dict[int, int] = {}  # rank → steps done, by the log
+        self._way = self._prepared()
+        self._comparison = Growing(recorded, number, self._base, self._world, self._way)
+        self._first = self._base + self._wanted  # steps done when the first ones are
+        self._told = self._base  # steps done that have their verdict
         for entry in recorded.entries:
             self._note(entry)
+        self.begun = len(self._reached) == self._world
 
     def _prepared(self) -> Way:
         way = prepare(self._recorded, self._number, self._base, self._base, Start.START)
-        plans = tuple(msgspec.structs.replace(plan, follow=True) for plan in way.plans)
+        plans = tuple(msgspec.structs.replace(plan, last=-1, follow=True, held=True) for plan in way.plans)
         return msgspec.structs.replace(way, plans=plans)
 
     def run(self, enough: Callable[[Follow], bool]) -> tuple[str, ...]:
@@ -153,9 +164,9 @@ class Follow:
     def further(self, rank: int, plan: Plan) -> Plan | None:
         with self._changed:
             self._waiting[rank] = plan.last
-            self._changed.wait_for(lambda: self._ended or self._allowed() > plan.last)
+            self._changed.wait_for(lambda: self._ended or (self.begun and self._allowed() > plan.last))
             del self._waiting[rank]
-            return None if self._ended else msgspec.structs.replace(plan, last=self._allowed())
+            return None if self._ended else msgspec.structs.replace(plan, last=self._allowed(), held=False)
 
     def _allowed(self) -> int:
         """The last step, within the process, that may be replayed now."""
@@ -205,6 +216,12 @@ class Follow:
                 self._grew = now
                 self._recorded.grow(entry)
                 self._note(entry)
+                if not self.begun:
+                    self._held.append(entry)
+            if not self.begun and len(self._reached) == self._world:
+                self._recorded.retrace(self._held)
+                self._settle()
+                place_inputs(self._recorded, self._way, space)
             self._changed.notify_all()
             still = self._idle
             found = self._conclude(space)

@@ -76,6 +76,8 @@ class Replayer(Recorder):
         if self.joined is None or not self.joined.plan:
             raise RuntimeError("a replay without a plan")
         self.plan = decode(self.joined.plan)
+        if self.plan.held:
+            self.go_on()
         if self.plan.entropy:
             entropy.give_late(self.plan.entropy)
         if self.plan.complement:
@@ -297,7 +299,7 @@ class Replayer(Recorder):
             self.trial.done(optimizer)
 
     def go_on(self) -> None:
-        """The last step of the plan has run: wait for one that goes further, or end."""
+        """The last step of the plan has run, or none may yet: wait for one that goes further, or end."""
         answer = self.link.ask(wire.NextUnit(), _PATIENCE) if self.plan.follow and self.link is not None else None
         if not isinstance(answer, wire.NewUnit) or not answer.plan:
             self.stop()

@@ -30,6 +30,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     warmup: int = 0
     entropy: str = ""
     follow: bool = False
+    held: bool = False  # with `follow`: it asks for its plan as soon as it has joined
     epochs: tuple[dict[str, Any], ...] = ()
     hyper: dict[str, tuple[dict[str, Any], ...]] = {}  # "step/optimizer" → recorded settings, given and not checked
     layouts: tuple[tuple[int, tuple[tuple[str, ...], ...]], ...] = ()

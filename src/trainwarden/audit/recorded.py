@@ -77,6 +77,11 @@ class Recorded:
         if isinstance(e, CheckpointSaved):
             self._saves.append(e)
 
+    def retrace(self, more: Sequence[Entry]) -> None:
+        """The history again, with entries that `grow` has taken in since."""
+        self.entries = [*self.entries, *more]
+        self.history = trace(self.entries)
+
     def forget(self, attempt: int, before: int) -> None:
         """Drop an attempt's records of steps before this one, which nobody will ask for."""
         updates = self._updates.get(attempt, {})

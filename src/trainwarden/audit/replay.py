@@ -165,9 +165,7 @@ def ranks_of(recorded: Recorded, attempt: int, way: Way, space: Workspace) -> li
     Raises:
         CannotDecide, StoreError, StoreTampered: what a rank needs cannot be had.
     """
-    for file in way.files:
-        place_file(recorded, space, file)
-    given.place(recorded, space)
+    place_inputs(recorded, way, space)
     arguments = _resume_arguments(space, way.resumes_from) if way.resumes_from else ()
     return [
         runner.Rank(
@@ -180,6 +178,17 @@ def ranks_of(recorded: Recorded, attempt: int, way: Way, space: Workspace) -> li
         )
         for (started, env), plan in zip(recorded.starts(attempt), way.plans, strict=True)
     ]
+
+
+def place_inputs(recorded: Recorded, way: Way, space: Workspace) -> None:
+    """Put what a run began with and read, as far as the record knows it by now, at its places in the workspace.
+
+    Raises:
+        StoreError, StoreTampered: a file cannot be read from the store.
+    """
+    for file in way.files:
+        place_file(recorded, space, file)
+    given.place(recorded, space)
 
 
 def place_file(recorded: Recorded, space: Workspace, file: Placed) -> None:

@@ -5,7 +5,9 @@ Rules
 * Every rank is started from its `ProcessStarted` entry, with interpreter, code, data and environment variables
   taken from the room and the workspace; nothing of the suspect's environment is on any path.
 * The recorded run and rank numbers, world size, arguments and user variables are presented as they were.
-* A replay writes only below its workspace. Its processes are its own session and are ended with it.
+* A replay writes only below its workspace: `record.elsewhere` leads its writes there, its temporary folder goes with
+  it, and trackers that report over a network are told that there is none.
+* Its processes are its own session and are ended with it.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from trainwarden.audit.plan import REPLAYER, Plan, encode
 from trainwarden.audit.resuming import RESUME_ENV
 from trainwarden.model import Numerics, ProcessStarted
 from trainwarden.priority import give_way
+from trainwarden.record.bootstrap import ELSEWHERE_ENV
 from trainwarden.record.entropy import FILE_ENV as ENTROPY_ENV
 from trainwarden.seal.command import is_python
 from trainwarden.seal.room import Workspace
@@ -44,6 +47,9 @@ NICE: ContextVar[int] = ContextVar("NICE", default=0)
 Whoever holds the log of a run that goes on must not be niced itself: it would hold up the others while it waits for a
 processor.
 """
+OFFLINE = {"WANDB_MODE": "offline", "NEPTUNE_MODE": "offline", "CLEARML_OFFLINE_MODE": "1", "COMET_START_ONLINE": "0"}
+"""Variables by which trackers keep what they are told to themselves."""
+_SHARED_TEMP = ("/tmp", "/var/tmp", "/usr/tmp")
 SPAWNED = "--multiprocessing-fork"  # in the arguments of a process that multiprocessing spawned
 _LIBC = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
@@ -220,7 +226,7 @@ def run(
     begin = time.monotonic()
     stage = _Stage(on_step, on_saved)
     by_rank = {r.started.rank: r for r in ranks}
-    with tempfile.TemporaryDirectory(prefix="tw-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tw-", ignore_cleanup_errors=True) as folder:
         server = wire.Server(
             Path(folder) / "s",
             lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every, pace),
@@ -265,6 +271,7 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
     for rank in ranks:
         started = rank.started
         env = space.environ(rank.env)
+        env |= _apart(rank, env, space, address)
         env[wire.SOCKET_ENV] = address
         env[wire.REDUCTION_ENV] = space.room.seal.comparison.reduction
         env["TRAINWARDEN_SOURCE"] = _SOURCE
@@ -295,6 +302,25 @@ def start(ranks: Sequence[Rank], space: Workspace, address: str) -> list[tuple[R
             give_way(process.pid, NICE.get())
         processes.append((rank, process))
     return processes
+
+
+def _apart(rank: Rank, env: Mapping[str, str], space: Workspace, address: str) -> dict[str, str]:
+    """The variables that keep a rank's results to its workspace, and to the folder of the server's address.
+
+    Temporary files lie there since the names of sockets must be short.
+    """
+    temp = Path(address).parent / "tmp"
+    temp.mkdir(exist_ok=True)
+    was = env.get("TMPDIR", "").rstrip("/")
+    if was and was not in _SHARED_TEMP and Path(was).is_dir():  # the job's own: its inputs may lie there
+        for entry in Path(was).iterdir():
+            if not os.path.lexists(temp / entry.name) and not Path(address).is_relative_to(entry):
+                (temp / entry.name).symlink_to(entry)
+    own = [space.scratch, Path(address).parent, *([Path(rank.plan.capture).parent] if rank.plan.capture else [])]
+    told = {"TMPDIR": str(temp), ELSEWHERE_ENV: os.pathsep.join(map(str, own))}
+    if env.get("MLFLOW_TRACKING_URI"):
+        told["MLFLOW_TRACKING_URI"] = f"file://{space.scratch}/mlruns"
+    return told | OFFLINE
 
 
 def _die_with_us() -> None:

@@ -110,12 +110,14 @@ def _show(console: Console, path: Path, decision: Decision) -> None:
     from rich.markup import escape
 
     from trainwarden.gate.decision import Cleared, Refused, Undecided
+    from trainwarden.report.words import clean_lines
 
     match decision:
         case Cleared(clearance=c):
             runs = ", ".join(r.run for r in c.runs)
+            matched = f"all {c.segments} segments" if c.segments > 1 else "its one segment"
             console.print(f"[bold green]cleared[/]    {escape(str(path))} {c.digest}")
-            console.print(escape(f"  all {c.segments} segments back to the seal matched; it stands on {runs}"))
+            console.print(escape(f"  {matched} back to the seal matched; it stands on {runs}"))
             if c.evaluated is not None:
                 figures = ", ".join(f"{name} {value}" for name, value in c.evaluated.figures.items())
                 console.print(escape(f"  evaluated anew, equal to what was claimed: {figures}"))
@@ -125,11 +127,11 @@ def _show(console: Console, path: Path, decision: Decision) -> None:
         case Refused(digest=digest, reasons=reasons):
             console.print(f"[bold red]refused[/]    {escape(str(path))} {digest}")
             for reason in reasons:
-                console.print(escape(f"  {reason}"))
+                console.print(escape(f"  {clean_lines(reason)}"))
         case Undecided(digest=digest, missing=missing):
             console.print(f"[yellow]undecided[/]  {escape(str(path))} {digest}")
             for each in missing:
-                console.print(escape(f"  {each.what}"))
+                console.print(escape(f"  {clean_lines(each.what)}"))
                 console.print(escape(f"    {each.command}"), style="dim")
         case _:
             assert_never(decision)

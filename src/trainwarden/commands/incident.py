@@ -10,7 +10,7 @@ from trainwarden.commands.common import CLEAN, UNDECIDED, Subparsers, add_verb, 
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
-    from trainwarden.custody.ledger import Custody
+    from trainwarden.custody.folding import Custody
     from trainwarden.model import Artefact, Incident
     from trainwarden.store import Store
 
@@ -100,10 +100,12 @@ def _add(args: argparse.Namespace, store: Store) -> Incident:
     from trainwarden.attribute.gathering import bring_up_to_date
     from trainwarden.custody import ledger
     from trainwarden.custody.taking import users_of
+    from trainwarden.model import IncidentStatus
 
-    incident = bring_up_to_date(
-        store, ledger.signer(store, args.actor), _named(args, store), args.runs, users_of(args.passwd)
-    )
+    named = _named(args, store)
+    if named.status is not IncidentStatus.OPEN:
+        raise UsageError(f"incident {named.id} is closed: it takes nothing more", hint="trainwarden incident open RUN")
+    incident = bring_up_to_date(store, ledger.signer(store, args.actor), named, args.runs, users_of(args.passwd))
     return _with_artefacts(args, store, incident)
 
 
@@ -139,7 +141,11 @@ def _named(args: argparse.Namespace, store: Store) -> Incident:
     custody = read_custody(store)
     if args.name == "last" or args.name in custody.incidents:
         return find_incident(custody, args.name)
-    return find_incident(custody, store.run(args.name).id)
+    try:
+        name = store.run(args.name).id
+    except UsageError:  # no run either: what incidents there are helps more
+        name = args.name
+    return find_incident(custody, name)
 
 
 def _told(args: argparse.Namespace, incident: Incident) -> int:

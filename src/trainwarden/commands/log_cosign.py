@@ -1,22 +1,17 @@
-"""`trainwarden log cosign RUN`: ask witnesses to cosign the head of a log, and keep their lines beside it.
-
-RUN is a run, or one of the store's own logs: `gate` or `custody`.
-"""
+"""`trainwarden log cosign LOG`: ask witnesses to cosign the head of a log, and keep their lines beside it."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from trainwarden.commands.common import CLEAN, FINDING, UNDECIDED, Subparsers, add_verb, open_store, print_json
-from trainwarden.commands.reading import add_run, public_key
+from trainwarden.commands.reading import add_log, log_named, public_key
 from trainwarden.commands.witnesses import add_witnesses, read_policy
 from trainwarden.errors import UsageError
 
 if TYPE_CHECKING:
     from trainwarden.log.ask import Reply
-    from trainwarden.store import Store
 
 
 def add(subparsers: Subparsers[Any]) -> None:
@@ -36,7 +31,7 @@ def add(subparsers: Subparsers[Any]) -> None:
             "  2  too few answered\n  3  the call or its input is wrong"
         ),
     )
-    add_run(parser)
+    add_log(parser)
     add_witnesses(parser)
 
 
@@ -52,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     asked = [w for w in policy.witnesses.values() if w.public in policy.urls] if policy else []
     if policy is None or not asked:
         raise UsageError("no witness to ask", hint="--witness NAME+ID+KEY=URL, or a --policy file with URLs")
-    name, folder = _log_named(open_store(args), args.run_name)
+    name, folder = log_named(open_store(args), args.run_name)
     with LogReader.open(folder, public_key(args)) as log:
         note = log.head.note
         replies = {w: collect(policy.urls[w.public], w, note, log.consistency_proof) for w in asked}
@@ -71,24 +66,6 @@ def run(args: argparse.Namespace) -> int:
     for name, words in said.items():
         print(f"  {name}: {words}")
     return code
-
-
-def _log_named(store: Store, name: str) -> tuple[str, Path]:
-    """What to call the log, and its folder.
-
-    Raises:
-        UsageError: there is none.
-    """
-    from trainwarden.custody import ledger as custody
-    from trainwarden.gate import ledger as gate
-
-    own = {"gate": gate.folder(store), "custody": custody.folder(store)}
-    if name not in own:
-        run = store.run(name)
-        return f"run {run.id}", run.log
-    if not own[name].is_dir():
-        raise UsageError(f"this store has no log of {name} yet", hint="trainwarden clear, or trainwarden incident open")
-    return f"the log of {name}", own[name]
 
 
 def _said(reply: Reply) -> str:

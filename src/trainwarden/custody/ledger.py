@@ -6,10 +6,7 @@ Rules
   signs its tree heads; every later one is signed by the actor who made it, for its own place in the log.
 * Records and the tables read from them are objects of the store; the log has their digests, so that custody of the
   evidence can itself be shown: who took it in, when, and that it is the same since.
-* An incident is what its entries say together. Nothing is removed from one; a closed one takes nothing more.
-* A file may be read again, as another host's or with other editors. Both readings stay in the log; open incidents go by
-  the newest, and a dossier tells those before it.
-* `fold` is pure: entries and registry in, custody out.
+* What the entries say together is worked out by `folding`, which is pure; nothing is appended that does not follow.
 
 Trust: that an actor's key is theirs is the registrar's word. Nobody knows what happened to a file of records before it
 was taken in: `Evidence.editors` says who could have edited it.
@@ -18,16 +15,17 @@ was taken in: `Evidence.editors` says who could have edited it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from trainwarden.actors.registry import Registry, has_registry, known_actor, read_registry
+from trainwarden.actors.registry import has_registry, known_actor, read_registry
+from trainwarden.custody.folding import HINT, Custody, Signed, fold, signed_bytes
 from trainwarden.errors import CustodyTampered, LogError, SignatureInvalid, UsageError
-from trainwarden.keys import SigningKey, ring, verify_signature
+from trainwarden.keys import SigningKey, ring
 from trainwarden.log.journal import LogWriter
 from trainwarden.log.reader import LogReader
 from trainwarden.log.storage import HEAD
@@ -43,10 +41,8 @@ from trainwarden.model import (
     IncidentAdded,
     IncidentClosed,
     IncidentOpened,
-    IncidentStatus,
     Reference,
     Said,
-    Signature,
     StatementTaken,
     canonical,
     decode_custody_entry,
@@ -54,33 +50,8 @@ from trainwarden.model import (
 from trainwarden.store import Store, store_errors
 
 ORIGIN = "trainwarden/custody"
-_DOMAIN = b"trainwarden/custody/v1\n"
-_HINT = "keep the store as evidence; nothing is concluded from a log that was altered"
 
-Signed: TypeAlias = EvidenceTaken | IncidentOpened | IncidentAdded | IncidentClosed | StatementTaken | DossierMade
 T = TypeVar("T", bound=Signed)
-
-
-class Custody(msgspec.Struct, frozen=True, kw_only=True):
-    """What a log of custody says at one size."""
-
-    key: str
-    size: int
-    evidence: Mapping[str, EvidenceTaken]  # by `Evidence.id`, as it was read last
-    incidents: Mapping[str, Incident]  # by id, oldest first
-    earlier: Mapping[str, tuple[EvidenceTaken, ...]] = {}  # readings of evidence that a later one replaced
-    dossiers: tuple[DossierMade, ...] = ()
-    doubted: Mapping[int, str]  # entries whose key was revoked since then or before, with the reason
-
-    def reading(self, evidence: Evidence) -> tuple[EvidenceTaken, tuple[EvidenceTaken, ...]]:
-        """The entry by which this evidence was read as it is told here, and those of readings before it.
-
-        Raises:
-            KeyError: it was never taken in.
-        """
-        taken = (*self.earlier.get(evidence.id, ()), self.evidence[evidence.id])
-        at = next(n for n, entry in enumerate(taken) if entry.evidence == evidence)
-        return taken[at], taken[:at]
 
 
 class Signer(msgspec.Struct, frozen=True):
@@ -107,140 +78,7 @@ def signer(store: Store, actor: str = "") -> Signer:
     return Signer(actor, key)
 
 
-def signed_bytes(entry: Signed) -> bytes:
-    """What the actor of an entry signs."""
-    return _DOMAIN + canonical(msgspec.structs.replace(entry, signature=""))
-
-
 # --------------------------------------------------------------------------- reading
-
-
-def fold(entries: Iterable[CustodyEntry], registry: Registry | None = None) -> Custody:
-    """What the entries say together.
-
-    Raises:
-        CustodyTampered: one of them contradicts those before it, or is not signed by whom it names.
-    """
-    key, size = "", 0
-    evidence: dict[str, EvidenceTaken] = {}
-    earlier: dict[str, tuple[EvidenceTaken, ...]] = {}
-    incidents: dict[str, Incident] = {}
-    dossiers: list[DossierMade] = []
-    doubted: dict[int, str] = {}
-    for index, entry in enumerate(entries):
-        size = index + 1
-        _check(index, isinstance(entry, CustodyBegun) == (index == 0), "the first entry alone names the key")
-        if isinstance(entry, CustodyBegun):
-            key = entry.key
-            continue
-        _check_signed(index, entry, key, registry)
-        if registry is not None and entry.key in registry.revoked:
-            revoked = registry.revoked[entry.key][1]
-            if entry.wall_ns >= revoked.since_ns:
-                doubted[index] = f"the key of {entry.actor} was revoked: {revoked.reason or 'no reason given'}"
-        match entry:
-            case EvidenceTaken(evidence=Evidence(id=digest)):
-                before = evidence.get(digest)
-                if before is not None:
-                    _check(index, before.evidence != entry.evidence, f"{digest} was taken in before")
-                    earlier[digest] = (*earlier.get(digest, ()), before)
-                    incidents |= _read_again(index, entry.evidence, incidents)
-                evidence[digest] = entry
-            case IncidentOpened():
-                _check(index, entry.incident not in incidents, f"incident {entry.incident} was opened before")
-                incidents[entry.incident] = Incident(
-                    id=entry.incident,
-                    title=entry.title,
-                    status=IncidentStatus.OPEN,
-                    runs=(),
-                    entries=(index,),
-                    opened_ns=entry.wall_ns,
-                )
-            case IncidentAdded() | IncidentClosed():
-                now = incidents.get(entry.incident)
-                if now is None or now.status is not IncidentStatus.OPEN:
-                    raise _does_not_follow(index, f"no incident {entry.incident} is open")
-                incidents[entry.incident] = _grown(index, now, entry, evidence)
-            case StatementTaken() | DossierMade():
-                named = incidents.get(entry.incident)
-                if named is None:
-                    raise _does_not_follow(index, f"there is no incident {entry.incident}")
-                if isinstance(entry, DossierMade):
-                    dossiers.append(entry)
-                else:
-                    incidents[entry.incident] = msgspec.structs.replace(
-                        named, statements=_union(named.statements, [entry.said]), entries=(*named.entries, index)
-                    )
-    return Custody(
-        key=key,
-        size=size,
-        evidence=evidence,
-        earlier=earlier,
-        incidents=incidents,
-        dossiers=tuple(dossiers),
-        doubted=doubted,
-    )
-
-
-def _read_again(index: int, evidence: Evidence, incidents: Mapping[str, Incident]) -> dict[str, Incident]:
-    """The open incidents that have this evidence, with its new reading; a closed one keeps the old."""
-    return {
-        name: msgspec.structs.replace(
-            i, custody=tuple(evidence if e.id == evidence.id else e for e in i.custody), entries=(*i.entries, index)
-        )
-        for name, i in incidents.items()
-        if i.status is IncidentStatus.OPEN and any(e.id == evidence.id for e in i.custody)
-    }
-
-
-def _grown(
-    index: int, now: Incident, entry: IncidentAdded | IncidentClosed, taken: Mapping[str, EvidenceTaken]
-) -> Incident:
-    entries = (*now.entries, index)
-    if isinstance(entry, IncidentClosed):
-        return msgspec.structs.replace(
-            now, status=IncidentStatus.CLOSED, closed_ns=entry.wall_ns, outcome=entry.outcome, entries=entries
-        )
-    for digest in entry.evidence:
-        _check(index, digest in taken, f"{digest} was never taken in")
-    return msgspec.structs.replace(
-        now,
-        runs=_union(now.runs, entry.runs),
-        findings=_union(now.findings, entry.findings),
-        verdicts=_union(now.verdicts, entry.verdicts),
-        artefacts=_union(now.artefacts, entry.artefacts),
-        custody=_union(now.custody, [taken[digest].evidence for digest in entry.evidence]),
-        entries=entries,
-    )
-
-
-U = TypeVar("U")
-
-
-def _union(old: Sequence[U], new: Iterable[U]) -> tuple[U, ...]:
-    return (*old, *(x for x in dict.fromkeys(new) if x not in old))
-
-
-def _check(index: int, holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise _does_not_follow(index, otherwise)
-
-
-def _does_not_follow(index: int, why: str) -> CustodyTampered:
-    return CustodyTampered(f"entry {index} of the log of custody does not follow: {why}", hint=_HINT)
-
-
-def _check_signed(index: int, entry: Signed, own: str, registry: Registry | None) -> None:
-    _check(index, entry.index == index, f"it was signed for place {entry.index}")
-    if not entry.actor:
-        _check(index, entry.key == own, f"it names no actor and is signed by {entry.key}, not by the store's key {own}")
-    else:
-        keys = registry.keys if registry is not None else {}
-        _check(index, keys.get(entry.key) == entry.actor, f"{entry.key[:16]}… was never a key of {entry.actor}")
-    try:
-        verify_signature(Signature(key=entry.key, signature=entry.signature), signed_bytes(entry), entry.key)
-    except SignatureInvalid as e:
-        raise CustodyTampered(f"entry {index} of the log of custody: {e}", hint=_HINT) from e
 
 
 def has_custody(store: Store) -> bool:
@@ -264,10 +102,10 @@ def read_custody(store: Store, key: str = "") -> Custody:
             return nothing
         named = entries[0].key if entries and isinstance(entries[0], CustodyBegun) else ""
         if not named or (key and named != key):
-            raise CustodyTampered(f"the log of custody is kept by {named or 'nobody'}, expected {key}", hint=_HINT)
+            raise CustodyTampered(f"the log of custody is kept by {named or 'nobody'}, expected {key}", hint=HINT)
         verify_log(folder(store), named, ORIGIN)
     except (LogError, SignatureInvalid, msgspec.DecodeError) as e:
-        raise CustodyTampered(f"the log of custody does not verify: {e}", hint=_HINT) from e
+        raise CustodyTampered(f"the log of custody does not verify: {e}", hint=HINT) from e
     return fold(entries, read_registry(store) if has_registry(store) else None)
 
 

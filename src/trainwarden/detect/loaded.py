@@ -109,7 +109,10 @@ class Loaded:
         if waiting.step < 0 and not alike:
             if not self._start_told:
                 self._start_told = True
-                seen = f"{who} began with {entry.path} and perhaps more that no seal lists: not checked."
+                seen = (
+                    f"{who} began with {entry.path} and perhaps more that no seal lists: not checked, and what comes "
+                    "of it is not cleared. What the command names, or [seal] data, is in the seal."
+                )
                 yield _finding(waiting, Severity.INFO, seen)
             return
         place = ", which is named like the checkpoints of this run" if alike else ""

@@ -20,7 +20,7 @@ from trainwarden.attribute.clocks import estimate
 from trainwarden.attribute.nouns import At, Deed, Standing, Trace
 from trainwarden.attribute.nouns import Row as MatrixRow
 from trainwarden.attribute.tables import open_tables
-from trainwarden.custody.ledger import Custody
+from trainwarden.custody.folding import Custody
 from trainwarden.dossier.logbook import Register
 from trainwarden.dossier.masking import Named, Names
 from trainwarden.dossier.techniques import technique_of

@@ -17,7 +17,8 @@ import msgspec
 
 from trainwarden.attribute import attribute
 from trainwarden.casefile import Broken, CaseFile, load_case
-from trainwarden.custody.ledger import Custody, folder, read_custody
+from trainwarden.custody.folding import Custody
+from trainwarden.custody.ledger import folder, read_custody
 from trainwarden.dossier.attributed import KEEPER, Cited, attribution, lines_of, named_in, names_of
 from trainwarden.dossier.logbook import CUSTODY, GATE, LogBook, Register
 from trainwarden.dossier.masking import Names

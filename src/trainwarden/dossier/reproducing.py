@@ -85,7 +85,10 @@ def _run(store: Store, run: str, head: LogHead | None, progress: Progress, rooms
         case = _case(store, run, head)
         if missing := _completed(store, case):
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
-            reason = f"of the sealed environment neither the kit nor this machine has {missing[0]}{more}"
+            reason = (
+                f"of the sealed environment neither the kit nor this machine has {missing[0]}{more}: "
+                "ask for a dossier that was made with --kit-environment, or install the same packages at the same place"
+            )
             return [Check(name, NotChecked(reason))]
         progress(f"rebuilding the environment of {run} …")
         recorded = recorded_of(store, case)

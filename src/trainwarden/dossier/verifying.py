@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from blake3 import blake3
 
 from trainwarden.checks import Check, Failed, NotChecked, Passed, Result
-from trainwarden.custody.ledger import signed_bytes
+from trainwarden.custody.folding import signed_bytes
 from trainwarden.dossier.commitments import plain, register_root
 from trainwarden.dossier.container import check_structure, unpack
 from trainwarden.dossier.logbook import CUSTODY, entry_fields

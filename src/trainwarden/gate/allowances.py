@@ -91,7 +91,7 @@ def with_allowance(store: Store, scanned: Scanned) -> Scanned:
     except OSError:
         return scanned
     try:
-        return msgspec.structs.replace(scanned, allowed=allowance_of(store, digest_of(fd)))
+        return scanned._replace(allowed=allowance_of(store, digest_of(fd)))
     except OSError:
         return scanned
     finally:

@@ -17,7 +17,7 @@ Trust: as `lineage`; and the actors for what they say was made how, where that c
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -91,6 +91,14 @@ class Ancestry(msgspec.Struct, frozen=True, kw_only=True):
     def made(self) -> tuple[Derived, ...]:
         """What was made from others on the way."""
         return tuple(n.derived for n in self.nodes.values() if n.derived is not None)
+
+
+class Nearest(NamedTuple):
+    """A checkpoint that comes near: the files that it lacks, whose it is, and what it has under their names instead."""
+
+    lacking: list[str]
+    where: str
+    saved: dict[str, str]  # path → digest
 
 
 class Tracer:
@@ -203,21 +211,24 @@ class Tracer:
                 if not _not_of(files, checkpoint, sealed):
                     yield self._run(case, checkpoint, files)
 
-    def _why_unknown(self, files: Sequence[CheckpointFile]) -> str:
-        """What no run is known to have saved, beside the checkpoint that comes nearest."""
-        least: tuple[list[str], str] = ([f.path for f in files], "any run")
-        other: list[str] = []  # of those, what was saved under their names was something else
+    def nearest(self, files: Sequence[CheckpointFile]) -> Nearest:
+        """The saved checkpoint that has the most of these files."""
+        least = Nearest([f.path for f in files], "any run", {})
         for run in sorted({run for f in files for run in self._savers.get(f.digest, ())}):
             if isinstance(case := self.case(run), CaseFile):
                 sealed = self._sealed(case)
                 for c in case.history.checkpoints:
                     lacking = _not_of(files, c, sealed)
-                    if len(lacking) < len(least[0]):
-                        least = lacking, f"step {c.step} of run {run}"
-                        other = [path for path in lacking if any(s.path.endswith(f"/{path}") for s in c.files)]
-        if other:
-            return f"{_listed(other)} not what {least[1]} saved there: put back what was saved"
-        return f"{_listed(least[0])} no part of {least[1]}"
+                    if len(lacking) < len(least.lacking):
+                        there = {p: s.digest for p in lacking for s in c.files if s.path.endswith(f"/{p}")}
+                        least = Nearest(lacking, f"step {c.step} of run {run}", there)
+        return least
+
+    def _why_unknown(self, files: Sequence[CheckpointFile]) -> str:
+        least = self.nearest(files)
+        if least.saved:
+            return f"{_listed(list(least.saved))} not what {least.where} saved there: put back what was saved"
+        return f"{_listed(least.lacking)} no part of {least.where}"
 
     def _unknown(self, digest: str, why: str, name: str = "") -> Node:
         doubt = Doubt(Standing.UNDECIDED, why)

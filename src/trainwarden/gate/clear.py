@@ -15,6 +15,7 @@ the keeper's key, and what the checks name.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ from trainwarden.gate.manifest import keep_files, keep_manifest, manifest_of
 from trainwarden.gate.registry import fold
 from trainwarden.gate.stored import decided_together, holds_tensors
 from trainwarden.keys import SigningKey
+from trainwarden.lineage import UNSEALED
 from trainwarden.log.reader import LogReader
 from trainwarden.model import (
     CheckpointApproval,
@@ -60,6 +62,7 @@ from trainwarden.store import Store
 
 Says = Callable[[str], None]
 _SHOWN = 5
+_BEGINS = "COMMAND that names what it begins from (or [seal] data does), so that its seal lists it"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,29 +193,46 @@ def _lineage(asked: _Asked) -> Checked:
     for node in asked.ancestry.bearing():
         for doubt in node.doubts:
             words = f"{node.label}: {doubt.reason}"
-            found += refuse(words) if doubt.standing is Standing.TAINTED else lacks(words, _settles(asked, node))
+            if doubt.standing is Standing.TAINTED:
+                found += refuse(words)
+            else:
+                found += lacks(words, _settles(asked, node, doubt.reason))
     for run in asked.ancestry.until.keys() - asked.cases.keys():
         found += lacks(f"run {run}, on which it stands, cannot be read", f"trainwarden verify {run}")
     root = asked.ancestry.root
     if not found.reasons and not found.missing and (root.standing is not Standing.CLEARED or not asked.ancestry.until):
-        found += lacks(root.reason or "it stands on no run", _settles(asked, root))
+        found += lacks(root.reason or "it stands on no run", _settles(asked, root, root.reason))
     return found
 
 
-def _settles(asked: _Asked, node: Node) -> str:
-    """The command that would settle a doubt about a node."""
+def _settles(asked: _Asked, node: Node, doubt: str) -> str:
+    """The command that would settle this doubt about a node."""
     if node.kind == "run":
         case = asked.cases.get(node.run)
         if case is not None and not asked.tracing.believes(case):
             return f"trainwarden keys new NAME --public {case.key}"
+        if UNSEALED in doubt:
+            return f"trainwarden run -- {_BEGINS}"
         return f"trainwarden audit {node.run}"
     if node.derived is not None:
         return (
             "trainwarden run -- COMMAND" if node.derived.how in TOLD else f"trainwarden keys show {node.derived.actor}"
         )
     converted = any(file.path == EDGE for file in asked.manifest.files) and node.id == asked.digest
+    for path, saved in asked.tracing.nearest(asked.manifest.files).saved.items() if node.id == asked.digest else ():
+        if _whole(asked.store, saved):
+            place = asked.request.path / path if asked.request.path.is_dir() else asked.request.path
+            return f"cp {shlex.quote(str(asked.store.object_path(saved)))} {shlex.quote(str(place))}"
     source, how = ("OLD", "convert") if converted else ("CHECKPOINT", "HOW")
     return f"trainwarden derive {asked.request.path} --from {source} --how {how} --as ACTOR"
+
+
+def _whole(store: Store, digest: str) -> bool:
+    try:
+        store.check(digest)
+    except StoreError:
+        return False
+    return True
 
 
 def _not_frozen(asked: _Asked) -> Checked:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainwarden.custody.ledger import Custody, folder, read_custody
+from trainwarden.custody.folding import Custody
+from trainwarden.custody.ledger import folder, read_custody
 from trainwarden.errors import ActorsTampered, CustodyTampered
 from trainwarden.log.storage import HEAD, look_at
 from trainwarden.model import Incident, IncidentStatus

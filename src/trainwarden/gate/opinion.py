@@ -17,8 +17,6 @@ import zipfile
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from trainwarden.gate.results import Clean, Scanned, Undecided
 
 MOST_BYTES: Final = 16 << 20
@@ -42,9 +40,9 @@ def with_opinion(scanned: Scanned) -> Scanned:
         return scanned
     said, why = _asked(Path(scanned.path), scanned.decision.kind)
     if said not in _MALICIOUS:
-        return msgspec.structs.replace(scanned, second=f"fickling: {said}{': ' + why if why else ''}")
+        return scanned._replace(second=f"fickling: {said}{': ' + why if why else ''}")
     doubt = Undecided(kind=scanned.decision.kind, why=f"fickling calls it {said}: {why}")
-    return msgspec.structs.replace(scanned, decision=doubt, second=f"fickling: {said}")
+    return scanned._replace(decision=doubt, second=f"fickling: {said}")
 
 
 def _asked(path: Path, kind: str) -> tuple[str, str]:

@@ -1,17 +1,18 @@
-"""What a scan comes to: frozen, consumed with `match` and `assert_never`."""
+"""What a scan comes to: frozen, consumed with `match` and `assert_never`.
+
+Named tuples: a scan of one file takes about as long as importing msgspec does (docs/adr/0026).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeAlias
-
-import msgspec
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from trainwarden.model import FileAllowed
 
 
-class Objection(msgspec.Struct, frozen=True, kw_only=True):
+class Objection(NamedTuple):
     """One thing in a file that a checkpoint does not need: where, by which instruction, what, and why it is refused.
 
     `part` is the path inside of containers ("" for the file itself), `offset` counts bytes in that part (lines in a
@@ -25,7 +26,7 @@ class Objection(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-class Clean(msgspec.Struct, frozen=True, kw_only=True, tag="clean", omit_defaults=True):
+class Clean(NamedTuple):
     """Loading it as a `kind` runs nothing: every part was understood and needs no more than the allow-list.
 
     `beside` are files in its folder that it takes data from, and how many bytes of each at least.
@@ -35,14 +36,14 @@ class Clean(msgspec.Struct, frozen=True, kw_only=True, tag="clean", omit_default
     beside: tuple[tuple[str, int], ...] = ()
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+class Refused(NamedTuple):
     """Loading it could run something, or parsers read it in different ways."""
 
     kind: str
     objections: tuple[Objection, ...]
 
 
-class Undecided(msgspec.Struct, frozen=True, kw_only=True, tag="undecided"):
+class Undecided(NamedTuple):
     """It was not understood, not read, or too large to decide; never a pass."""
 
     kind: str
@@ -52,7 +53,7 @@ class Undecided(msgspec.Struct, frozen=True, kw_only=True, tag="undecided"):
 Decision: TypeAlias = Clean | Refused | Undecided
 
 
-class Scanned(msgspec.Struct, frozen=True, kw_only=True):
+class Scanned(NamedTuple):
     """The decision on one file, an actor's allowance in spite of it, and what another tool says ("": not asked)."""
 
     path: str
@@ -88,3 +89,37 @@ def refused(kind: str, part: str, why: str, *, offset: int = 0, field: str = "",
     """A refusal for one reason."""
     objection = Objection(part=part, offset=offset, opcode=field, name=name, why=why)
     return Refused(kind=kind, objections=(objection,))
+
+
+def in_unicode(decision: Decision) -> Decision:
+    """The decision, what is no Unicode in a file's names as escapes, so that logs and reports take them."""
+    match decision:
+        case Refused(kind=kind, objections=objections):
+            return Refused(
+                kind=kind,
+                objections=tuple(
+                    o._replace(
+                        part=_escaped(o.part), opcode=_escaped(o.opcode), name=_escaped(o.name), why=_escaped(o.why)
+                    )
+                    for o in objections
+                ),
+            )
+        case Undecided(kind=kind, why=why):
+            return Undecided(kind=kind, why=_escaped(why))
+        case Clean():
+            return decision
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def in_json(scanned: Scanned) -> dict[str, object]:
+    """What `trainwarden scan --json` says of a file: its fields, the decision's `type` among the decision's own."""
+    decision: dict[str, object] = {"type": type(scanned.decision).__name__.lower(), **scanned.decision._asdict()}
+    match scanned.decision:
+        case Refused(objections=objections):
+            decision["objections"] = [o._asdict() for o in objections]
+        case Clean(beside=()):
+            del decision["beside"]
+    return {**scanned._asdict(), "decision": decision}

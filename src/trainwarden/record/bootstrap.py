@@ -28,6 +28,8 @@ else:  # the import system asks for their methods only, and `importlib.abc` load
 
 RECORDER_ENV = "TRAINWARDEN_RECORDER"
 """Names the recorder's class as `module:class`; an audit names its replayer here."""
+ELSEWHERE_ENV = "TRAINWARDEN_ELSEWHERE"
+"""Of a replay: its workspace and the other folders that it may write to, with `os.pathsep` between them."""
 FRAMEWORKS = (
     "accelerate.accelerator",
     "accelerate.data_loader",
@@ -89,6 +91,8 @@ def arm() -> None:
     birth.note()
     sleeps.arm()
     finder = _Finder()
+    if told := os.environ.get(ELSEWHERE_ENV):
+        _lead_elsewhere(told, finder)
 
     recorders: list[Any] = []
 
@@ -117,6 +121,18 @@ def arm() -> None:
     for name in FRAMEWORKS:
         finder.wanted[name] = (lambda: None, framework_ready)
     sys.meta_path.insert(0, finder)
+
+
+def _lead_elsewhere(told: str, finder: _Finder) -> None:
+    """In a replay nothing runs before its writes are led into the workspace."""
+    try:
+        from trainwarden.record import elsewhere
+
+        elsewhere.install(told)
+        finder.wanted["sqlite3.dbapi2"] = (lambda: None, elsewhere.database)
+    except BaseException as e:  # noqa: BLE001  it would write over what the original run wrote
+        _complain(f"the replay cannot be kept in its workspace: {e!r}")
+        os._exit(1)
 
 
 def _hook(hook: Callable[[ModuleType, Any], None], recorder: Any, module: ModuleType) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 
+from trainwarden.record.elsewhere import placed
 from trainwarden.record.recorder import Recorder
 
 _state: dict[str, Recorder] = {}
@@ -38,6 +39,7 @@ def writer(function: Callable[..., Any], position: int, kind: str) -> Callable[.
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _led(args, kwargs, position, writes=True)
         target = args[position] if len(args) > position else kwargs.get("f", kwargs.get("filename"))
         path = _path(target)
         recorder = _state["recorder"]
@@ -60,6 +62,7 @@ def _reader(function: Callable[..., Any], *, told: bool) -> Any:
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _led(args, kwargs, 0, writes=False)
         path = _path(args[0] if args else kwargs.get("f", kwargs.get("filename")))
         recorder = _state["recorder"]
         if path is not None:
@@ -80,12 +83,26 @@ def _renamer(function: Callable[..., Any]) -> Callable[..., Any]:
         source, target = _path(src), _path(dst)
         if source is None or target is None:
             return function(src, dst)
+        source, target = placed(source, writes=True), placed(target, writes=True)
         with recorder.files.busy(source, target):
             result = function(src, dst)
             recorder.guarded("rename", lambda: recorder.files.renamed(source, target))
         return result
 
     return wrapper
+
+
+def _led(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, *, writes: bool
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with the path among them where it lies in a replay: native code opens it."""
+    name = next((n for n in ("f", "filename") if n in kwargs), "")
+    target = args[position] if len(args) > position else kwargs.get(name)
+    if not isinstance(target, str | os.PathLike) or (place := placed(os.fspath(target), writes=writes)) == target:
+        return args, kwargs
+    if len(args) > position:
+        return (*args[:position], place, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: place}
 
 
 def _path(target: Any) -> str | None:

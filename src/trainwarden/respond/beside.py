@@ -5,8 +5,9 @@ Rules
 * The first steps of a resumed run are replayed as soon as they are in the log, or at the run's end if it has fewer. The
   verdict is an entry of the run; `detect.replay` makes one that diverged an alert.
 * With `ahead` one replay follows each attempt from its start (`audit.follow`), so that the newest cleared checkpoint is
-  known when the run must be taken back. What it left undecided because something differed, or was in its way, is
-  replayed segment by segment.
+  known when the run must be taken back. It is started when the attempt's ranks have introduced themselves, and where
+  their script fails so early, once more when each has made a step. What it left undecided because something differed,
+  or was in its way, is replayed segment by segment.
 * Training comes first: replays have a low priority, and the lowest once the first steps are judged. The log is read
   from its beginning again only when twenty times the time has passed that it took.
 * When the run is told to end, whatever is replayed is broken off without a verdict; but where it ends to be taken back,
@@ -32,7 +33,17 @@ from trainwarden.audit.runner import NICE
 from trainwarden.casefile import CaseFile, Intact, load_case
 from trainwarden.errors import CannotDecide, TrainWardenError
 from trainwarden.log.client.tail import Tail
-from trainwarden.model import Entry, Inconclusive, Matched, Segment, SignedSeal, StepRecord, Verdict, decode_entry
+from trainwarden.model import (
+    Entry,
+    Inconclusive,
+    Matched,
+    ProcessStarted,
+    Segment,
+    SignedSeal,
+    StepRecord,
+    Verdict,
+    decode_entry,
+)
 from trainwarden.respond.clear import MakeRoom
 from trainwarden.respond.point import find_point
 from trainwarden.seal.room import build_room
@@ -65,6 +76,7 @@ class Beside:
         self._over, self._broken_off = threading.Event(), threading.Event()
         self._taken_back = False
         self._followed: set[int] = set()  # attempts
+        self._too_early: set[int] = set()  # those of which a replay failed that began before their first step
         self._thread: threading.Thread | None = None
         self._took = 0.0  # seconds to read the log
         self._tried: set[Segment] = set()
@@ -139,11 +151,13 @@ class Beside:
         return None
 
     def _follow_next(self, run: str, begun: _Begun, submit: Submit) -> bool:
-        """Follow the newest attempt once its first step is in the log; False where it was followed already."""
+        """Follow the newest attempt once its ranks are in the log; False where it was followed already."""
         number = begun.newest()
         if number in self._followed:
             return False
-        case = self._case(run) if number is not None else None
+        early = number not in self._too_early
+        ready = number is not None and (early or begun.stepped(number))
+        case = self._case(run) if ready else None
         if number is None or case is None:
             self._over.wait(_WAITS_SECONDS)
             return True
@@ -160,10 +174,15 @@ class Beside:
             first = self._first if self._wants_first else 0
             try:
                 follow = Follow(recorded, room, number, lambda: _rest(tail), on_verdict, first=first)
+                early = early and not follow.begun
                 problems = follow.run(self._enough)
             except CannotDecide as e:
                 self.problem = str(e)
                 return True  # what can be replayed in another way is, one segment after the other
+        if early and not told and (problems or follow.divergence is not None):
+            self._too_early.add(number)
+            self._followed.discard(number)
+            return True
         self.problem = problems[0] if problems else ""
         if first and follow.matched_first:
             self.first_verdict = told[0]
@@ -227,17 +246,23 @@ class _Begun:
     def __init__(self, log: Path) -> None:
         self._tail = Tail(log)
         self._ranks: dict[int, set[int]] = {}
+        self._stepped: dict[int, set[int]] = {}
         self._world = 0
 
     def newest(self) -> int | None:
-        """The newest attempt, once every rank of it has recorded a step."""
+        """The newest attempt, once every rank of it has introduced itself."""
         while entries := _rest(self._tail):
             for entry in entries:
-                if isinstance(entry, StepRecord):
-                    self._ranks.setdefault(entry.attempt, set()).add(entry.rank)
+                if isinstance(entry, ProcessStarted | StepRecord):
+                    ranks = self._ranks if isinstance(entry, ProcessStarted) else self._stepped
+                    ranks.setdefault(entry.attempt, set()).add(entry.rank)
                     self._world = entry.world
         newest = max(self._ranks, default=None)
         return newest if newest is not None and len(self._ranks[newest]) >= self._world else None
+
+    def stepped(self, attempt: int) -> bool:
+        """Has every rank of it recorded a step?"""
+        return len(self._stepped.get(attempt, ())) >= self._world
 
     def close(self) -> None:
         self._tail.close()

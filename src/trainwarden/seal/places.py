@@ -7,6 +7,7 @@ Rules
   system maps below the scratch folder.
 * Of the environment variables, lists of folders and values that name something sealed are mapped, and values of
   variables whose name says output; others (`HOME`, caches) stay, since they name inputs more often than results.
+  What is written there all the same goes to `map_path`'s place (`record.elsewhere`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ _SYSTEM = ("/dev", "/proc", "/sys", "/bin", "/sbin", "/lib", "/lib64", "/usr", "
 _PATH_LISTS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD")
 _IN_COPY = re.compile(r"run-[0-9a-f]{16}-[0-9a-f]{8}/root(/.*)")
 _DROPPED = re.compile(r"PYENV_.*|__PYVENV_LAUNCHER__")
-_OUTPUT_VARIABLE = re.compile(r"(^|_)(OUT|OUTPUT|SAVE|LOG|LOGS|RESULTS?|RUNS?|CKPT|CHECKPOINTS?)(_|$)", re.IGNORECASE)
+_OUTPUT_VARIABLE = re.compile(
+    r"(^|_)(OUT|OUTPUT|SAVE|LOG|LOGS|RESULTS?|RUNS?|CKPT|CHECKPOINTS?)(_|$)|^WANDB_DIR$", re.IGNORECASE
+)
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):

@@ -44,7 +44,7 @@ def read_verified(path: Path, file: CheckpointFile) -> memoryview:
             raise _differs(path, f"has {found:,} bytes, cleared were {file.size:,}")
         if not file.size:
             return memoryview(bytearray())
-        memory = memoryview(_private(file.size))
+        memory = memoryview(private(file.size))
         digest, got = _filled(fd, memory)
     if got != file.size:
         raise _differs(path, f"ended after {got:,} of {file.size:,} bytes: it was cut while it was read")
@@ -53,7 +53,7 @@ def read_verified(path: Path, file: CheckpointFile) -> memoryview:
     return memory
 
 
-def _private(size: int) -> mmap.mmap:
+def private(size: int) -> mmap.mmap:
     """Anonymous memory; in huge pages, as small ones cost more to map than the bytes to hash."""
     memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if size >= _THREADED:

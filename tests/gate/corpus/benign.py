@@ -7,12 +7,15 @@ import bz2
 import collections
 import datetime
 import decimal
+import fractions
 import gzip
 import io
 import json
 import lzma
 import pathlib
 import pickle
+import struct
+import subprocess
 import sys
 import tarfile
 import types
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save
 
 from tests.gate.corpus.libraries import h5py, joblib, onnx
@@ -75,6 +79,16 @@ def _lightning() -> dict[str, Any]:
     }
 
 
+def _training_args() -> bytes:
+    """What Hugging Face's `Trainer` saves beside each checkpoint, made in a process of its own: it sets variables."""
+    code = (
+        "import io, sys, torch, transformers; out = io.BytesIO();"
+        "args = transformers.TrainingArguments(output_dir='out', use_cpu=True, report_to=[]); args.device;"
+        "torch.save(args, out); sys.stdout.buffer.write(out.getvalue())"
+    )
+    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout
+
+
 def _dcp(folder: Path) -> dict[str, bytes]:
     import torch.distributed.checkpoint as dcp
 
@@ -88,7 +102,7 @@ def _npy(value: object) -> bytes:
     return out.getvalue()
 
 
-def _joblib(compress: object = 0) -> bytes:
+def joblib_file(compress: object = 0) -> bytes:
     arrays = {"w": np.arange(1000.0).reshape(10, 100), "f": np.asfortranarray(np.ones((3, 4), np.float32))}
     out = io.BytesIO()
     joblib.dump({**arrays, "o": np.array([{"a": 1}, None], dtype=object), "s": np.float32(2)}, out, compress=compress)
@@ -140,6 +154,30 @@ def onnx_beside(location: str, offset: int, length: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def sentencepiece_file() -> bytes:
+    """A vocabulary of three pieces, with a trainer's name (sentencepiece_model.proto)."""
+    pieces = [(b"<unk>", 0.0, 2), (b"\xe2\x96\x81the", -1.5, 1), (b"\xe2\x96\x81", -2.0, 1)]
+    bodies = [
+        b"\x0a" + bytes([len(t)]) + t + b"\x15" + struct.pack("<f", score) + bytes([0x18, k]) for t, score, k in pieces
+    ]
+    trainer = b"\x12\x06\x12\x04name"
+    return b"".join(b"\x0a" + bytes([len(body)]) + body for body in bodies) + trainer
+
+
+def _picture(kind: str) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (5, 3), (200, 10, 10)).save(out, kind)
+    return out.getvalue()
+
+
+def png_file() -> bytes:
+    return _picture("png")
+
+
+def jpeg_file() -> bytes:
+    return _picture("jpeg")
+
+
 def _gguf(folder: Path) -> bytes:
     import gguf
 
@@ -156,13 +194,13 @@ def _gguf(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _npz() -> bytes:
+def npz() -> bytes:
     out = io.BytesIO()
     np.savez_compressed(out, a=np.arange(9), b=np.array([{"a": 1}, None], dtype=object))
     return out.getvalue()
 
 
-def _tar(data: bytes) -> bytes:
+def tar_file(data: bytes) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         info = tarfile.TarInfo("model.pt")
@@ -197,6 +235,11 @@ def benign(folder: Path) -> dict[str, bytes]:
         "kinds.pt": _saved(
             {str(d): torch.zeros(2, dtype=d) for d in (torch.int8, torch.bool, torch.complex64, torch.half)}
         ),
+        "buffers.pt": _saved(
+            {"b": torch.nn.Buffer(torch.ones(2)), "n": torch.nn.Buffer(torch.ones(1), persistent=False)}
+        ),
+        "slices.pt": _saved({"part": slice(0, 4), "ratio": fractions.Fraction(1, 3)}),
+        "training_args.bin": _training_args(),
         "sparse.pt": _saved({"s": torch.eye(3).to_sparse()}),
         "scalar.pt": _saved(torch.tensor(3.0)),
         "empty-tensors.pt": _saved({"e": torch.empty(0), "z": torch.empty(2, 0, 3)}),
@@ -218,7 +261,7 @@ def benign(folder: Path) -> dict[str, bytes]:
         "numpy-proto5.pkl": pickle.dumps({"x": np.arange(1000.0)}, 5),
         "objects.npy": _npy(np.array([{"a": 1}, [1, 2]], dtype=object)),
         "plain.npy": _npy(np.arange(12).reshape(3, 4)),
-        "arrays.npz": _npz(),
+        "arrays.npz": npz(),
         "several.pkl": pickle.dumps({"a": 1}) + pickle.dumps([2]),
         "proto0.pkl": pickle.dumps({"a": [1, "x", None]}, 0),
         "proto1.pkl": pickle.dumps({"a": [1, "x", 1.5]}, 1),
@@ -226,15 +269,15 @@ def benign(folder: Path) -> dict[str, bytes]:
         "plain.pkl.bz2": bz2.compress(plain),
         "plain.pkl.xz": lzma.compress(plain),
         "plain.joblib": zlib.compress(plain),
-        "arrays.joblib": _joblib(),
-        "arrays-zlib.joblib": _joblib(3),
-        "arrays.joblib.lzma": _joblib(("lzma", 3)),
+        "arrays.joblib": joblib_file(),
+        "arrays-zlib.joblib": joblib_file(3),
+        "arrays.joblib.lzma": joblib_file(("lzma", 3)),
         "model.keras": keras_file(KERAS),
         "model.h5": h5_file(model_config=json.dumps(json.loads(KERAS)), keras_version="3.15.1"),
         "model.weights.h5": h5_file(),
         "model.onnx": onnx_file(),
         "model.gguf": _gguf(folder),
-        "model.tar": _tar(_saved(model.state_dict())),
+        "model.tar": tar_file(_saved(model.state_dict())),
         "model.safetensors": save(model.state_dict()),
         "config.json": json.dumps({"model_type": "llama", "hidden_size": 8, "torch_dtype": "float32"}).encode(),
         "tokenizer_config.json": json.dumps({"tokenizer_class": "X", "chat_template": CHAT}).encode(),
@@ -242,6 +285,9 @@ def benign(folder: Path) -> dict[str, bytes]:
         "keras-config.json": json.dumps(
             {"class_name": "Dense", "module": "keras.layers", "config": {"units": 1}}
         ).encode(),
+        "tokenizer.model": sentencepiece_file(),
+        "picture.png": png_file(),
+        "picture.jpg": jpeg_file(),
         "README.md": b"# A model\n\n```python\nimport torch\n```\n",
         "vocab.txt": b"[PAD]\n[UNK]\nhello\n",
     }

@@ -15,6 +15,7 @@ from trainwarden.audit.hypotheses import (
     rows,
     settings,
     shifts,
+    state,
     tensors,
     update,
 )
@@ -26,6 +27,7 @@ HYPOTHESES = (
     *rows.IDEAS,
     *rng.IDEAS,
     *reduction.IDEAS,
+    *state.IDEAS,
     *update.IDEAS,
     *elsewhere.IDEAS,
     *tensors.IDEAS,

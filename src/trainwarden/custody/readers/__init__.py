@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainwarden.custody.readers import artefacts, audit, hosts, ours, platforms, streams
+from trainwarden.custody.readers import artefacts, audit, hosts, ours, platforms, slurm, streams
 from trainwarden.custody.readers.interface import Context, Item, Reader
 from trainwarden.errors import UsageError
 from trainwarden.model import SourceKind
@@ -13,7 +13,7 @@ READERS: tuple[Reader, ...] = (
     streams.TETRAGON,
     streams.FALCO,
     platforms.KUBERNETES,
-    platforms.SLURM,
+    slurm.READER,
     platforms.TELEPORT,
     hosts.WTMP,
     artefacts.GIT,

@@ -1,7 +1,8 @@
 """What repositories and file systems know of files: git, metadata (find, stat), snapshots (zfs, btrfs).
 
 Formats: `git log --raw --no-abbrev --format=fuller --date=raw [--show-signature]`; pushes from a server's reflog
-(`logs/refs/…`) or GitHub's audit log; `find -type f -printf '%T@ %C@ %u %m %s %p\\n'` and the text of stat(1);
+(`logs/refs/…`), GitHub's audit log, its push webhooks and its events (`PushEvent`), as JSON lines;
+`find -type f -printf '%T@ %C@ %u %m %s %p\\n'` and the text of stat(1);
 `zfs diff -FHt`; `btrfs send --no-data -p OLD NEW | btrfs receive --dump` (btrfs-progs 6.2).
 
 An author's name and date in git are free text; the committer's are too. The owner of a file is not who wrote it, and
@@ -49,7 +50,12 @@ def recognise_git(head: bytes, name: str) -> bool:
     first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
     if re.match(r"commit [0-9a-f]{40,64}( |$)", first) or _REFLOG.match(first):
         return True
-    return first.startswith("{") and '"action":"git.' in first.replace(" ", "")
+    plain = first.replace(" ", "")
+    return first.startswith("{") and (
+        '"action":"git.' in plain
+        or '"type":"PushEvent"' in plain
+        or all(key in plain for key in ('"pusher":', '"before":', '"after":'))
+    )
 
 
 def read_git(file: BinaryIO, context: Context) -> Iterator[Item]:
@@ -70,6 +76,10 @@ def _push(number: int, text: str, context: Context) -> CustodyEvent | None:
             kind=kind_of(mail), host=context.host, before=f"git:{old}", digest=f"git:{new}", note=what,
         )  # fmt: skip
     raw = _decode(text)
+    if "pusher" in raw:
+        return _hooked(number, raw, context)
+    if "type" in raw:
+        return _happened(number, raw, context) if raw["type"] == "PushEvent" else None
     if raw["action"] != "git.push":
         return None
     stamp = raw.get("@timestamp") or raw["created_at"]
@@ -78,6 +88,29 @@ def _push(number: int, text: str, context: Context) -> CustodyEvent | None:
         account=str(raw["actor"]), kind=kind_of(str(raw["actor"])), host=context.host,
         origin=str(raw.get("actor_ip", "")), path=str(raw.get("repo") or raw.get("repository", "")),
         digest=f"git:{raw['after']}" if raw.get("after") else "", note=str(raw.get("transport_protocol_name", "")),
+    )  # fmt: skip
+
+
+def _hooked(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
+    """A push as GitHub's webhook tells it: by whom it was authenticated, whoever its commits name."""
+    repository, account = raw["repository"], str(raw["sender"]["login"])
+    stamp = repository["pushed_at"]
+    return CustodyEvent(
+        source=context.source, line=number, time_ns=stamp * SECOND if isinstance(stamp, int) else stamp_ns(stamp),
+        error_ns=SECOND, act=Act.PUSH, account=account, kind=kind_of(account), host=context.host,
+        path=str(repository["full_name"]), before=f"git:{raw['before']}", digest=f"git:{raw['after']}",
+        note=f"{raw['ref']}{', forced' if raw.get('forced') else ''}",
+    )  # fmt: skip
+
+
+def _happened(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
+    """A push as GitHub's events tell it."""
+    pushed, account = raw["payload"], str(raw["actor"]["login"])
+    return CustodyEvent(
+        source=context.source, line=number, time_ns=stamp_ns(raw["created_at"]), error_ns=SECOND, act=Act.PUSH,
+        account=account, kind=kind_of(account), host=context.host, path=str(raw["repo"]["name"]),
+        before=f"git:{pushed['before']}" if pushed.get("before") else "",
+        digest=f"git:{pushed['head']}" if pushed.get("head") else "", note=str(pushed.get("ref", "")),
     )  # fmt: skip
 
 

@@ -1,35 +1,36 @@
-"""Linux audit: raw records (audit.log, `ausearch --format raw`), and `ausearch --format csv`, best with --extra-time.
+"""Linux audit: raw records (audit.log, `ausearch --format raw`); its CSV is read by `audit_csv`.
 
 Format: audit-userspace, docs of auditd.conf(5) (`log_format = ENRICHED` appends names after the byte 0x1d), and
 ausearch(8). `auid` is who had logged in and stays the same through su and sudo; `uid` is as whom a process ran.
-Signals carry the target in OBJ_PID. Times have milliseconds (CSV: seconds, unless --extra-time).
+Signals carry the target in OBJ_PID. Times have milliseconds. sshd writes USER_LOGIN only for a session with a
+terminal, USER_START for every one; sudo and cron write USER_START and USER_END too, which are no logins.
 """
 
 from __future__ import annotations
 
-import csv
 import posixpath
 import re
 from collections.abc import Iterator
-from datetime import datetime
 from typing import BinaryIO
 
+from trainwarden.custody.readers import audit_csv
 from trainwarden.custody.readers.interface import (
     LONGEST_LINE,
     MILLI,
-    SECOND,
+    NOBODY,
+    ONE_LOGIN,
     BadLine,
     Context,
     Item,
     Reader,
+    audited_name,
     epoch_ns,
     numbered_lines,
-    stamp_ns,
+    opens_session,
     user_name,
 )
 from trainwarden.model import Act, CustodyEvent, Process, SourceKind, Unread
 
-_HEADER = b"NODE,EVENT,DATE,TIME,"
 _RECORD = re.compile(r"(?:node=(\S+) )?type=(\S+) msg=audit\((\d+\.\d+):(\d+)\)\s?: ?(.*)", re.ASCII | re.DOTALL)
 _FIELD = re.compile(r"([\w-]+)=(\"[^\"]*\"|'[^']*'|[^\s'\"]+)", re.ASCII)
 _HEX = re.compile(r"[0-9A-F]+", re.ASCII)
@@ -66,29 +67,25 @@ _AARCH64 = {
 _NUMBERS = {"c000003e": _X86_64, "c00000b7": _AARCH64}
 _OPENS = {"open": 1, "openat": 2}  # which argument holds the flags
 _WRITING, _CREATING = 0o3, 0o1000 | 0o100
-_USERS = {"USER_LOGIN": Act.LOGIN, "USER_LOGOUT": Act.LOGOUT, "USER_END": Act.LOGOUT}
-_CSV_ACTS = {
-    "opened-file": Act.OTHER, "created-file": Act.WRITE, "changed-file": Act.WRITE, "executed": Act.EXECUTE,
-    "renamed": Act.RENAME, "deleted": Act.DELETE, "changed-file-permissions-of": Act.ATTRIBUTES,
-    "changed-file-ownership-of": Act.ATTRIBUTES, "changed-timestamp-of": Act.ATTRIBUTES,
-    "changed-file-attributes-of": Act.ATTRIBUTES, "killed-pid": Act.SIGNAL, "killed-list-of-pids": Act.SIGNAL,
-    "killed-thread": Act.SIGNAL, "connected-to": Act.CONNECT, "logged-in": Act.LOGIN, "ended-session": Act.LOGOUT,
+_USERS = {
+    "USER_LOGIN": Act.LOGIN, "USER_START": Act.LOGIN, "USER_LOGOUT": Act.LOGOUT, "USER_END": Act.LOGOUT,
 }  # fmt: skip
+_RECORDING = ("CONFIG_CHANGE", "DAEMON_END")  # what is recorded was changed, or nothing is any more
 
 
 def recognise(head: bytes, name: str) -> bool:
     """Does the file begin like records of Linux audit?"""
     return (
-        head.startswith(_HEADER)
+        head.startswith(audit_csv.HEADER)
         or re.match(rb"(?:----\s)?(?:time->.*\s)?(?:node=\S+ )?type=\S+ msg=audit\(", head) is not None
     )
 
 
 def read(file: BinaryIO, context: Context) -> Iterator[Item]:
     """Every event of the file; several records make one event."""
-    head = file.read(len(_HEADER))
+    head = file.read(len(audit_csv.HEADER))
     file.seek(0)
-    return _read_csv(file, context) if head == _HEADER else _read_raw(file, context)
+    return audit_csv.read(file, context) if head == audit_csv.HEADER else _read_raw(file, context)
 
 
 # --------------------------------------------------------------------------- raw
@@ -109,6 +106,7 @@ class _Event:
 
 def _read_raw(file: BinaryIO, context: Context) -> Iterator[Item]:
     waiting: dict[tuple[str, str, str], _Event] = {}
+    begun: dict[tuple[str, str], int] = {}  # host and session of logins that were told → when
     for number, line in numbered_lines(file):
         if not line or line == b"----" or line.startswith(b"time->"):
             continue
@@ -122,13 +120,13 @@ def _read_raw(file: BinaryIO, context: Context) -> Iterator[Item]:
         if event is None:
             event = waiting[at] = _Event(number, node or "", time)
         if kind == "EOE":
-            yield _told(waiting.pop(at), context)
+            yield _told(waiting.pop(at), begun, context)
             continue
         event.records.append((kind, _fields(body)))
         if len(waiting) > _OPEN_EVENTS:
-            yield _told(waiting.pop(next(iter(waiting))), context)
+            yield _told(waiting.pop(next(iter(waiting))), begun, context)
     for event in waiting.values():
-        yield _told(event, context)
+        yield _told(event, begun, context)
 
 
 def _fields(body: str) -> dict[str, str]:
@@ -138,14 +136,18 @@ def _fields(body: str) -> dict[str, str]:
     for key, value in _FIELD.findall(plain):
         if value[0] == "'":
             own = fields.keys() & _SENDER
-            fields |= {k: v.strip('"') for k, v in _FIELD.findall(value[1:-1]) if k not in own}
-        elif value[0] == '"':
-            fields[key] = value[1:-1]
+            fields |= {k: _plain(k, v) for k, v in _FIELD.findall(value[1:-1]) if k not in own}
         else:
-            fields[key] = _unhexed(value) if key in _TEXT else value
+            fields[key] = _plain(key, value)
     for key, value in _FIELD.findall(names):
         fields[key + ":"] = value.strip('"')
     return fields
+
+
+def _plain(key: str, value: str) -> str:
+    if value[0] == '"':
+        return value.strip('"')
+    return _unhexed(value) if key in _TEXT else value
 
 
 def _unhexed(value: str) -> str:
@@ -155,21 +157,52 @@ def _unhexed(value: str) -> str:
     return bytes.fromhex(value).decode("utf-8", "backslashreplace")
 
 
-def _told(event: _Event, context: Context) -> Item:
+def _told(event: _Event, begun: dict[tuple[str, str], int], context: Context) -> Item:
     try:
-        return _event(event, context)
+        return _event(event, begun, context)
     except (BadLine, ValueError, OverflowError) as e:
         return Unread(line=event.line, reason=str(e)[:200])
 
 
-def _event(event: _Event, context: Context) -> CustodyEvent | None:
-    call = event.first("SYSCALL")
-    if call:
-        return _call(event, call, context)
+def _event(event: _Event, begun: dict[tuple[str, str], int], context: Context) -> CustodyEvent | None:
+    if call := event.first("SYSCALL"):
+        told = _call(event, call, context)
+        return told if told is not None else _recording(event, context)
     for kind, act in _USERS.items():
         if fields := event.first(kind):
-            return _user(event, kind, act, fields, context)
-    return None
+            return _session_told(_user(event, kind, act, fields, context), begun)
+    return _recording(event, context)
+
+
+def _session_told(told: CustodyEvent, begun: dict[tuple[str, str], int]) -> CustodyEvent | None:
+    """A login or logout, told once: of a session with a terminal sshd writes both USER_START and USER_LOGIN."""
+    if told.note in ("USER_START", "USER_END") and not opens_session(told.processes[0].program):
+        return None
+    at = (told.host, told.session)
+    if told.act is Act.LOGIN and told.session:
+        if told.time_ns - begun.get(at, 0) < ONE_LOGIN:
+            return None
+        begun[at] = told.time_ns
+    return told
+
+
+def _recording(event: _Event, context: Context) -> CustodyEvent | None:
+    """That rules of audit were taken out, that it was switched off, or that its daemon ended."""
+    fields = event.first(*_RECORDING)
+    if not fields:
+        return None
+    what = " ".join(f"{key}={fields[key]}" for key in ("op", "key", "audit_enabled", "res") if key in fields)
+    return CustodyEvent(
+        source=context.source,
+        line=event.line,
+        time_ns=epoch_ns(event.time),
+        error_ns=MILLI,
+        act=Act.OTHER,
+        account=_who(fields, "auid", context),
+        host=event.node or context.host,
+        path="the records of audit",
+        note=what,
+    )
 
 
 def _call(event: _Event, call: dict[str, str], context: Context) -> CustodyEvent | None:
@@ -207,6 +240,7 @@ def _call(event: _Event, call: dict[str, str], context: Context) -> CustodyEvent
 def _user(event: _Event, kind: str, act: Act, fields: dict[str, str], context: Context) -> CustodyEvent:
     failed = fields.get("res", "success") not in ("success", "1", "yes")
     account = fields.get("acct") or fields.get("ID:") or _who(fields, "id", context) or _who(fields, "auid", context)
+    account = "" if account in NOBODY else audited_name(account)
     origin = fields.get("addr", "")
     return CustodyEvent(
         source=context.source,
@@ -214,7 +248,7 @@ def _user(event: _Event, kind: str, act: Act, fields: dict[str, str], context: C
         time_ns=epoch_ns(event.time),
         error_ns=MILLI,
         act=Act.LOGIN_FAILED if failed and act is Act.LOGIN else act,
-        account=account.removeprefix("unknown(").rstrip(")") if not account.startswith("unknown(") else _named(account),
+        account=account,
         host=event.node or context.host,
         session=_session(fields),
         origin=origin if origin != "?" else "",
@@ -238,7 +272,9 @@ def _writes(name: str, call: dict[str, str], event: _Event) -> bool:
 
 def _path(act: Act, paths: list[dict[str, str]], cwd: str) -> tuple[str, str]:
     """What was acted on, and of a rename what it was called before."""
-    kinds = {fields.get("nametype", ""): fields.get("name", "") for fields in paths}
+    kinds: dict[str, str] = {}
+    for fields in paths:  # a rename over a file has two of DELETE: the old name, then what was overwritten
+        kinds.setdefault(fields.get("nametype", ""), fields.get("name", ""))
     order = ("CREATE", "NORMAL", "DELETE", "UNKNOWN") if act is not Act.DELETE else ("DELETE", "NORMAL")
     name = next((kinds[kind] for kind in order if kinds.get(kind)), "")
     if act is Act.EXECUTE and paths:
@@ -271,12 +307,7 @@ def _who(fields: dict[str, str], key: str, context: Context) -> str:
     name = fields.get(f"{key.upper()}:", "")
     if name == "unset":
         return ""
-    return _named(name) if name else user_name(fields.get(key, ""), context)
-
-
-def _named(name: str) -> str:
-    """`unknown(1001)` is how auparse writes a user id without a name."""
-    return f"uid:{name[8:-1]}" if name.startswith("unknown(") else name
+    return audited_name(name) if name else user_name(fields.get(key, ""), context)
 
 
 def _number(text: str | None, base: int = 10) -> int:
@@ -284,66 +315,6 @@ def _number(text: str | None, base: int = 10) -> int:
         return int(text or "", base)
     except ValueError:
         return -1
-
-
-# --------------------------------------------------------------------------- csv
-
-
-def _read_csv(file: BinaryIO, context: Context) -> Iterator[Item]:
-    names: list[str] = []
-    for number, line in numbered_lines(file):
-        text = line.decode("utf-8", "backslashreplace")
-        if line.startswith(_HEADER):
-            names = next(csv.reader([text]))
-            continue
-        try:
-            values = next(csv.reader([text]), [])
-            if not values:
-                continue
-            if len(values) != len(names):
-                raise BadLine(f"{len(values)} columns, {len(names)} expected")
-            yield _row(number, dict(zip(names, values, strict=True)), context)
-        except (BadLine, ValueError, KeyError, csv.Error) as e:
-            yield Unread(line=number, reason=str(e)[:200])
-
-
-def _row(number: int, row: dict[str, str], context: Context) -> CustodyEvent | None:
-    act = _CSV_ACTS.get(row["ACTION"])
-    if act is None:
-        return None
-    failed = row["RESULT"] not in ("success", "")
-    if failed and act is not Act.LOGIN:
-        return None
-    login, account = _named(row["SUBJ_PRIME"]), _named(row["SUBJ_SEC"])
-    account = account or login
-    time_ns, error_ns = _row_time(row, context)
-    return CustodyEvent(
-        source=context.source,
-        line=number,
-        time_ns=time_ns,
-        error_ns=error_ns,
-        act=Act.LOGIN_FAILED if failed else act,
-        account=login if act in (Act.LOGIN, Act.LOGOUT) else account,
-        login=login if login not in (account, "unset", "") and act not in (Act.LOGIN, Act.LOGOUT) else "",
-        host=row["NODE"] or context.host,
-        session="" if row["SESSION"] in ("unset", "4294967295") else row["SESSION"],
-        processes=(Process(program=row["HOW"]),),
-        path=row["OBJ_PRIME"],
-        note="opened; the CSV does not tell reading from writing" if row["ACTION"] == "opened-file" else "",
-    )
-
-
-def _row_time(row: dict[str, str], context: Context) -> tuple[int, int]:
-    if "MILLI" in row:
-        date = f"{row['YEAR']}-{row['MONTH']}-{row['DAY']}"
-        return stamp_ns(f"{date}T{row['TIME']}.{int(row['MILLI']):03}{row['GMT_OFFSET']}"), MILLI
-    for form in ("%m/%d/%y", "%m/%d/%Y", "%Y-%m-%d"):
-        try:
-            when = datetime.strptime(f"{row['DATE']} {row['TIME']}", f"{form} %H:%M:%S")
-        except ValueError:
-            continue
-        return int(when.replace(tzinfo=context.zone).timestamp()) * SECOND, SECOND
-    raise BadLine(f"not a date: {row['DATE'][:20]!r}")
 
 
 READER = Reader(kind=SourceKind.AUDIT, recognise=recognise, read=read, editors=("root",))

@@ -40,7 +40,7 @@ _ACCEPTED = re.compile(r"Accepted (\S+) for (\S+) from (\S+) port \d+")
 _FAILED = re.compile(r"Failed (\S+) for (?:invalid user )?(\S+) from (\S+) port \d+")
 _INVALID = re.compile(r"Invalid user (\S+) from (\S+) port \d+")  # all that is told where no password was tried
 _CLOSED = re.compile(r"pam_unix\(([\w-]+):session\): session closed for user (\S+)")
-_SUDO = re.compile(r"\s*(\S+) : (?:.*? ; )?TTY=(\S+) ; PWD=(.*?) ; USER=(\S+)(?: ; .*?)? ; COMMAND=(.*)", re.DOTALL)
+_SUDO = re.compile(r"\s*(\S+) : (?:.*? ; )?PWD=(.*?) ; USER=(\S+)(?: ; .*?)? ; COMMAND=(.*)", re.DOTALL)
 _SSHD = ("sshd", "sshd-session")
 _FAULT = re.compile(
     r"(?:mce: )?\[Hardware Error\]|NVRM: Xid|EDAC .*[CU]E|Uncorrected .*error|MCE.*error", re.IGNORECASE
@@ -118,9 +118,9 @@ def _said(
     if program == "kernel" and _FAULT.search(message):
         return event(Act.OTHER, "", path="hardware", note=message[:200])
     if program == "sudo" and (found := _SUDO.match(message)):
-        argv = tuple(found[5].split())
+        argv = tuple(found[4].split())
         return event(
-            Act.EXECUTE, found[4], login=found[1], path=argv[0] if argv else "", note=f"sudo in {found[3]}", argv=argv
+            Act.EXECUTE, found[3], login=found[1], path=argv[0] if argv else "", note=f"sudo in {found[2]}", argv=argv
         )
     return None
 

@@ -22,6 +22,12 @@ from trainwarden.model import ActorKind, CustodyEvent, SourceKind, Unread
 Item: TypeAlias = CustodyEvent | Unread | None
 LONGEST_LINE = 1 << 20
 SECOND, MILLI, MICRO = 1_000_000_000, 1_000_000, 1_000
+NOBODY = ("?", "(unknown)", "(invalid user)")  # what audit has where sshd does not know a name
+ONE_LOGIN = 10 * SECOND  # two records of the login of one session lie less apart
+_LOGIN_PROGRAMS = frozenset(
+    {"sshd", "sshd-session", "login", "gdm-session-worker", "lightdm", "sddm-helper", "xrdp-sesman"}
+)
+_CRI = re.compile(r"\d{4}-\d\d-\d\dT\S+ std(?:out|err) F (?=\{)", re.ASCII)
 _STAMP = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d)(?::(\d\d))?(?:[.,](\d{1,9})\d*)?\s?(Z|[+-]\d\d:?\d\d)?", re.ASCII
 )
@@ -74,6 +80,11 @@ def each_line(
         if not line or skip(line):
             continue
         yield guarded(number, line, read_line)
+
+
+def without_cri(line: str) -> str:
+    """The line as the program wrote it, without what a container's runtime puts before it (`kubectl logs` does not)."""
+    return _CRI.sub("", line, count=1)
 
 
 def guarded(number: int, line: bytes, read_line: Callable[[int, str], CustodyEvent | None]) -> Item:
@@ -134,6 +145,16 @@ def user_name(uid: object, context: Context) -> str:
     if number in (-1, 4294967295):
         return ""
     return context.users.get(number) or ("root" if number == 0 else f"uid:{number}")
+
+
+def audited_name(name: str) -> str:
+    """The account that auparse names: `unknown(1001)` is how it writes a user id without a name."""
+    return f"uid:{name[8:-1]}" if name.startswith("unknown(") else name
+
+
+def opens_session(program: str) -> bool:
+    """Does somebody log in through this program? sudo, su and cron open sessions too, of whoever is in already."""
+    return program.rpartition("/")[2] in _LOGIN_PROGRAMS
 
 
 def kind_of(account: str) -> ActorKind | None:

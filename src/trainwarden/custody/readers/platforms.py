@@ -1,32 +1,26 @@
-"""What platforms log of their users: the Kubernetes API server, Slurm's accounting, Teleport.
+"""What platforms log of their users: the Kubernetes API server, Teleport.
 
-Formats: audit.k8s.io/v1 Event, JSON lines (only the last stage of a request tells of an act); `sacct -P` with a
-header, times as Slurm prints them or with `SLURM_TIME_FORMAT=%s`; Teleport's audit events as JSON lines (events.proto).
+Formats: audit.k8s.io/v1 Event, JSON lines (only the last stage of a request tells of an act); Teleport's audit
+events as JSON lines (events.proto).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, BinaryIO
 
 import msgspec
 
 from trainwarden.custody.readers.interface import (
     MILLI,
-    SECOND,
-    BadLine,
     Context,
     Item,
     Reader,
     each_line,
-    epoch_ns,
-    guarded,
     kind_of,
-    numbered_lines,
     stamp_ns,
 )
-from trainwarden.model import Act, ActorKind, Binding, CustodyEvent, Process, SourceKind, Unread
+from trainwarden.model import Act, ActorKind, Binding, CustodyEvent, Process, SourceKind
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
@@ -36,7 +30,7 @@ _VERBS = {
     "get": Act.READ, "list": Act.READ, "watch": Act.READ, "create": Act.WRITE, "update": Act.WRITE,
     "patch": Act.WRITE, "delete": Act.DELETE, "deletecollection": Act.DELETE,
 }  # fmt: skip
-_REFUSED = 400
+_FAILED = 400
 
 
 def recognise_kubernetes(head: bytes, name: str) -> bool:
@@ -65,7 +59,7 @@ def _kubernetes(number: int, raw: dict[str, Any], context: Context) -> CustodyEv
         line=number,
         time_ns=stamp_ns(raw.get("requestReceivedTimestamp") or raw["stageTimestamp"]),
         error_ns=MILLI,
-        act=Act.OTHER if code >= _REFUSED else act,
+        act=Act.OTHER if code >= _FAILED else act,
         kind=kind_of(account),
         account=account,
         login=who if acting else "",
@@ -74,75 +68,15 @@ def _kubernetes(number: int, raw: dict[str, Any], context: Context) -> CustodyEv
         origin=str((raw.get("sourceIPs") or [""])[0]),
         processes=(Process(program=str(raw.get("userAgent", ""))),) if raw.get("userAgent") else (),
         path="/".join(str(n) for n in names if n) or str(raw.get("requestURI", "")).partition("?")[0],
-        note=f"{raw['verb']} refused ({code})" if code >= _REFUSED else str(raw["verb"]),
+        note=f"{raw['verb']} {'refused' if code in (401, 403) else 'failed'} ({code})"
+        if code >= _FAILED
+        else str(raw["verb"]),
     )
 
 
 KUBERNETES = Reader(
     kind=SourceKind.KUBERNETES, recognise=recognise_kubernetes, read=read_kubernetes, editors=("admin:kubernetes",)
 )
-
-# --------------------------------------------------------------------------- Slurm
-
-
-def recognise_slurm(head: bytes, name: str) -> bool:
-    """Does the file begin with a header of `sacct -P`?"""
-    columns = head.split(b"\n", 1)[0].strip().split(b"|")
-    return b"JobID" in columns and b"User" in columns and (b"Start" in columns or b"Submit" in columns)
-
-
-def read_slurm(file: BinaryIO, context: Context) -> Iterator[Item]:
-    """Every job: that it was submitted, and that it ran; its steps are part of it."""
-    names: list[str] = []
-    for number, line in numbered_lines(file):
-        if not names:
-            names = line.decode("utf-8", "backslashreplace").split("|")
-        elif line:
-            for act in (Act.SUBMIT, Act.JOB):
-                item = guarded(number, line, partial(_job, names=names, act=act, context=context))
-                if item is not None:
-                    yield item
-                if isinstance(item, Unread):
-                    break
-
-
-def _job(number: int, text: str, *, names: list[str], act: Act, context: Context) -> CustodyEvent | None:
-    values = text.split("|")
-    if len(values) == len(names) + 1 and not values[-1]:
-        values.pop()  # `sacct -p` ends its lines with the separator
-    if len(values) != len(names):
-        raise BadLine(f"{len(values)} columns, {len(names)} expected")
-    row = dict(zip(names, values, strict=True))
-    if "." in row["JobID"]:
-        return None
-    begun = _slurm_time(row.get("Submit" if act is Act.SUBMIT else "Start", ""), context)
-    if begun == 0:
-        return None
-    hosts = row.get("NodeList", "")
-    argv = tuple(row.get("SubmitLine", "").split())
-    return CustodyEvent(
-        source=context.source,
-        line=number,
-        time_ns=begun,
-        error_ns=SECOND,
-        until_ns=_slurm_time(row.get("End", ""), context) if act is Act.JOB else 0,
-        act=act,
-        account=row["User"],
-        host=hosts if act is Act.JOB and not hosts.startswith("None") else "",
-        session=f"slurm:{row['JobID']}",
-        processes=(Process(program=row.get("JobName", ""), argv=argv),),
-        path=row.get("WorkDir", "") or f"job {row['JobID']}",
-        note=row.get("State", ""),
-    )
-
-
-def _slurm_time(text: str, context: Context) -> int:
-    if text in ("", "Unknown", "None", "N/A"):
-        return 0
-    return epoch_ns(text) if text.isdecimal() else stamp_ns(text, context.zone)
-
-
-SLURM = Reader(kind=SourceKind.SLURM, recognise=recognise_slurm, read=read_slurm, editors=("admin:slurm",))
 
 # --------------------------------------------------------------------------- Teleport
 
@@ -153,7 +87,7 @@ _O_WRITES = 0o3 | 0o100 | 0o1000
 def recognise_teleport(head: bytes, name: str) -> bool:
     """Does the file begin with an audit event of Teleport?"""
     first = head.split(b"\n", 1)[0]
-    return first.startswith(b"{") and b'"ei"' in first and b'"event"' in first and b'"code"' in first
+    return first.startswith(b"{") and all(key in first for key in (b'"event"', b'"code"', b'"time"'))
 
 
 def read_teleport(file: BinaryIO, context: Context) -> Iterator[Item]:
@@ -168,7 +102,7 @@ def _teleport(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
         return None
     act, path = told
     factor = raw.get("with_mfa") or raw.get("mfa_device")
-    account = str(raw["name"]) if act in (Act.GRANT, Act.REVOKE) else login or user
+    account = _subject(raw) if act in (Act.GRANT, Act.REVOKE) else login or user
     program = str(raw.get("program", ""))
     return CustodyEvent(
         source=context.source,
@@ -193,13 +127,21 @@ def _teleport(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
     )
 
 
+def _subject(raw: dict[str, Any]) -> str:
+    """Whose access was given or taken away; a lock is named by a number of its own, and says whom it is of."""
+    target = raw.get("target")
+    return str((target.get("user") if isinstance(target, dict) else "") or raw["name"])
+
+
 def _teleport_act(name: str, raw: dict[str, Any]) -> tuple[Act, str] | None:
     match name:
         case "user.login":
             return (Act.LOGIN if raw.get("success", True) else Act.LOGIN_FAILED), str(raw.get("cluster_name", ""))
-        case "session.start":
+        case "auth":  # it tells of refusals alone
+            return Act.LOGIN_FAILED, str(raw.get("server_hostname", ""))
+        case "session.start" | "session.join":
             return Act.LOGIN, str(raw.get("server_hostname", ""))
-        case "session.end":
+        case "session.end" | "session.leave":
             return Act.LOGOUT, str(raw.get("server_hostname", ""))
         case "session.command" | "exec":
             return Act.EXECUTE, str(raw.get("path") or raw.get("command", ""))

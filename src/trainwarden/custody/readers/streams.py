@@ -1,11 +1,12 @@
 """Kernel events as JSON lines: Tetragon and Falco.
 
 Formats: Tetragon's events.proto in protojson with `UseProtoNames` (`tetra getevents -o json`, the export file); Falco's
-`json_output: true`, whose fields depend on each rule's `output`.
+`json_output: true`, whose fields depend on each rule's `output`. Both also as a container's runtime keeps their output.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from trainwarden.custody.readers.interface import (
     each_line,
     stamp_ns,
     user_name,
+    without_cri,
 )
 from trainwarden.model import Act, CustodyEvent, Process, SourceKind
 
@@ -38,20 +40,19 @@ _HOOKS = {
 _MAY_WRITE = 2  # of the mask of security_file_permission
 
 
+def _first(head: bytes) -> str:
+    return without_cri(head.split(b"\n", 1)[0].decode("utf-8", "replace"))
+
+
 def recognise_tetragon(head: bytes, name: str) -> bool:
     """Does the file begin with an event of Tetragon?"""
-    first = head.split(b"\n", 1)[0]
-    return (
-        first.startswith(b"{")
-        and b'"process_' in first[:4096]
-        and b'"process"' in first
-        and b'"rule"' not in first[:64]
-    )
+    first = _first(head)
+    return first.startswith("{") and '"process_' in first[:4096] and '"process"' in first and '"rule"' not in first[:64]
 
 
 def read_tetragon(file: BinaryIO, context: Context) -> Iterator[Item]:
     """Every event of the file."""
-    return each_line(file, lambda number, text: _tetragon(number, _decode(text), context))
+    return each_line(file, lambda number, text: _tetragon(number, _decode(without_cri(text)), context))
 
 
 def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent | None:
@@ -88,9 +89,18 @@ def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
 
 
 def _process(raw: dict[str, Any]) -> Process:
-    return Process(
-        pid=int(raw.get("pid", -1)), program=raw.get("binary", ""), argv=tuple(str(raw.get("arguments") or "").split())
-    )
+    return Process(pid=int(raw.get("pid", -1)), program=raw.get("binary", ""), argv=_argv(raw.get("arguments")))
+
+
+def _argv(arguments: object) -> tuple[str, ...]:
+    """Arguments one by one; Tetragon puts one with spaces in quotation marks."""
+    text = str(arguments or "")
+    if '"' not in text:
+        return tuple(text.split())
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:
+        return tuple(text.split())
 
 
 def _hook(event: dict[str, Any]) -> tuple[Act, str, str]:
@@ -125,18 +135,18 @@ _TYPES = {
 
 def recognise_falco(head: bytes, name: str) -> bool:
     """Does the file begin with an alert of Falco?"""
-    first = head.split(b"\n", 1)[0]
-    return first.startswith(b"{") and b'"rule"' in first and b'"output_fields"' in first and b'"priority"' in first
+    first = _first(head)
+    return first.startswith("{") and '"rule"' in first and '"output_fields"' in first and '"priority"' in first
 
 
 def read_falco(file: BinaryIO, context: Context) -> Iterator[Item]:
     """Every alert of the file."""
-    return each_line(file, lambda number, text: _falco(number, _decode(text), context), _is_no_json)
+    return each_line(file, lambda number, text: _falco(number, _decode(without_cri(text)), context), _is_no_json)
 
 
 def _is_no_json(line: bytes) -> bool:
     """Falco writes what it is doing between its alerts."""
-    return not line.lstrip().startswith(b"{")
+    return not line.lstrip().startswith(b"{") and without_cri(text := line.decode("utf-8", "replace")) == text
 
 
 def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
@@ -165,11 +175,16 @@ def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
         account=account,
         login=login if login not in (account, "<NA>") else "",
         host=str(raw.get("hostname") or context.host),
-        origin=str(fields.get("k8s.pod.name") or fields.get("container.id") or "").replace("<NA>", ""),
+        origin=_container(fields),
         processes=tuple(p for p in (own, parent) if p.program or p.argv or p.pid >= 0),
         path=path,
         note=f"{raw['rule']}: {raw.get('output', '')}"[:300],
     )
+
+
+def _container(fields: dict[str, Any]) -> str:
+    names = (str(fields.get(key) or "") for key in ("k8s.pod.name", "container.name", "container.id"))
+    return next((name for name in names if name not in ("", "<NA>", "host")), "")
 
 
 def _falco_act(raw: dict[str, Any], fields: dict[str, Any]) -> Act:
@@ -179,6 +194,8 @@ def _falco_act(raw: dict[str, Any], fields: dict[str, Any]) -> Act:
     words = f"{raw['rule']} {raw.get('output', '')}".lower()
     if fields.get("fd.name") and ("for writing" in words or "write" in raw["rule"].lower() or "modified" in words):
         return Act.WRITE
+    if fields.get("fd.name") and ("for reading" in words or raw["rule"].lower().startswith("read ")):
+        return Act.READ
     return Act.EXECUTE if "spawned" in words or "shell" in raw["rule"].lower() else Act.OTHER
 
 

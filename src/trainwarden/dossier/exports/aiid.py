@@ -1,7 +1,8 @@
 """A submission to the AI Incident Database. Deployer and developer are left to a human; nobody is named as harming.
 
 Its form wants a URL, authors, deployers, developers and harmed parties: a human fills these in, or it is not taken.
-Source: the submission form of responsible-ai-collaborative/aiid, and the lengths that it allows.
+Source: responsible-ai-collaborative/aiid, `server/types/submission.ts` (which fields must not be null) and
+`components/submissions/schemas.js` (the lengths that its form allows), as of 2026.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def export(view: View) -> bytes:
             "incident_ids": [],
             "incident_date": stamp(first)[:10],
             "url": "",
+            "source_domain": "",
+            "image_url": "",
             "authors": [],
             "submitters": [],
             "deployers": [],

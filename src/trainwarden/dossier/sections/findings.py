@@ -20,11 +20,12 @@ from trainwarden.dossier.view import (
 def finding(view: View) -> Section:
     """Established, likely, not known."""
     conclusion, account = view.one("conclusion"), view.one("account")
-    likely = [Row((view.cell(conclusion, "sentence"),), view.refs(conclusion))] if conclusion else []
-    if account is not None:
-        likely.append(Row((lost(view),), (account.id,)))
+    concluded = [Row((view.cell(conclusion, "sentence"),), view.refs(conclusion))] if conclusion else []
+    decided = bool(view.value(conclusion, "leading"))
+    likely = [*(concluded if decided else ()), *([Row((lost(view),), (account.id,))] if account is not None else ())]
+    unknown = [] if decided else [*concluded]
     of = (conclusion.id,) if conclusion else ()
-    unknown = [Row((text,), of) for text in as_list(view.value(conclusion, "unknown"))]
+    unknown += [Row((text,), of) for text in as_list(view.value(conclusion, "unknown"))]
     unknown += [Row((f"{view.text(x, 'line')}: {view.text(x, 'unknown')}",), (x.id,)) for x in view.open_losses()]
     unknown += [Row((f"{view.text(g, 'what')}: {view.text(g, 'why')}",), (), g.id) for g in view.of("gap")]
     return Section(

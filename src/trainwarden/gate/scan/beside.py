@@ -15,8 +15,6 @@ from __future__ import annotations
 import os.path
 from collections.abc import Iterable
 
-import msgspec
-
 from trainwarden.gate.results import Clean, Scanned, Undecided, refused
 
 
@@ -38,9 +36,9 @@ def _settle(found: dict[str, Scanned], model: Scanned, place: str, name: str, en
     if end > data.size:
         why = f"it names {end:,} bytes of a file that has {data.size:,}"
         decision = refused("onnx", "", why, field="external_data", name=name[:80])
-        found[_normal(model.path)] = msgspec.structs.replace(model, decision=decision)
+        found[_normal(model.path)] = model._replace(decision=decision)
     elif isinstance(data.decision, Undecided) and data.decision.kind == "unknown":
-        found[place] = msgspec.structs.replace(data, decision=Clean(kind="onnx data"))
+        found[place] = data._replace(decision=Clean(kind="onnx data"))
 
 
 def _normal(path: str) -> str:

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-import msgspec
-
 from trainwarden.gate.results import Clean, Decision, joined, refused
 from trainwarden.gate.scan.place import Place
+from trainwarden.gate.scan.protobuf import BadMessage, fields
 from trainwarden.gate.scan.texts import judge_json
 from trainwarden.gate.scan.window import PIECE, Window
 
@@ -65,54 +64,14 @@ def _decoded(raw: bytes) -> tuple[object, int]:
         return None, 0
 
 
-class _Bad(ValueError):
-    """No protobuf message."""
-
-
-def _fields(window: Window, begin: int, end: int, spent: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Number, kind, and where the value of each field begins and ends."""
-    at = begin
-    while at < end:
-        spent[0] += 1
-        if spent[0] > 1 << 21:
-            raise _Bad("too many fields")
-        raw = window.read(at, 20)
-        key, used = _varint(raw, 0)
-        number, kind = key >> 3, key & 7
-        if kind == 0:
-            _, after = _varint(raw, used)
-            start, stop = at + used, at + after
-        elif kind == 2:
-            size, after = _varint(raw, used)
-            start, stop = at + after, at + after + size
-        elif kind in (1, 5):
-            start, stop = at + used, at + used + (8 if kind == 1 else 4)
-        else:
-            raise _Bad(f"a field of kind {kind}")
-        if stop > end or number == 0:
-            raise _Bad("a field reaches past its message")
-        yield number, kind, start, stop
-        at = stop
-
-
-def _varint(raw: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(raw) and shift < 70:
-        value |= (raw[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if raw[at - 1] < 0x80:
-            return value, at
-    raise _Bad("a number without an end")
-
-
 def looks_like_onnx(window: Window) -> bool:
     """Does it begin with a model's version, and consist of a model's fields, a graph among them?"""
     head = window.read(0, 2)
     if len(head) < 2 or head[0] != 8 or not 1 <= head[1] <= 32:
         return False
     try:
-        numbers = {number for number, _, _, _ in _fields(window, 0, window.size, [0])}
-    except _Bad:
+        numbers = {number for number, _, _, _ in fields(window, 0, window.size, [0])}
+    except BadMessage:
         return False
     return 7 in numbers and numbers <= _MODEL_FIELDS
 
@@ -121,7 +80,7 @@ def read_onnx(window: Window, place: Place) -> Decision:
     """An ONNX model: only operators that every runtime brings itself, and data that stays beside the file."""
     told = _Told()
     try:
-        for number, kind, begin, end in _fields(window, 0, window.size, [0]):
+        for number, kind, begin, end in fields(window, 0, window.size, [0]):
             if number == 7 and kind == 2:
                 _graph(window, begin, end, told, [0], 0)
             elif number == 8 and kind == 2:
@@ -129,10 +88,10 @@ def read_onnx(window: Window, place: Place) -> Decision:
                 if domain not in _DOMAINS:
                     told.object(begin, "opset_import", domain, "operators of a library that must be loaded first")
             elif number == 25 and kind == 2:
-                for inner, sort, start, stop in _fields(window, begin, end, [0]):
+                for inner, sort, start, stop in fields(window, begin, end, [0]):
                     if inner == 7 and sort == 2:
                         _node(window, start, stop, told, [0], 0)
-    except (_Bad, RecursionError) as e:
+    except (BadMessage, RecursionError) as e:
         return place.undecided("onnx", f"it cannot be read ({e})")
     found = [
         refused("onnx", place.path, why, offset=at, field=field, name=name[:80]) for at, field, name, why in told.bad
@@ -140,11 +99,12 @@ def read_onnx(window: Window, place: Place) -> Decision:
     return joined("onnx", found) if found else Clean(kind="onnx", beside=tuple(sorted(told.beside.items())))
 
 
-class _Told(msgspec.Struct):
+class _Told:
     """What was met in a model: objections (offset, field, name, why), and its data's files with how much of each."""
 
-    bad: list[tuple[int, str, str, str]] = []
-    beside: dict[str, int] = {}
+    def __init__(self) -> None:
+        self.bad: list[tuple[int, str, str, str]] = []
+        self.beside: dict[str, int] = {}
 
     def object(self, at: int, field: str, name: str, why: str) -> None:
         if len(self.bad) < _MOST_TOLD:
@@ -152,13 +112,13 @@ class _Told(msgspec.Struct):
 
     def needs(self, name: str, end: int) -> None:
         if len(self.beside) >= _MOST_BESIDE and name not in self.beside:
-            raise _Bad("data in too many files")
+            raise BadMessage("data in too many files")
         self.beside[name] = max(end, self.beside.get(name, 0))
 
 
 def _text(window: Window, begin: int, end: int, wanted: int) -> str:
     got = ""
-    for number, kind, start, stop in _fields(window, begin, end, [0]):
+    for number, kind, start, stop in fields(window, begin, end, [0]):
         if number == wanted and kind == 2:
             got = window.read(start, min(stop - start, 1024)).decode("utf-8", "replace")
     return got
@@ -166,8 +126,8 @@ def _text(window: Window, begin: int, end: int, wanted: int) -> str:
 
 def _graph(window: Window, begin: int, end: int, told: _Told, spent: list[int], depth: int) -> None:
     if depth > _DEEPEST:
-        raise _Bad("graphs in graphs")
-    for number, kind, start, stop in _fields(window, begin, end, spent):
+        raise BadMessage("graphs in graphs")
+    for number, kind, start, stop in fields(window, begin, end, spent):
         if number == 1 and kind == 2:
             _node(window, start, stop, told, spent, depth)
         elif number == 5 and kind == 2:
@@ -179,10 +139,10 @@ def _node(window: Window, begin: int, end: int, told: _Told, spent: list[int], d
     domain = _text(window, begin, end, 7)
     if domain not in _DOMAINS or operator == "PyOp":
         told.object(begin, "node", f"{domain}.{operator}", "an operator of a library that must be loaded first")
-    for number, kind, start, stop in _fields(window, begin, end, spent):
+    for number, kind, start, stop in fields(window, begin, end, spent):
         if number != 5 or kind != 2:
             continue
-        for inner, sort, first, last in _fields(window, start, stop, spent):
+        for inner, sort, first, last in fields(window, start, stop, spent):
             if inner in (6, 11) and sort == 2:
                 _graph(window, first, last, told, spent, depth + 1)
             elif inner in (5, 10) and sort == 2:
@@ -191,7 +151,7 @@ def _node(window: Window, begin: int, end: int, told: _Told, spent: list[int], d
 
 def _tensor(window: Window, begin: int, end: int, told: _Told, spent: list[int]) -> None:
     external: dict[str, str] = {}
-    for number, kind, start, stop in _fields(window, begin, end, spent):
+    for number, kind, start, stop in fields(window, begin, end, spent):
         if number == 13 and kind == 2:
             external[_text(window, start, stop, 1)] = _text(window, start, stop, 2)
     if "location" not in external:

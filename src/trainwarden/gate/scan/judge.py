@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from trainwarden.gate.results import Clean, Decision, Objection, Refused, refused
-from trainwarden.gate.scan.place import Place
+from trainwarden.gate.scan.place import Budget, Place
 from trainwarden.gate.scan.tar import is_tar, read_tar
 from trainwarden.gate.scan.window import Window
 
@@ -55,12 +55,20 @@ def _others(head: bytes, window: Window, place: Place) -> Decision:
         return read_hdf5(window, place)
     from trainwarden.gate.scan.graphs import looks_like_onnx, read_onnx
     from trainwarden.gate.scan.packed import packing, read_packed
+    from trainwarden.gate.scan.pictures import JPEG, PNG, read_jpeg, read_png
+    from trainwarden.gate.scan.sentencepiece import looks_like_sentencepiece, read_sentencepiece
     from trainwarden.gate.scan.texts import is_text, read_text
 
     if packing(head):
         return read_packed(window, place)
     if looks_like_onnx(window):
         return read_onnx(window, place)
+    if head.startswith(PNG):
+        return read_png(window, place)
+    if head.startswith(JPEG):
+        return read_jpeg(window, place)
+    if looks_like_sentencepiece(window):
+        return read_sentencepiece(window, place)
     if is_text(window):
         return read_text(window, place)
     return _old_pickle(window, place)
@@ -82,7 +90,7 @@ def _only(decision: Decision, window: Window, place: Place) -> Decision:
         return decision
     from trainwarden.gate.scan.pickles.streams import Followed, read_file
 
-    followed = Followed(window, 0, Place(place.path, place.depth, place.name, place.judge))
+    followed = Followed(window, 0, place._replace(budget=Budget()))
     if not followed.named and followed.broken:
         return decision
     if followed.objections:

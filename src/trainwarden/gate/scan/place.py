@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from trainwarden.gate.results import Decision, Undecided
 from trainwarden.gate.scan.window import Window
@@ -14,21 +12,24 @@ DEEPEST: Final = 6
 MOST_PARTS: Final = 1 << 17
 
 
-class Budget(msgspec.Struct):
+class Budget:
     """What is left of a file's share of work, over all of its parts."""
 
-    parts: int = MOST_PARTS
-    instructions: int = 0  # of pickles, followed so far
+    __slots__ = ("instructions", "parts")
+
+    def __init__(self) -> None:
+        self.parts = MOST_PARTS
+        self.instructions = 0  # of pickles, followed so far
 
 
-class Place(msgspec.Struct, frozen=True):
+class Place(NamedTuple):
     """A part's path inside its file, its depth, and how to decide on a part of it."""
 
     path: str
     depth: int
     name: str  # the part's own: it tells prose from code, and nothing else
     judge: Callable[[Window, Place], Decision]
-    budget: Budget = msgspec.field(default_factory=Budget)
+    budget: Budget
 
     def inside(self, window: Window, name: str) -> Decision:
         """The decision on a part of this place."""

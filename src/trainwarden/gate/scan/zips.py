@@ -12,9 +12,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from trainwarden.gate.results import Clean, Decision, joined, refused
 from trainwarden.gate.scan.pickles.streams import read_one
@@ -36,7 +34,7 @@ class Tricky(ValueError):
     """The archive can be read in more than one way."""
 
 
-class Member(msgspec.Struct, frozen=True):
+class Member(NamedTuple):
     """One member: its name, how it is packed, its check sum and where its bytes are."""
 
     name: str

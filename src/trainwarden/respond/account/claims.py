@@ -224,10 +224,16 @@ def _unit(claim: Claim, currency: str) -> str:
     return currency if claim.measure == "cost" else _UNITS[claim.measure]
 
 
+def _figure(value: float) -> str:
+    """A number as a person would write it: whole from a hundred on, three digits below."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
+
+
 def _why(claim: Claim, stand: Stand, found: _Measured, currency: str) -> str:
     name, value = claim.bound or ("", 0.0)
-    said = f"{name.replace('_', ' ')} {value:,.0f} {_unit(claim, currency)}"
-    told = f"measured {found.value.low:,.0f} to {found.value.high:,.0f}, most likely {found.value.mid:,.0f}"
+    said = f"{name.replace('_', ' ')} {_figure(value)} {_unit(claim, currency)}"
+    low, mid, high = (_figure(v) for v in (found.value.low, found.value.mid, found.value.high))
+    told = f"measured {low} to {high}, most likely {mid}"
     if stand is not Stand.UNDETERMINED:
         return f"it says {said}; {told}"
     if found.unknown:

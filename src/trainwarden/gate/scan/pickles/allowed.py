@@ -61,6 +61,7 @@ RECORDS: Final = {
     "transformers.training_args": ("TrainingArguments",),
     "transformers.training_args_seq2seq": ("Seq2SeqTrainingArguments",),
     "transformers.trainer_pt_utils": ("AcceleratorConfig",),
+    "accelerate.state": ("PartialState",),  # as training_args.bin holds it: made, and not initialised
     "torch.distributed.checkpoint.metadata": (
         *("Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "MetadataIndex"),
         "StorageMeta",
@@ -96,7 +97,7 @@ ALLOWED: Final[dict[tuple[str, str], Rule]] = {
     ("datetime", "timedelta"): Rule(numbers(0, 3)),
     ("datetime", "timezone"): Rule(checked("moment")),
     ("decimal", "Decimal"): Rule(texts(1, 1)),
-    ("fractions", "Fraction"): Rule(texts(1, 1)),
+    ("fractions", "Fraction"): Rule(checked("fraction")),
     **{(m, n): Rule(texts(0, 64)) for m in ("pathlib", "pathlib._local") for n in PATHS},
     **{(module, n): Rule(checked("choice")) for module, names in ENUMS.items() for n in names},
     **{(module, n): INERT for module, names in RECORDS.items() for n in names},
@@ -130,8 +131,7 @@ PYTHON_2: Final = {
     ("__builtin__", n): ("builtins", n)
     for n in (
         *("object", "list", "dict", "int", "float", "bool", "tuple", "complex", "bytearray", "bytes"),
-        "set",
-        "frozenset",
+        *("set", "frozenset", "slice"),
     )
 } | {
     ("__builtin__", "str"): ("builtins", "str"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from trainwarden.gate.scan.pickles.values import Blob, Call, Made, Many, Mapping, Name, Objectionable, Rule, Value
@@ -139,6 +140,12 @@ def _moment(args: tuple[Value, ...]) -> bool:
     return len(args) <= 8 and all(isinstance(a, bytes | int | str | Made) or a is None for a in args)
 
 
+def _fraction(args: tuple[Value, ...]) -> bool:
+    if len(args) == 1:  # Python 3.10 and older; "1e999999999" would fill memory
+        return isinstance(args[0], str) and re.fullmatch(r"-?[0-9]+(/[0-9]+)?", args[0]) is not None
+    return len(args) == 2 and type(args[0]) is int and type(args[1]) is int
+
+
 def _choice(args: tuple[Value, ...]) -> bool:
     return len(args) == 1 and isinstance(args[0], str | int)
 
@@ -149,6 +156,7 @@ _CHECKS: Final = {
     "queue": (_queue, "it is not made of a list and a size"),
     "encoded": (_encoded, "it does not encode text as bytes"),
     "moment": (_moment, "it is not made of the bytes of a moment"),
+    "fraction": (_fraction, "it is not made of two whole numbers"),
     "choice": (_choice, "it is not made of one plain value"),
 }
 

@@ -18,6 +18,7 @@ _REBUILDS: Final = (
 _SET_BY_TORCH: Final = frozenset(
     {"data", "grad", "names", "requires_grad", "real", "imag", "is_leaf", "shape", "T", "H", "mT", "mH"}
 )
+_MARKS: Final = frozenset({"_is_buffer", "_is_param"})  # by which torch.nn tells its kinds of tensors apart
 
 
 def _sizes(value: Value) -> tuple[int, ...]:
@@ -84,7 +85,9 @@ def _attributes(state: Value) -> None:
         return
     if not isinstance(state, Mapping) or state.others or state.count > len(state.items):
         raise Objectionable("its state is not a dict of attributes")
-    if any(k.startswith("_") or k in _SET_BY_TORCH for k in state.items):
+    if any(not isinstance(state.items[k], bool) for k in _MARKS & state.items.keys()):
+        raise Objectionable("its state marks a tensor with something other than yes or no")
+    if any(k.startswith("_") or k in _SET_BY_TORCH for k in state.items.keys() - _MARKS):
         raise Objectionable("its state sets what torch keeps in a tensor")
 
 

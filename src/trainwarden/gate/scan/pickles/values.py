@@ -1,14 +1,13 @@
 """What the stack of a pickle that is followed holds in place of objects.
 
-Numbers, short strings and tuples are themselves; everything else is one of these.
+Numbers, short strings and tuples are themselves; everything else is one of these: objects that are equal to nothing but
+themselves, and no tuples, which would pass for the stream's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, TypeAlias
-
-import msgspec
+from typing import Final, NamedTuple, TypeAlias
 
 Value: TypeAlias = object
 Call: TypeAlias = Callable[[tuple[Value, ...]], Value]
@@ -21,7 +20,7 @@ class Objectionable(Exception):
     """A use of an allowed name that no checkpoint needs."""
 
 
-class Rule(msgspec.Struct, frozen=True):
+class Rule(NamedTuple):
     """How an allowed name may be used: called (REDUCE), made (NEWOBJ), its instance given state (BUILD)."""
 
     call: Call | None = None
@@ -30,31 +29,38 @@ class Rule(msgspec.Struct, frozen=True):
     grows: bool = False  # an instance takes APPENDS or SETITEMS as a list or dict would
 
 
-class Name(msgspec.Struct, frozen=True):
+class Name:
     """An allowed global, not looked up."""
 
-    name: str
-    rule: Rule
+    __slots__ = ("name", "rule")
+
+    def __init__(self, name: str, rule: Rule) -> None:
+        self.name, self.rule = name, rule
 
 
-class Unknown(msgspec.Struct, frozen=True):
+class Unknown:
     """What comes of something that was objected to already."""
 
+    __slots__ = ()
 
-class Blob(msgspec.Struct, frozen=True):
+
+class Blob:
     """Long bytes or text that stays in the file, at `offset` of the stream."""
 
-    offset: int
-    size: int
-    text: bool
+    __slots__ = ("offset", "size", "text")
+
+    def __init__(self, offset: int, size: int, text: bool) -> None:
+        self.offset, self.size, self.text = offset, size, text
 
 
-class Many(msgspec.Struct):
+class Many:
     """A list or a set; its first items are kept."""
 
-    kind: str
-    items: list[Value] = msgspec.field(default_factory=list)
-    count: int = 0
+    __slots__ = ("count", "items", "kind")
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.count = kind, 0
+        self.items: list[Value] = []
 
     def add(self, items: list[Value]) -> None:
         self.count += len(items)
@@ -62,12 +68,15 @@ class Many(msgspec.Struct):
             self.items.extend(items[: KEPT_ITEMS - len(self.items)])
 
 
-class Mapping(msgspec.Struct):
+class Mapping:
     """A dict; its first items under short text are kept."""
 
-    items: dict[str, Value] = msgspec.field(default_factory=dict)
-    count: int = 0
-    others: bool = False  # keys that are not short text
+    __slots__ = ("count", "items", "others")
+
+    def __init__(self) -> None:
+        self.items: dict[str, Value] = {}
+        self.count = 0
+        self.others = False  # keys that are not short text
 
     def put(self, key: Value, value: Value) -> None:
         self.count += 1
@@ -77,17 +86,19 @@ class Mapping(msgspec.Struct):
             self.others = True
 
 
-class Made(msgspec.Struct):
+class Made:
     """What calling an allowed name gives; `data` is what its rule wants to know of it later."""
 
-    name: str
-    rule: Rule
-    data: Value = None
+    __slots__ = ("data", "name", "rule")
+
+    def __init__(self, name: str, rule: Rule, data: Value = None) -> None:
+        self.name, self.rule, self.data = name, rule, data
 
 
-class Storage(msgspec.Struct, frozen=True):
+class Storage:
     """A tensor's bytes, named by `key`, `numel` items of `itemsize` bytes (0: not known)."""
 
-    key: str
-    numel: int
-    itemsize: int
+    __slots__ = ("itemsize", "key", "numel")
+
+    def __init__(self, key: str, numel: int, itemsize: int) -> None:
+        self.key, self.numel, self.itemsize = key, numel, itemsize
