@@ -113,6 +113,24 @@ def test_no_flipped_byte_makes_a_payload_clean_or_a_scan_fail(tmp_path: Path) ->
                 assert b"\nmkdir\n" not in data or b"cos" not in data or decision.kind in ("text", "json"), at
 
 
+@pytest.mark.parametrize(
+    ("record", "offset"),
+    [
+        pytest.param(b"PK\1\2", 6, id="version needed, in the directory"),
+        pytest.param(b"PK\3\4", 4, id="version needed, at the member"),
+        pytest.param(b"PK\1\2", 38, id="marked as a folder"),
+        pytest.param(b"PK\6\7", 4, id="on another disk"),
+        pytest.param(b"PK\6\7", 16, id="of several disks"),
+    ],
+)
+def test_a_field_that_only_some_readers_look_at_is_refused(record: bytes, offset: int, tmp_path: Path) -> None:
+    """torch reads nothing of a member that is marked as a folder; Python stops at versions and disks."""
+    whole = saved({"w": torch.ones(2)})
+    at = whole.index(record) + offset
+    assert isinstance(decided(whole, tmp_path), Clean)
+    assert isinstance(decided(whole[:at] + b"\xff" + whole[at + 1 :], tmp_path), Refused)
+
+
 def test_a_view_past_its_storage_is_refused_and_one_within_is_not(tmp_path: Path) -> None:
     def state(numel: int) -> bytes:
         storage = b"(" + b"".join(map(value, ("storage", Ref("torch", "FloatStorage"), "0", "cpu", 4))) + b"tQ"
@@ -202,6 +220,21 @@ def test_what_cannot_be_read_is_never_clean(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "noise").write_bytes(random.Random(1).randbytes(300))
     assert {type(s.decision) for s in scan_paths([tmp_path])} == {Undecided}
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "shut").mkdir()
+    listing = os.scandir
+
+    def denied(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listing(path)
+
+    assert main(["scan", str(tmp_path)]) == 0
+    monkeypatch.setattr(os, "scandir", denied)
+    assert main(["scan", str(tmp_path)]) == 2
 
 
 def test_no_name_stops_a_report_or_reaches_the_terminal_as_it_is(

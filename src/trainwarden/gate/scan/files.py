@@ -75,7 +75,8 @@ def listed(paths: Iterable[Path]) -> list[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder):
+    shut: list[Path] = []  # folders that cannot be listed: named, so that nobody takes them for empty
+    for root, folders, files in os.walk(folder, onerror=lambda e: shut.append(Path(e.filename))):
         folders[:] = sorted(f for f in folders if f not in _SKIPPED)
         linked = [f for f in folders if (Path(root) / f).is_symlink()]  # not entered, so not decided
         for name in sorted([*files, *linked]):
@@ -84,6 +85,7 @@ def _below(folder: Path) -> Iterator[Path]:
             if real not in seen:
                 seen.add(real)
                 yield path
+    yield from shut
 
 
 def scan_paths(paths: Iterable[Path], jobs: int = 1) -> Iterator[Scanned]:

@@ -27,6 +27,8 @@ _CENTRAL: Final = struct.Struct("<4s6H3I5H2I")
 _LOCAL: Final = struct.Struct("<4s5H3I2H")
 _FULL: Final = 0xFFFFFFFF
 MOST_DIRECTORY: Final = 1 << 25
+_NEWEST: Final = 63  # "version needed", ten times
+_FOLDER: Final = 0x10  # of a member's attributes
 _KNOWN_FLAGS: Final = 0x0808 | 0x0006  # descriptor, UTF-8 names, deflate's hints
 
 
@@ -90,7 +92,7 @@ def _directory(window: Window, end: int) -> tuple[int, list[Member]]:
             if narrow not in (most, real):
                 raise Tricky("its two end records differ")
         here, count, size, offset = wide[6:10]
-        if _LOCATOR.unpack(locator)[2] != offset + size:
+        if _LOCATOR.unpack(locator)[1:] != (0, offset + size, 1):
             raise Tricky("its 64-bit end record is not where it must be")
     begin = directory_end - size - offset
     if disk or first or here != count or begin < 0:
@@ -115,6 +117,9 @@ def _members(raw: bytes, count: int) -> Iterator[Member]:
         at += name_size + extra_size
         if flags & ~_KNOWN_FLAGS:
             raise Tricky(f"member {name!r} has flags {flags:#x}: encrypted, patched or hidden")
+        _known_version(name, entry[2])
+        if entry[15] & _FOLDER and not name.endswith("/"):
+            raise Tricky(f"member {name!r} is marked as a folder: torch reads nothing of it, others read its bytes")
         _plain_name(name)
         if name.casefold() in names:
             raise Tricky(f"two members are called {name!r}: readers take one or the other")
@@ -122,6 +127,11 @@ def _members(raw: bytes, count: int) -> Iterator[Member]:
         yield Member(name, method, crc, packed, size, header, flags)
     if at != len(raw):
         raise Tricky("its directory holds more than its members")
+
+
+def _known_version(name: str, needed: int) -> None:
+    if needed > _NEWEST:
+        raise Tricky(f"member {name!r} needs version {needed / 10:g} of the format: readers that look at it stop")
 
 
 def _plain_name(name: str) -> None:
@@ -158,6 +168,7 @@ def _laid_out(window: Window, begin: int, directory: int, members: list[Member])
             head = window.read(begin + m.header, _LOCAL.size + name_size)
         if local[0] != b"PK\3\4" or head[_LOCAL.size : _LOCAL.size + name_size] != m.name.encode():
             raise Tricky(f"member {m.name!r} has another name in its own header")
+        _known_version(m.name, local[1])
         later = bool(m.flags & 8)
         if local[2] != m.flags or local[3] != m.method:
             raise Tricky(f"member {m.name!r} is packed in another way in its own header")
