@@ -126,7 +126,7 @@ def _peers() -> dict[str, Path]:
         shutil.rmtree(venv, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
         wanted = [f"{name}=={version}" for name, version in PEERS.items()]
-        quiet = ["install", "--quiet", "--disable-pip-version-check", "--no-input", *wanted]
+        quiet = ["install", "-qq", "--disable-pip-version-check", "--no-input", *wanted]
         if subprocess.run([str(venv / "bin" / "python"), "-m", "pip", *quiet]).returncode:
             raise SystemExit("error: the peers cannot be installed here\nhint: a package index is needed once")
         (venv / "complete").touch()

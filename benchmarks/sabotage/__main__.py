@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.machine import write
 from benchmarks.sabotage import curves, jobs, matrix, running, scoring, traces, traincheck
 from benchmarks.sabotage.ledger import Ledger, code_of, earlier, source_of
-from benchmarks.sabotage.matrix import Case
+from benchmarks.sabotage.matrix import Case, Row
 from trainwarden.errors import CannotDecide
 from trainwarden.redteam.catalogue import load
 from trainwarden.redteam.workloads import WORKLOADS
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.part == "traincheck":
             done &= traincheck.run(name, techniques, left)
         elif given.workload or FULL:
-            cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, {n: WORKLOADS[n] for n in names})
+            among = {n: WORKLOADS[n] for n in dict.fromkeys((*names, matrix.FIRST, matrix.SMALL))}
+            cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, among)
             done &= run(name, techniques, cases, ledger, left)
         else:
             done &= run(name, techniques, matrix.usual(techniques, name), ledger, left / (len(names) - i))
@@ -95,6 +96,11 @@ def runs(workload: str) -> Path:
     return jobs.cache() / "runs" / f"{workload}-{code_of(*source_of(workload))}"
 
 
+def tried(rows: Sequence[Row]) -> set[str]:
+    """The techniques of which an attack was carried out."""
+    return {r["technique"] for r in rows if r["kind"] == "attack" and scoring.how(r) != "not carried out"}
+
+
 def sum_up(ledger: Ledger, techniques: Sequence[Technique]) -> dict[str, Any]:
     """Judge what the other defences said of the runs that are done, and write results/sabotage.json."""
     rows: list[dict[str, Any]] = []
@@ -108,6 +114,7 @@ def sum_up(ledger: Ledger, techniques: Sequence[Technique]) -> dict[str, Any]:
     rows = running.with_verdicts(rows, jobs.cache() / "traincheck" / "runs", "traincheck")
     twins = {row["variant"] for row in rows if row["kind"] == "twin" and row["verdict"] != "not carried out"}
     summary = scoring.summary(rows) | {
+        "techniques_without_a_case": [t.id for t in techniques if t.id not in tried(rows)],
         "techniques_whose_twin_was_run": sum(t.twin.name in twins for t in techniques),
         "rows_of_earlier_code": sum(map(earlier, rows)),
         "commits": sorted({row["commit"] for row in rows}),

@@ -1,8 +1,9 @@
 """The cases of SabotageBench.
 
 A case is one attack's variant, a benign twin or an honest run, on one workload and seed. The sampled matrix has one
-variant of each technique live on the first workload that has what it needs, and every variant that tampers with numbers
-audited on the small one, all on one seed; the whole one (`FULL=1`) has every variant on every seed, all audited.
+variant of each technique live on the first workload that has what it needs, and every other that the small one has not
+what it needs for, too; and every variant that tampers with numbers audited on the small one, all on one seed. The whole
+one (`FULL=1`) has every variant on every seed, all audited. What a workload has not what it needs for is no case of it.
 """
 
 from __future__ import annotations
@@ -44,20 +45,22 @@ class Case(NamedTuple):
 
 
 def sampled(techniques: Sequence[Technique], workload: str, workloads: Mapping[str, Workload]) -> list[Case]:
-    """Of one workload: two honest runs; a variant of each technique, on the first of `workloads` with what it takes;
-    on the small one every variant that tampers with numbers, audited, and every twin that it has what it takes for
-    (several techniques have one twin: it is run once).
+    """Of one workload: two honest runs; a variant of each technique, on the first of `workloads` with what it takes,
+    and all that can be carried out there and not on the small one; on the small one every variant that tampers with
+    numbers, audited, and every twin that it has what it takes for (several techniques have one twin: it is run once).
     """
-    attacks, twins, small = [], [], SMALL in workloads
+    attacks, twins, small = [], [], workloads.get(SMALL)
     for t in techniques:
-        able = [(name, v) for name in workloads for v in t.variants if _has(v.needs, name, workloads)]
-        home, first = next(iter(able), (next(iter(workloads)), t.variants[0]))
-        numeric = [v for v in t.variants if v.strikes and workload == SMALL and _has(v.needs, SMALL, workloads)]
-        if home == workload and first not in numeric:
-            attacks.append(Case("attack", t.id, first.name, workload, SEEDS[0]))
+        able = [(name, v) for v in t.variants for name in _homes(v.needs, workloads)[:1]]
+        first = [v for name, v in sorted(able, key=lambda a: list(workloads).index(a[0]))[:1] if name == workload]
+        only = [v for name, v in able if name == workload and small and not small.has.issuperset(v.needs)]
+        numeric = [v for v in t.variants if v.strikes and workload == SMALL and workload in _homes(v.needs, workloads)]
+        live = [v for v in t.variants if v in (*first, *only) and v not in numeric]
+        attacks += [Case("attack", t.id, v.name, workload, SEEDS[0]) for v in live]
         attacks += [Case("attack", t.id, v.name, workload, SEEDS[0], audit=True) for v in numeric]
         homes = _homes(t.twin.needs, workloads)
-        if workload == (SMALL if small and SMALL in homes else homes[0]) and first_with(t.twin, techniques) is t:
+        home = SMALL if SMALL in homes else homes[0] if homes else ""
+        if workload == home and first_with(t.twin, techniques) is t:
             twins.append(Case("twin", t.id, t.twin.name, workload, SEEDS[0]))
     return [*_honest(workload, HONEST), *attacks, *twins]
 
@@ -95,12 +98,8 @@ def first_with(twin: Twin, techniques: Sequence[Technique]) -> Technique | None:
 
 
 def _homes(needs: Sequence[str], workloads: Mapping[str, Workload]) -> list[str]:
-    """The workloads that have what is needed; if none has, the first, where it is told as not carried out."""
-    return [name for name in workloads if _has(needs, name, workloads)] or list(workloads)[:1]
-
-
-def _has(needs: Sequence[str], name: str, workloads: Mapping[str, Workload]) -> bool:
-    return workloads[name].has.issuperset(needs)
+    """The workloads that have what is needed."""
+    return [name for name, workload in workloads.items() if workload.has.issuperset(needs)]
 
 
 def _honest(workload: str, seeds: Sequence[int]) -> list[Case]:

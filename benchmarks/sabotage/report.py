@@ -12,7 +12,7 @@ from trainwarden.report.svg import drawing, element, label
 Row = Mapping[str, Any]
 
 _WIDTH, _ROW, _TOP, _BOTTOM = 760.0, 20.0, 40.0, 10.0
-_COLUMNS = {"TrainWarden": 210.0, "curves": 500.0, "TrainCheck": 630.0}
+_COLUMNS = {"TrainWarden": 250.0, "curves": 500.0, "TrainCheck": 630.0}
 _STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#57606a}.name{fill:#24292f}.none{fill:none;stroke:#8c959f}"
     ".found{fill:#1a7f37}.audit{fill:#9a6700}.missed{fill:#cf222e}"
@@ -52,7 +52,7 @@ def table(results: Mapping[str, Any]) -> str:
 def _cells(group: Sequence[Row]) -> list[str]:
     firsts = [f for r in group if (f := first(r)) is not None]
     live = [f for f in firsts if f["seconds"] is not None]
-    name = f"{group[0]['technique']}" + ("" if group[0]["workload"] == "chat" else f" ({group[0]['workload']})")
+    name = f"{group[0]['technique']} ({group[0]['workload']})"
     found = told(how(r) for r in group)
     return [
         name,
@@ -91,6 +91,7 @@ def block(results: Mapping[str, Any] | None) -> str:
             ("not_checked", "Not found live, and not audited yet"),
             ("without_effect", "Carried out without an effect on the job, so not counted"),
             ("not_carried_out", "Not carried out"),
+            ("techniques_without_a_case", "Techniques of which no case was run"),
             ("not_exact", "Audited, and not located exactly"),
             ("cause_not_proved", "Audited, and the cause not proved"),
         )
@@ -109,14 +110,16 @@ def plot(results: Mapping[str, Any]) -> str:
     groups = attacks(results)
     height = _TOP + _ROW * len(groups) + _BOTTOM
     body = [element("style", _STYLE)]
-    body += [label(x - 8, 18, name, "name") for name, x in _COLUMNS.items()]
+    heads = {"job": 178.0, **_COLUMNS}
+    body += [label(x - 8, 18, name, "name") for name, x in heads.items()]
     for i, group in enumerate(groups):
         body += _line(group, _TOP + _ROW * (i + 0.5))
     return str(drawing(_WIDTH, height, "what each of three defences finds of each attack", body, "chart")) + "\n"
 
 
 def _line(group: Sequence[Row], y: float) -> list[str]:
-    body = [label(10, y + 4, f"{group[0]['technique']} {group[0]['variant']}"[:30], "name")]
+    variant, workload = f"{group[0]['technique']} {group[0]['variant']}", group[0]["workload"]
+    body = [label(10, y + 4, variant[:24], "name"), label(170, y + 4, workload, "job")]
     said = {"TrainWarden": told(how(r) for r in group)}
     said |= {
         head: told(r.get(head.lower(), {}).get("result", "not run") for r in group)

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trainwarden.commands.common import EXIT_CODES, USAGE
+from trainwarden.commands.common import EXIT_CODES, USAGE, print_json
 from trainwarden.errors import TrainWardenError
 
 # One line a verb, in the order of `trainwarden -h`: the module of trainwarden.commands that holds it.
@@ -102,14 +102,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: TrainWardenError, *, as_json: bool) -> int:
-    if as_json:
-        import msgspec
+    from trainwarden.report.words import clean_lines
 
-        told = {"error": str(error), "hint": error.hint, "kind": type(error).__name__}
-        print(msgspec.json.encode(told).decode())
-    print(f"error: {error}", file=sys.stderr)
+    if as_json:
+        print_json({"error": str(error), "hint": error.hint, "kind": type(error).__name__})
+    print(f"error: {clean_lines(str(error))}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+        print(f"hint: {clean_lines(error.hint)}", file=sys.stderr)
     return error.exit_code
 
 

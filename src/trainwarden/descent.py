@@ -70,18 +70,35 @@ def frozen_by(store: Store, run: str) -> tuple[Frozen, ...]:
     )
 
 
-def descendants(store: Store, run: str) -> tuple[str, ...]:
-    """The runs that come from the run with this id, without itself.
+class Descendants(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs that come from one, without itself; `by_bytes`: those of them for which no chain of recoveries says so.
+
+    These, or one that they come from, loaded a file of the same bytes as one that was saved there. Another run may have
+    saved these bytes too, and then it may be that one which they come from.
+    """
+
+    runs: tuple[str, ...]
+    by_bytes: tuple[str, ...]
+
+
+def descendants(store: Store, run: str) -> Descendants:
+    """The runs that come from the run with this id.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    came_from = _came_from(_all_kin(store))
+    kin = _all_kin(store)
+    found = _closure(run, _led_to(_came_from(kin))) - {run}
+    recovered = _closure(run, _led_to(_recovering(kin)))
+    return Descendants(runs=tuple(sorted(found)), by_bytes=tuple(sorted(found - recovered)))
+
+
+def _led_to(came_from: Mapping[str, Iterable[str]]) -> dict[str, set[str]]:
     led_to: dict[str, set[str]] = {}
     for child, parents in came_from.items():
         for parent in parents:
             led_to.setdefault(parent, set()).add(child)
-    return tuple(sorted(_closure(run, led_to) - {run}))
+    return led_to
 
 
 def savers(store: Store) -> dict[str, tuple[str, ...]]:
@@ -174,13 +191,20 @@ def _savers(kin: Mapping[str, Kin]) -> dict[str, set[str]]:
 def _came_from(kin: Mapping[str, Kin]) -> dict[str, set[str]]:
     """Each run's direct ancestors."""
     saved_by = _savers(kin)
-    came_from = {k.run: {p for p in k.parents if p in kin} for k in kin.values()}
+    came_from = _recovering(kin)
     for k in kin.values():
-        for child in k.children & came_from.keys():
-            came_from[child].add(k.run)
         for digest in k.loaded:
             came_from[k.run] |= saved_by.get(digest, set()) - {k.run}
     return came_from
+
+
+def _recovering(kin: Mapping[str, Kin]) -> dict[str, set[str]]:
+    """The runs that each one recovers."""
+    recovers = {k.run: {p for p in k.parents if p in kin} for k in kin.values()}
+    for k in kin.values():
+        for child in k.children & recovers.keys():
+            recovers[child].add(k.run)
+    return recovers
 
 
 def _closure(start: str, leads_to: Mapping[str, Iterable[str]]) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -116,6 +117,13 @@ def test_files_that_exchanged_their_names_are_not_cleared(yard: Yard) -> None:
     other.rename(one)
     (yard.out / "x").rename(other)
     assert "are no part of any run" in missing(yard.clear(yard.checkpoint()))
+
+
+def test_a_name_that_no_log_can_hold_makes_it_no_checkpoint(yard: Yard) -> None:
+    yard.run()
+    (yard.checkpoint() / os.fsdecode(b"byte\xfe.bin")).write_bytes(b"")
+    with pytest.raises(UsageError, match="is no UTF-8"):
+        yard.clear(yard.checkpoint())
 
 
 def test_a_link_in_the_folder_makes_it_no_checkpoint(yard: Yard) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,11 @@ def test_what_is_not_understood_or_no_weights_is_not_loaded(tmp_path: Path) -> N
             trainwarden.load(tmp_path / name)
     with pytest.raises(UsageError):
         trainwarden.load(tmp_path / "missing.pt")
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("pipe", "endless"):
+        with pytest.raises(UsageError, match="it is no regular file"):
+            trainwarden.load(tmp_path / name)

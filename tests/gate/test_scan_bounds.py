@@ -204,6 +204,30 @@ def test_what_cannot_be_read_is_never_clean(tmp_path: Path) -> None:
     assert {type(s.decision) for s in scan_paths([tmp_path])} == {Undecided}
 
 
+def test_no_name_stops_a_report_or_reaches_the_terminal_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half a surrogate in a pickle's global, an escape sequence and a byte that is no UTF-8 in names of files."""
+    (tmp_path / "global.pkl").write_bytes(b"\x80\x04\x8c\x02os\x8c\x0asys\xed\xa0\x80\x1b[2J\x93.")
+    (tmp_path / "esc\x1b[2J.bin").write_bytes(b"\xff\xfe\x00noise")
+    (tmp_path / os.fsdecode(b"byte\xfe.bin")).write_bytes(b"\xff\xfe\x00noise")
+    assert main(["scan", str(tmp_path)]) == 1
+    told = capsys.readouterr().out
+    assert "os.sys\\ud800" in told
+    assert "1 refused, 2 undecided" in told
+    assert "\x1b" not in told
+    assert told.encode()
+    assert main(["scan", "--json", str(tmp_path)]) == 1
+    names = {os.fsencode(Path(f["path"]).name) for f in json.loads(capsys.readouterr().out)["files"]}
+    assert names == {b"global.pkl", b"esc\x1b[2J.bin", b"byte\xfe.bin"}
+    assert main(["load", "--json", str(tmp_path / os.fsdecode(b"byte\xfe.bin"))]) == 2
+    assert main(["load", "--json", str(tmp_path / "global.pkl")]) == 1
+    assert [json.loads(line)["kind"] for line in capsys.readouterr().out.splitlines()] == [
+        "CannotDecide",
+        "CheckpointRefused",
+    ]
+
+
 def test_the_verb_says_what_it_found_and_leaves_with_the_worst(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import struct
@@ -23,11 +26,14 @@ from tests.gate.corpus.benign import (
     CHAT,
     KERAS,
     h5_file,
+    joblib_file,
     jpeg_file,
     keras_file,
+    npz,
     onnx_file,
     png_file,
     sentencepiece_file,
+    tar_file,
 )
 from tests.gate.corpus.payloads import gguf_file
 from trainwarden.gate.results import Clean, Decision, Refused, Undecided
@@ -59,6 +65,13 @@ def npy() -> bytes:
     return out.getvalue()
 
 
+def zip_file(name: str, data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return out.getvalue()
+
+
 FILES: dict[str, Callable[[], bytes]] = {
     "torch": saved,
     "legacy": lambda: saved(_use_new_zipfile_serialization=False),
@@ -72,6 +85,17 @@ FILES: dict[str, Callable[[], bytes]] = {
     "sentencepiece": sentencepiece_file,
     "png": png_file,
     "jpeg": jpeg_file,
+    "npz": npz,
+    "joblib": joblib_file,
+    "joblib-zlib": lambda: joblib_file(3),
+    "tar": lambda: tar_file(saved()),
+    "gzip": lambda: gzip.compress(pickle.dumps(STATE)),
+    "bzip2": lambda: bz2.compress(pickle.dumps(STATE)),
+    "xz": lambda: lzma.compress(pickle.dumps(STATE)),
+    "zip": lambda: zip_file("model.safetensors", save({"w": STATE["w"]})),  # type: ignore[dict-item]
+    "template": lambda: CHAT.encode(),
+    "json": lambda: json.dumps({"tokenizer_class": "X", "chat_template": CHAT}).encode(),
+    "yaml": lambda: b"# a model card\nmodel:\n  layers: 3\n  names: [a, b]\n",
 }
 
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from supervised import Bench, detail, of_kind, until
 
@@ -211,6 +212,20 @@ def test_findings_become_entries_after_what_they_rest_on(tmp_path: Path) -> None
     kinds = [getattr(e, "seen", type(e).__name__) for e in room.log.entries]
     assert kinds == ["StepRecord", "step 0 at 0, details True", "RunEnded", "end"]
     assert [f.seen for f in room.ledger.findings] == ["step 0 at 0, details True", "end"]
+
+
+def test_a_finding_of_the_watcher_itself_names_the_newest_entries_of_its_ranks_or_the_seal(tmp_path: Path) -> None:
+    room = Room(tmp_path)
+    for rank in (0, 1, 0):
+        room.ledger.submit(record(0, rank))
+        room.ledger.flush()
+    of_rank, of_attempt = msgspec.structs.replace(finding("a"), attempt=0, ranks=(0,)), finding("b")
+    named = msgspec.structs.replace(finding("d"), evidence=(1,))
+    for one in (of_rank, msgspec.structs.replace(of_attempt, attempt=0), finding("c"), named):
+        room.ledger.submit(one)
+    room.end()
+    told = {e.seen: e.evidence for e in room.log.entries if isinstance(e, Finding)}
+    assert told == {"a": (2,), "b": (1, 2), "c": (0,), "d": (1,)}
 
 
 # -- details

@@ -48,7 +48,7 @@ class Alone:
         self._opened: set[str] = set()
         self._idle = threading.Event()  # the unit is done, the process waits for another
         self._alive = time.monotonic()
-        self._folder = tempfile.TemporaryDirectory(prefix="tw-")
+        self._folder = tempfile.TemporaryDirectory(prefix="tw-", ignore_cleanup_errors=True)
         self._server = wire.Server(Path(self._folder.name) / "s", lambda _: _Handler(self))
         try:
             for file in recorded.start_files(recorded.attempt(attempt)):

@@ -226,7 +226,7 @@ def run(
     begin = time.monotonic()
     stage = _Stage(on_step, on_saved)
     by_rank = {r.started.rank: r for r in ranks}
-    with tempfile.TemporaryDirectory(prefix="tw-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tw-", ignore_cleanup_errors=True) as folder:
         server = wire.Server(
             Path(folder) / "s",
             lambda _: _Handler(stage, by_rank, key, space.scratch / "replay", activations_every, pace),

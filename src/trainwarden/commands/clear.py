@@ -110,6 +110,7 @@ def _show(console: Console, path: Path, decision: Decision) -> None:
     from rich.markup import escape
 
     from trainwarden.gate.decision import Cleared, Refused, Undecided
+    from trainwarden.report.words import clean_lines
 
     match decision:
         case Cleared(clearance=c):
@@ -126,11 +127,11 @@ def _show(console: Console, path: Path, decision: Decision) -> None:
         case Refused(digest=digest, reasons=reasons):
             console.print(f"[bold red]refused[/]    {escape(str(path))} {digest}")
             for reason in reasons:
-                console.print(escape(f"  {reason}"))
+                console.print(escape(f"  {clean_lines(reason)}"))
         case Undecided(digest=digest, missing=missing):
             console.print(f"[yellow]undecided[/]  {escape(str(path))} {digest}")
             for each in missing:
-                console.print(escape(f"  {each.what}"))
+                console.print(escape(f"  {clean_lines(each.what)}"))
                 console.print(escape(f"    {each.command}"), style="dim")
         case _:
             assert_never(decision)

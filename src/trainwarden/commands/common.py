@@ -93,10 +93,19 @@ def consoles(args: argparse.Namespace) -> tuple[Console, Console]:
 
 
 def print_json(value: object) -> None:
-    """Write `value` (built-in types or msgspec structs) as one line of JSON on stdout."""
+    """Write `value` (built-in types or msgspec structs) as one line of JSON on stdout.
+
+    Text that is no Unicode (the name of a file, a name in a hostile one) is written with its surrogates as `\\udc80`.
+    """
     import msgspec
 
-    sys.stdout.write(msgspec.json.encode(value, order="deterministic").decode() + "\n")
+    try:
+        line = msgspec.json.encode(value, order="deterministic").decode()
+    except UnicodeEncodeError:
+        import json
+
+        line = json.dumps(msgspec.to_builtins(value, order="deterministic"))
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
 

@@ -173,7 +173,8 @@ def _show(console: Console, plan: ContainPlan) -> None:
         rows.append(("stop", "the job", "the command is ended in order"))
     if plan.freeze:
         rows.append(("freeze", f"run {plan.run}", "its checkpoints may not be promoted"))
-        rows += [("freeze", f"run {run}", "comes from it") for run in plan.descendants]
+        ties = dict.fromkeys(plan.by_bytes, "loaded bytes that this run saved, or comes from one that did")
+        rows += [("freeze", f"run {run}", ties.get(run, "recovers it")) for run in plan.descendants]
     rows += [("quarantine", move.path, move.reason) for move in plan.quarantine]
     if plan.revoke:
         rows.append(("revoke", f"the key of {plan.revoke}", "for good: a revoked key cannot be taken back"))

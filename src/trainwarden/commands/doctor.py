@@ -92,7 +92,7 @@ def record_first_steps(store: Store, console: Console, argv: list[str], steps: i
     import msgspec
 
     from trainwarden.audit.trying import STEPS_ENV, TRIER
-    from trainwarden.commands.run import progress_bar, tell
+    from trainwarden.commands.run import Terminal, progress_bar
     from trainwarden.config import AuditConfig, LogConfig, load_config
     from trainwarden.record.bootstrap import RECORDER_ENV
     from trainwarden.seal.command import parse_command
@@ -113,7 +113,7 @@ def record_first_steps(store: Store, console: Console, argv: list[str], steps: i
             store,
             config,
             key,
-            on_event=lambda event: tell(console, bar, event),
+            on_event=Terminal(console, bar).tell,
             progress=bar,
         )
     return result.exit_code, result.run_id

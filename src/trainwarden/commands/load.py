@@ -33,14 +33,16 @@ def add(subparsers: Subparsers[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load and tell."""
     from trainwarden.gate.loader import contents, load
+    from trainwarden.report.words import clean
 
     told = contents(load(args.path, store=nearest_store(args)))
     if args.json:
         print_json({"path": str(args.path), "tensors": told.tensors, "others": told.others})
         return CLEAN
-    width = max((len(t.name) for t in told.tensors), default=0)
-    for t in told.tensors:
-        print(f"{t.name:{width}}  {t.dtype:14}  {'×'.join(map(str, t.shape)) or 'scalar'}")
+    names = [clean(t.name) for t in told.tensors]
+    width = max(map(len, names), default=0)
+    for name, t in zip(names, told.tensors, strict=True):
+        print(f"{name:{width}}  {t.dtype:14}  {'×'.join(map(str, t.shape)) or 'scalar'}")
     total = sum(t.size for t in told.tensors)
     print(f"{len(told.tensors):,} tensors, {total:,} bytes; {told.others:,} other values")
     return CLEAN

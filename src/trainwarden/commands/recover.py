@@ -37,7 +37,7 @@ _EXIT = (
     "  3  the call or its input is wrong"
 )
 _SHOWN = 20
-_FIRST = "first; where it does not match, an older checkpoint takes this one's place"
+_FIRST = "first, each; where one does not match, an older checkpoint takes this one's place"
 _NOTHING_CHANGED = "nothing was changed; `--apply` does it"
 
 
@@ -163,7 +163,8 @@ def _table(console: Console, plan: Plan, alive: Sequence[Survivor]) -> None:
     for name in ("act", "what", "why"):
         table.add_column(name, overflow="fold")
     rows = [("end", f"process {p.pid}", f"outlived the run: {p.words}") for p in alive]
-    rows += [("replay", f"attempt {s.attempt}, steps {s.first}–{s.last}", _FIRST) for s in plan.audit]
+    replays = [f"attempt {s.attempt}, steps {s.first}–{s.last}" for s in plan.audit]
+    rows += [("replay", steps, "" if at else _FIRST) for at, steps in enumerate(replays)]
     rows += [("quarantine", m.path, m.reason) for m in plan.quarantine]
     rows += [("restore", r.path, f"{r.kind} file, from the store") for r in plan.restore]
     for act, path, why in rows[:_SHOWN]:

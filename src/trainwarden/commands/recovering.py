@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from trainwarden.commands.common import print_json
-from trainwarden.commands.run import progress_bar, say, shell_code, summary, tell
+from trainwarden.commands.run import Terminal, progress_bar, say, shell_code, summary
 from trainwarden.respond.chain import Chain, Link
 from trainwarden.respond.hears import Hears
 
@@ -31,6 +31,7 @@ class Shown(Hears):
         self._console, self._details = console, details
         self._bars = progress_bar(console)
         self._sealing = self._bars.__enter__()
+        self._terminal = Terminal(console, self._sealing, details)
         self._replaying: Progress | None = None
 
     def close(self) -> None:
@@ -67,7 +68,7 @@ class Shown(Hears):
             say(self._console, Text.from_markup(sentence(verdict)).plain)
 
     def event(self, event: Event) -> None:
-        tell(self._console, self._sealing, event, self._details)
+        self._terminal.tell(event)
 
     def sealing(self, done: int, total: int, label: str) -> None:
         if self._sealing is not None:

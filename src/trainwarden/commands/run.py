@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from trainwarden.respond.beside import Beside
     from trainwarden.store import Store
     from trainwarden.supervise.events import Event, RunResult
+    from trainwarden.supervise.responding import Told
 
 _EXIT = (
     "exit codes:\n"
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 store,
                 config,
                 SigningKey.load_or_create(),
-                on_event=lambda event: tell(console, bar, event, details),
+                on_event=Terminal(console, bar, details).tell,
                 progress=bar,
                 watcher=watcher_of(config),
                 config_file=config_file,
@@ -259,36 +260,52 @@ def shows_details(config: Config, show_findings: str | None) -> bool:
     return all(channel.audience != "security" for channel in config.alerts)
 
 
-def tell(console: Console, bar: _SealBar | None, event: Event, details: bool = True) -> None:
-    """Say on stderr what the supervisor tells; without `details` of a finding only that there is one."""
-    from trainwarden.supervise.events import Notice, Started
-    from trainwarden.supervise.responding import Told
+class Terminal:
+    """Says on stderr what the supervisor tells; without `details` of a finding only that there is one."""
 
-    match event:
-        case Started():
-            if bar is not None:
-                bar.stop()
-            seal = event.seal.seal
-            files = seal.environment.files + seal.code.files + seal.data.files
-            say(console, f"guarding this as run {event.run_id} ({files:,} files sealed)")
-        case Notice():
-            say(console, event.sentence + (f" ({event.hint})" if event.hint else ""), "yellow")
-        case Finding() if details:
-            say(console, f"{event.severity.value} · {event.detector}: {event.seen}", _STYLE[event.severity])
-            if event.severity is not Severity.INFO and event.benign:
-                say(console, f"  could also be: {'; '.join(event.benign)}", "dim")
-        case Finding():
-            pass
-        case Told():
-            if not details and not event.update:
-                severity = event.alert.severity
-                mine = "" if severity is Severity.LOW else " This is probably not a bug of yours."
-                say(console, f"{severity.value} · something was found.{mine}", _STYLE[severity])
-                say(console, f"  details: the security channel, or trainwarden show {event.run}", "dim")
-            if event.action in _DONE:
-                say(console, f"policy: {_DONE[event.action].format(run=event.run)}", "bold")
-        case Undelivered():
-            say(console, f"alerts over {event.channel} do not arrive: {event.reason}", "yellow")
+    def __init__(self, console: Console, bar: _SealBar | None, details: bool = True) -> None:
+        self._console, self._bar, self._details = console, bar, details
+        self._said: set[tuple[str, ...]] = set()  # benign explanations: a package is thousands of files
+
+    def tell(self, event: Event) -> None:
+        """One event."""
+        from trainwarden.supervise.events import Notice, Started
+        from trainwarden.supervise.responding import Told
+
+        match event:
+            case Started():
+                if self._bar is not None:
+                    self._bar.stop()
+                seal = event.seal.seal
+                files = seal.environment.files + seal.code.files + seal.data.files
+                say(self._console, f"guarding this as run {event.run_id} ({files:,} files sealed)")
+            case Notice():
+                say(self._console, event.sentence + (f" ({event.hint})" if event.hint else ""), "yellow")
+            case Finding():
+                self._found(event)
+            case Told():
+                self._answered(event)
+            case Undelivered():
+                say(self._console, f"alerts over {event.channel} do not arrive: {event.reason}", "yellow")
+
+    def _found(self, finding: Finding) -> None:
+        if not self._details:
+            return
+        severity = finding.severity
+        say(self._console, f"{severity.value} · {finding.detector}: {finding.seen}", _STYLE[severity])
+        benign = (finding.detector, *finding.benign)
+        if severity is not Severity.INFO and finding.benign and benign not in self._said:
+            self._said.add(benign)
+            say(self._console, f"  could also be: {'; '.join(finding.benign)}", "dim")
+
+    def _answered(self, told: Told) -> None:
+        if not self._details and not told.update:
+            severity = told.alert.severity
+            mine = "" if severity is Severity.LOW else " This is probably not a bug of yours."
+            say(self._console, f"{severity.value} · something was found.{mine}", _STYLE[severity])
+            say(self._console, f"  details: the security channel, or trainwarden show {told.run}", "dim")
+        if told.action in _DONE:
+            say(self._console, f"policy: {_DONE[told.action].format(run=told.run)}", "bold")
 
 
 def summary(console: Console, result: RunResult) -> None:

@@ -7,6 +7,7 @@ that is exchanged between the two is not.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,8 +123,9 @@ def _copied(path: Path) -> int:
     """A private copy in memory, of which only this process has the descriptor."""
     fd = os.memfd_create("checkpoint", os.MFD_CLOEXEC)
     try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
+        with _opened(path) as file:
+            size = os.fstat(file).st_size  # what is written behind it from now on is not read
+            while (at := os.lseek(fd, 0, os.SEEK_CUR)) < size and (piece := os.pread(file, min(_PIECE, size - at), at)):
                 left = memoryview(piece)
                 while left:
                     left = left[os.write(fd, left) :]
@@ -131,6 +133,18 @@ def _copied(path: Path) -> int:
         os.close(fd)
         raise UsageError(f"{path} cannot be read: {e.strerror}", hint="give a file") from e
     return fd
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """The file, open; a pipe would keep the caller waiting, and a device has no end."""
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise OSError(0, "it is no regular file")
+        yield file
+    finally:
+        os.close(file)
 
 
 def _loaded(fd: int, kind: str, path: str, device: str) -> dict[str, torch.Tensor] | Any:

@@ -35,7 +35,7 @@ def manifest_of(path: Path, progress: Progress | None = None) -> CheckpointManif
     """The manifest of the checkpoint at `path`, a file or a folder.
 
     Raises:
-        UsageError: it is not there, holds no file, or something that is no regular file.
+        UsageError: it is not there, holds no file, or something that is no regular file or whose name is no UTF-8.
     """
     names = [path.name] if not path.is_dir() else sorted(_below(path))
     if not names:
@@ -95,6 +95,10 @@ def _cannot_list(e: OSError) -> None:
 
 
 def _file(root: Path, name: str, progress: Progress | None) -> CheckpointFile:
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise UsageError(
+            f"the name of {root / name} is no UTF-8", hint="a manifest names its files in UTF-8: rename it"
+        )
     ours, theirs, size = blake3(), hashlib.sha256(), 0
     try:
         fd = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -91,6 +91,29 @@ def refused(kind: str, part: str, why: str, *, offset: int = 0, field: str = "",
     return Refused(kind=kind, objections=(objection,))
 
 
+def in_unicode(decision: Decision) -> Decision:
+    """The decision, what is no Unicode in a file's names as escapes, so that logs and reports take them."""
+    match decision:
+        case Refused(kind=kind, objections=objections):
+            return Refused(
+                kind=kind,
+                objections=tuple(
+                    o._replace(
+                        part=_escaped(o.part), opcode=_escaped(o.opcode), name=_escaped(o.name), why=_escaped(o.why)
+                    )
+                    for o in objections
+                ),
+            )
+        case Undecided(kind=kind, why=why):
+            return Undecided(kind=kind, why=_escaped(why))
+        case Clean():
+            return decision
+
+
+def _escaped(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def in_json(scanned: Scanned) -> dict[str, object]:
     """What `trainwarden scan --json` says of a file: its fields, the decision's `type` among the decision's own."""
     decision: dict[str, object] = {"type": type(scanned.decision).__name__.lower(), **scanned.decision._asdict()}

@@ -26,6 +26,11 @@ def clean(text: str, limit: int = LONGEST) -> str:
     return "".join("\ufffd" if unicodedata.category(c) in _HIDDEN else c for c in text)
 
 
+def clean_lines(text: str) -> str:
+    """`text`, each of its lines made `clean`."""
+    return "\n".join(clean(line, 4 * LONGEST) for line in text.splitlines())
+
+
 def short(digest: str) -> str:
     """The first 12 digits of a digest."""
     return digest[:12] + "…" if len(digest) > 12 else digest or "none"

@@ -32,7 +32,7 @@ from trainwarden.errors import CannotDecide, LogLocked, StoreError, UsageError
 from trainwarden.keys import SigningKey
 from trainwarden.log.journal import LogWriter
 from trainwarden.model import CheckpointSaved, Contained, Quarantined, Restored, Standing, Undone, canonical
-from trainwarden.respond.disk import Note, digest_now, keep, put_back, take_away
+from trainwarden.respond.disk import Note, Restore, digest_now, keep, put_back, take_away
 from trainwarden.respond.hears import carry_out
 from trainwarden.respond.plan import Move, sealed_moves
 from trainwarden.seal.check import check_seal
@@ -53,6 +53,7 @@ class ContainPlan(msgspec.Struct, frozen=True, kw_only=True):
     job: Literal["", "hold", "stop"] = ""
     freeze: bool = False
     descendants: tuple[str, ...] = ()  # frozen with it
+    by_bytes: tuple[str, ...] = ()  # those of them that are told by equal bytes of a file alone (`descent`)
     quarantine: tuple[Move, ...] = ()
     revoke: str = ""  # the actor
 
@@ -92,13 +93,15 @@ def make_plan(
     if actor:
         _check_actor(store, actor)
     moves = tuple(_named(paths) if paths else _wrong(store, case)) if "quarantine" in wanted or paths else ()
+    below = descent.descendants(store, case.run)
     own = any(f.run == case.run for f in descent.frozen_by(store, case.run))
     return ContainPlan(
         run=case.run,
         running=state is not None,
         job=job,
         freeze="freeze" in wanted and not own,
-        descendants=descent.descendants(store, case.run),
+        descendants=below.runs,
+        by_bytes=below.by_bytes,
         quarantine=moves,
         revoke=actor,
     )
@@ -136,10 +139,10 @@ def apply_plan(
 def _quarantines(store: Store, run: RunDir, plan: ContainPlan, key: SigningKey, reason: str, by: str) -> Iterator[str]:
     for move in plan.quarantine:
         why = f"{move.reason}; {reason}" if reason else move.reason
-        digest, seen = keep(store, run, move.path, why)
+        ((digest, seen),) = keep(store, run, [(move.path, why)])
         entry = Quarantined(path=path_text(move.path), digest=digest, reason=why, by=by, wall_ns=time.time_ns())
         log_act(run, key, entry)
-        take_away(move.path, seen)
+        take_away([(move.path, seen)])
         yield f"quarantined {move.path} ({digest[:12]}): {move.reason}"
 
 
@@ -303,7 +306,8 @@ def _put_back(store: Store, run: RunDir, moved: Quarantined, key: SigningKey) ->
         )
     if not now:
         link = os.fsdecode(store.get(moved.digest)) if note.link else ""
-        put_back(store, path, moved.digest, stat.S_IMODE(note.mode), link, note.mtime_ns // 1_000_000_000)
+        mode, mtime = stat.S_IMODE(note.mode), note.mtime_ns // 1_000_000_000
+        put_back(store, [Restore(path=path, digest=moved.digest, mode=mode, link=link, mtime=mtime)])
     log_act(run, key, Restored(path=moved.path, digest=moved.digest, wall_ns=time.time_ns()))
     return f"put {moved.path} back ({moved.digest[:12]})"
 

@@ -4,6 +4,7 @@ Rules
 -----
 * Nothing is deleted: a file leaves its place only when its bytes are durable in the store and the log says so.
 * A file is put back whole, beside its place first, then renamed over it.
+* Many files are made durable by one sync of their file system (a package is thousands of files), a few by their own.
 * A file that changes while it is being moved is left where it is.
 """
 
@@ -12,8 +13,9 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,10 +23,12 @@ import msgspec
 from blake3 import blake3
 
 from trainwarden.casefile import file_digest
-from trainwarden.durable import fsync_folder, hint_for, write_atomically
+from trainwarden.durable import fsync_folder, hint_for, sync_file_system, write_atomically
 from trainwarden.errors import CannotDecide, StoreError
 from trainwarden.seal.manifest import path_text
 from trainwarden.store import RunDir, Store
+
+_FEW = 8
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +45,17 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     wall_ns: int
 
 
+class Restore(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that is put back from the store. `link`: the target, when it is a symbolic link."""
+
+    path: str
+    digest: str
+    kind: str = ""  # "environment" | "code" | "data" | "checkpoint", "" where that is not asked
+    mode: int = 0o644
+    link: str = ""
+    mtime: int = -1  # seconds, −1: now
+
+
 def digest_now(path: str) -> str:
     """The digest of what is at `path`: a file's bytes, a link's target; "" when there is neither."""
     if os.path.islink(path):
@@ -48,33 +63,53 @@ def digest_now(path: str) -> str:
     return file_digest(Path(path)) if os.path.isfile(path) else ""
 
 
-def keep(store: Store, run: RunDir, path: str, reason: str) -> tuple[str, os.stat_result]:
-    """Make the bytes at `path` durable in the store and in the run's quarantine; their digest, and the file's state.
+def keep(store: Store, run: RunDir, moves: Sequence[tuple[str, str]]) -> list[tuple[str, os.stat_result]]:
+    """Make the bytes at paths durable in the store and in the run's quarantine; their digests, and the files' states.
+
+    `moves` are paths with the reason of each. Many are made durable together.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: one cannot be read.
         StoreError: the store cannot be written.
     """
+    few = len(moves) <= _FEW
+    kept = [_stored(store, path, few) for path, _ in moves]
+    store.sync()
+    with disk_errors("move files to quarantine"):
+        run.quarantine.mkdir(exist_ok=True)
+        for (path, reason), (digest, before) in zip(moves, kept, strict=True):
+            _link_or_copy(store.object_path(digest), run.quarantine / digest)
+            name = run.quarantine / f"{digest}.{blake3(os.fsencode(path)).hexdigest()[:8]}.json"
+            note = msgspec.json.encode(_note(path, digest, reason, before))
+            if few:
+                write_atomically(name, note)
+            else:
+                name.write_bytes(note)
+        if not few:
+            sync_file_system(run.quarantine)
+    return kept
+
+
+def _stored(store: Store, path: str, fsync: bool) -> tuple[str, os.stat_result]:
     with disk_errors(f"move {path} to quarantine"):
         before = os.lstat(path)
-        link = os.path.islink(path)
-        digest = store.put_bytes(os.fsencode(os.readlink(path))) if link else store.put_file(Path(path))
-        note = Note(
-            path=path_text(path),
-            digest=digest,
-            reason=reason,
-            link=link,
-            mode=before.st_mode,
-            uid=before.st_uid,
-            gid=before.st_gid,
-            mtime_ns=before.st_mtime_ns,
-            wall_ns=time.time_ns(),
-        )
-        run.quarantine.mkdir(exist_ok=True)
-        _link_or_copy(store.object_path(digest), run.quarantine / digest)
-        name = f"{digest}.{blake3(os.fsencode(path)).hexdigest()[:8]}.json"
-        write_atomically(run.quarantine / name, msgspec.json.encode(note))
-    return digest, before
+        if stat.S_ISLNK(before.st_mode):
+            return store.put_bytes(os.fsencode(os.readlink(path)), fsync=fsync), before
+        return store.put_file(Path(path), fsync=fsync), before
+
+
+def _note(path: str, digest: str, reason: str, seen: os.stat_result) -> Note:
+    return Note(
+        path=path_text(path),
+        digest=digest,
+        reason=reason,
+        link=stat.S_ISLNK(seen.st_mode),
+        mode=seen.st_mode,
+        uid=seen.st_uid,
+        gid=seen.st_gid,
+        mtime_ns=seen.st_mtime_ns,
+        wall_ns=time.time_ns(),
+    )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -86,22 +121,33 @@ def _link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def take_away(path: str, seen: os.stat_result) -> None:
-    """Remove a file whose bytes are kept, if it still is what it was then.
+def take_away(kept: Sequence[tuple[str, os.stat_result]]) -> None:
+    """Remove files whose bytes are kept, those that still are what they were then; durable on return.
 
     Raises:
-        CannotDecide: somebody wrote to it meanwhile.
-        StoreError: it cannot be removed.
+        CannotDecide: somebody wrote to one meanwhile; those before it are gone.
+        StoreError: one cannot be removed.
     """
-    with disk_errors(f"move {path} to quarantine"):
-        now = os.lstat(path)
-        if (now.st_ino, now.st_size, now.st_mtime_ns) != (seen.st_ino, seen.st_size, seen.st_mtime_ns):
-            raise CannotDecide(
-                f"{path} was written to while it was moved to quarantine",
-                hint="stop the job that writes it, then recover again",
-            )
-        os.unlink(path)
-        fsync_folder(Path(path).parent)
+    folders: dict[Path, None] = {}
+    try:
+        for path, seen in kept:
+            with disk_errors(f"move {path} to quarantine"):
+                _remove(path, seen)
+                folders[Path(path).parent] = None
+    finally:
+        with disk_errors("move files to quarantine"):
+            for folder in folders:
+                fsync_folder(folder)
+
+
+def _remove(path: str, seen: os.stat_result) -> None:
+    now = os.lstat(path)
+    if (now.st_ino, now.st_size, now.st_mtime_ns) != (seen.st_ino, seen.st_size, seen.st_mtime_ns):
+        raise CannotDecide(
+            f"{path} was written to while it was moved to quarantine",
+            hint="stop the job that writes it, then recover again",
+        )
+    os.unlink(path)
 
 
 def remove_if_empty(folder: str) -> bool:
@@ -113,40 +159,51 @@ def remove_if_empty(folder: str) -> bool:
     return True
 
 
-def put_back(store: Store, path: str, digest: str, mode: int, link: str = "", mtime: int = -1) -> None:
-    """Put an object, or a link to `link`, at `path`, durably and in one step.
+def put_back(store: Store, files: Sequence[Restore]) -> None:
+    """Put objects at their places, each in one step; durable on return, many together.
 
     Raises:
-        StoreTampered: the object is not what it was stored as.
-        StoreError: there is no such object, or the place cannot be written.
+        StoreTampered: an object is not what it was stored as.
+        StoreError: there is no such object, or a place cannot be written.
     """
-    target = Path(path)
-    with disk_errors(f"restore {path}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temp = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
-        try:
-            if link:
-                os.symlink(link, temp)
-            else:
-                _copy_object(store, digest, temp, mode, mtime)
-            os.replace(temp, target)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
-        fsync_folder(target.parent)
-
-
-def _copy_object(store: Store, digest: str, temp: Path, mode: int, mtime: int) -> None:
-    store.check(digest)
-    shutil.copyfile(store.object_path(digest), temp)
-    os.chmod(temp, mode)
-    if mtime >= 0:
-        os.utime(temp, (mtime, mtime))
-    fd = os.open(temp, os.O_RDONLY)
+    few = len(files) <= _FEW
+    ready: list[tuple[Path, Path]] = []
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        for file in files:
+            target = Path(file.path)
+            with disk_errors(f"restore {file.path}"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                ready.append((target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp"), target))
+                _make(store, file, ready[-1][0], few)
+        folders = dict.fromkeys(target.parent for _, target in ready)
+        with disk_errors("restore files"):
+            for folder in {os.stat(f).st_dev: f for f in folders}.values() if not few else ():
+                sync_file_system(folder)
+            for temp, target in ready:
+                os.replace(temp, target)
+            for folder in folders:
+                fsync_folder(folder)
+    except BaseException:
+        for temp, _ in ready:
+            temp.unlink(missing_ok=True)
+        raise
+
+
+def _make(store: Store, file: Restore, temp: Path, fsync: bool) -> None:
+    if file.link:
+        os.symlink(file.link, temp)
+        return
+    store.check(file.digest)
+    shutil.copyfile(store.object_path(file.digest), temp)
+    os.chmod(temp, file.mode)
+    if file.mtime >= 0:
+        os.utime(temp, (file.mtime, file.mtime))
+    if fsync:
+        fd = os.open(temp, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from trainwarden.model import (
     Segment,
     Standing,
 )
-from trainwarden.respond.disk import digest_now
+from trainwarden.respond.disk import Restore, digest_now
 from trainwarden.respond.newcomers import all_below, came_along, new_folders
 from trainwarden.respond.point import Point, find_point
 from trainwarden.seal.check import KINDS, boundaries_of, check_seal, expected
@@ -59,17 +59,6 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     reason: str
     replaced: bool = False
-
-
-class Restore(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that is put back from the store. `link`: the target, when it is a symbolic link."""
-
-    path: str
-    digest: str
-    kind: str  # "environment" | "code" | "data" | "checkpoint"
-    mode: int = 0o644
-    link: str = ""
-    mtime: int = -1  # seconds, −1: now
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ Rules
 * Order: quarantine → restore → compare with the seal → seal again → start. Each act is logged in the run that
   is recovered: a `Quarantined` before the file leaves its place, a `Restored` after it is back, and a
   `Recovered` when the new run has its log and before its command starts.
+* Files are moved and put back in groups of `_TOGETHER`: each group is durable, then logged, then the next one begins.
 * Every act can be repeated: after a failure half-way, the same call makes a new plan of what is left to do.
 * The new run's environment and code must be those of the old seal, or its command is not started. Caches that
   Python itself has written from sealed sources since, and files beside the code that nothing imports, are no
@@ -20,6 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import TypeVar
 
 from trainwarden.casefile import read_entries
 from trainwarden.config import Config
@@ -53,6 +55,9 @@ from trainwarden.supervise.ledger import NoWatcher, Watcher
 from trainwarden.supervise.responding import Response
 from trainwarden.supervise.supervisor import supervise
 
+T = TypeVar("T")
+_TOGETHER = 512
+
 
 def apply_plan(
     store: Store,
@@ -81,8 +86,8 @@ def apply_plan(
         )
     with closing(LogWriter.open(run.log, key)) as log:
 
-        def append(entry: Entry) -> None:
-            log.append([canonical(entry)])
+        def append(entries: Sequence[Entry]) -> None:
+            log.append([canonical(entry) for entry in entries])
 
         carry_out(_quarantines(store, run, plan, append), on_act, "files quarantined")
         inside_out = sorted(plan.folders, key=len, reverse=True)
@@ -92,20 +97,26 @@ def apply_plan(
     _check(store, seal, plan, KINDS[1:] if clean_room else KINDS)
 
 
-def _quarantines(store: Store, run: RunDir, plan: Plan, append: Callable[[Entry], None]) -> Iterator[str]:
-    for move in plan.quarantine:
-        digest, seen = keep(store, run, move.path, move.reason)
-        append(Quarantined(path=move.path, digest=digest, reason=move.reason, wall_ns=time.time_ns()))
-        if not move.replaced:
-            take_away(move.path, seen)
-        yield f"quarantined {move.path} ({digest[:12]}): {move.reason}"
+def _quarantines(store: Store, run: RunDir, plan: Plan, append: Callable[[Sequence[Entry]], None]) -> Iterator[str]:
+    for moves in _together(plan.quarantine):
+        kept = keep(store, run, [(m.path, m.reason) for m in moves])
+        pairs = list(zip(moves, kept, strict=True))
+        now = time.time_ns()
+        append([Quarantined(path=m.path, digest=digest, reason=m.reason, wall_ns=now) for m, (digest, _) in pairs])
+        take_away([(m.path, seen) for m, (_, seen) in pairs if not m.replaced])
+        yield from (f"quarantined {m.path} ({digest[:12]}): {m.reason}" for m, (digest, _) in pairs)
 
 
-def _restorations(store: Store, plan: Plan, append: Callable[[Entry], None]) -> Iterator[str]:
-    for back in plan.restore:
-        put_back(store, back.path, back.digest, back.mode, back.link, back.mtime)
-        append(Restored(path=back.path, digest=back.digest, wall_ns=time.time_ns()))
-        yield f"restored {back.path} ({back.digest[:12]})"
+def _restorations(store: Store, plan: Plan, append: Callable[[Sequence[Entry]], None]) -> Iterator[str]:
+    for files in _together(plan.restore):
+        put_back(store, files)
+        append([Restored(path=f.path, digest=f.digest, wall_ns=time.time_ns()) for f in files])
+        yield from (f"restored {f.path} ({f.digest[:12]})" for f in files)
+
+
+def _together(files: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Files that are made durable, and logged, as one."""
+    return (files[at : at + _TOGETHER] for at in range(0, len(files), _TOGETHER))
 
 
 def _check(store: Store, seal: SignedSeal, plan: Plan, kinds: Sequence[str]) -> None:

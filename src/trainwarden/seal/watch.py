@@ -28,32 +28,19 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import msgspec
-from blake3 import blake3
-
-from trainwarden.errors import TrainWardenError, UsageError
+from trainwarden.errors import TrainWardenError
 from trainwarden.model import FileChanged, Seal, SignedSeal
-from trainwarden.seal.cache import Digest, Item, item_of, read_digest
-from trainwarden.seal.check import (
-    Expected,
-    boundaries_of,
-    check_seal,
-    expected,
-    judge,
-    libraries_of,
-    roots_of,
-    unsigned,
-)
+from trainwarden.seal.cache import Item, item_of
+from trainwarden.seal.check import boundaries_of, check_seal, libraries_of, unsigned
 from trainwarden.seal.imports import namespace_files
 from trainwarden.seal.inotify import Folders
 from trainwarden.seal.manifest import path_real
-from trainwarden.seal.pyc import source_of
 from trainwarden.seal.sweep import Sweep
+from trainwarden.seal.telling import Telling, is_import_folder
 from trainwarden.seal.walked import SealWalk
-from trainwarden.seal.walking import SITE_NAMES, importable, loadable, under, walk, walk_libraries
+from trainwarden.seal.walking import importable, under, walk, walk_libraries
 from trainwarden.store import Store
 
 _GATHER_SECONDS = 0.1  # events that come together are handled together
@@ -83,23 +70,16 @@ class FileWatch:
     ) -> None:
         self._store = store
         self._seal = unsigned(seal)
-        self._on_change = on_change
-        self._kinds = tuple(kinds)
         self._walk = seen
-        self._loaded: dict[str, Expected] = {}
+        self._files = Telling(store, self._seal, kinds, on_change, self._note, seen)
         self._bounds = boundaries_of(store, self._seal)
-        self._roots = {kind: roots_of(self._seal, kind) for kind in self._kinds}
         self._libraries = libraries_of(self._seal)
-        self._sources = _source_folders(self._sealed("code"), self._roots["code"]) if "code" in self._kinds else set()
         walked = seen.of(self._seal.environment) if seen else None
-        self._singles = walked.singles if walked else self._expect("environment").singles
-        self._latent: list[str] = []  # places where no folder was when the folders were entered
+        self._singles = walked.singles if walked else self._files.expect("environment").singles
         self._new_folders: set[str] = set()
         self._folder_times: dict[str, int] = {}
         self._sweep: Sweep | None = None
         self._seen: dict[str, Item | None] = {}
-        self._told: dict[str, str] = {}
-        self._guard = threading.Lock()
         self._handling = threading.Lock()
         self._folders = seen.folders if seen and seen.folders else Folders()
         self._stop = threading.Event()
@@ -112,7 +92,7 @@ class FileWatch:
     @property
     def folders(self) -> tuple[str, ...]:
         """The folders that hold what is looked at."""
-        roots = (root for roots in self._roots.values() for root in roots)
+        roots = (root for roots in self._files.roots.values() for root in roots)
         return tuple(dict.fromkeys((*roots, *map(os.path.dirname, self._singles))))
 
     @property
@@ -131,8 +111,9 @@ class FileWatch:
         """Begin to watch; on return every watch is set."""
         if not self._is_covered():
             self._enter()
-        self._latent = [r for k in self._kinds if k != "code" for r in self._roots[k] if not self._folders.has(r)]
-        for folder in sorted(self._sources):
+        files = self._files
+        files.latent = [r for k in files.kinds if k != "code" for r in files.roots[k] if not self._folders.has(r)]
+        for folder in sorted(self._files.sources):
             self._folders.enter_alone(folder)
         if walked := self._walk.of(self._seal.environment) if self._walk else None:
             self._seen = {p: item for p in walked.singles if walked.same(item := walked.items[p])}
@@ -155,12 +136,12 @@ class FileWatch:
     def look(self) -> None:
         """Compare everything with the seal now, through the digest cache, and tell what was not told yet."""
         try:
-            changes = check_seal(self._store, self._seal, self._kinds, walk=self._walk)
+            changes = check_seal(self._store, self._seal, self._files.kinds, walk=self._walk)
         except TrainWardenError as e:
             self._note(str(e))
             return
         for change in changes:
-            self._tell(path_real(change.path), change)
+            self._files.tell(path_real(change.path), change)
 
     def settle(self) -> None:
         """Look at everything that the kernel has told by now, and at what it does not tell of."""
@@ -205,18 +186,18 @@ class FileWatch:
         for path in happened.folders & concerned.keys():
             concerned.update(dict.fromkeys(self._around(path)))
         for path in concerned:
-            self._look_at(path)
+            self._files.look_at(path)
 
     def _again(self) -> None:
         """Something was missed, or lies elsewhere now: enter all folders again, and look at everything."""
         self._whole = False
         self._enter()
-        for folder in sorted(self._sources):
+        for folder in sorted(self._files.sources):
             self._folders.enter_alone(folder)
         self.look()
 
     def _enter(self) -> None:
-        for kind, roots in self._roots.items():
+        for kind, roots in self._files.roots.items():
             for root in roots if kind != "code" else ():
                 for _ in self._walked(root):
                     pass
@@ -224,11 +205,11 @@ class FileWatch:
     def _around(self, folder: str) -> Iterator[str]:
         """What a folder that came, went or was replaced concerns: sealed files below it, and new ones."""
         if folder in self._above:  # asked first: to go through all files for each of many events is what a flood wants
-            for kind in self._kinds:
-                yield from (p for p in self._sealed(kind) if p.startswith(folder + "/"))
+            for kind in self._files.kinds:
+                yield from (p for p in self._files.sealed(kind) if p.startswith(folder + "/"))
         if not os.path.isdir(folder) or os.path.islink(folder) or folder in self._bounds.skip:
             return
-        if self._kind_of_new(folder) == "code":
+        if self._files.kind_of_new(folder) == "code":
             self._new_folders.add(folder)
         else:
             yield from self._walked(folder)
@@ -247,34 +228,36 @@ class FileWatch:
         if self._folders.moved():
             self._again()
         self._look_beside_code()
-        appeared = (path for place in self._latent if os.path.lexists(place) for path in self._listed(place))
+        appeared = (path for place in self._files.latent if os.path.lexists(place) for path in self._listed(place))
         for path in (*self._singles, *appeared):
             item = item_of(path)
             if path not in self._seen or item != self._seen[path]:
                 self._seen[path] = item
-                self._look_at(path)
+                self._files.look_at(path)
 
     def _go_round(self) -> None:
         """A part of the slow round over everything."""
         if self._sweep is None:
-            self._sweep = Sweep((*(p for kind in self._kinds for p in self._sealed(kind)), *self._swept_folders()))
+            self._sweep = Sweep(
+                (*(p for kind in self._files.kinds for p in self._files.sealed(kind)), *self._swept_folders())
+            )
         for path in self._sweep.due():
             for concerned in (path, *self._entries(path)):
-                self._look_at(concerned)
+                self._files.look_at(concerned)
 
     def _swept_folders(self) -> Iterator[str]:
         """Folders in which something new would matter."""
-        for kind in self._kinds:
+        for kind in self._files.kinds:
             if kind != "code":
-                yield from self._roots[kind]
-                yield from (f for f in sorted(_folders(self._sealed(kind))) if under(f, self._roots[kind]))
-        yield from sorted(self._sources)
+                yield from self._files.roots[kind]
+                yield from (f for f in sorted(_folders(self._files.sealed(kind))) if under(f, self._files.roots[kind]))
+        yield from sorted(self._files.sources)
 
     @functools.cached_property
     def _above(self) -> frozenset[str]:
         """Every folder that a sealed file lies below."""
         found: set[str] = set()
-        for folder in {f for kind in self._kinds for f in _folders(self._sealed(kind))}:
+        for folder in {f for kind in self._files.kinds for f in _folders(self._files.sealed(kind))}:
             while folder not in found:
                 found.add(folder)
                 folder = folder.rpartition("/")[0]
@@ -292,7 +275,7 @@ class FileWatch:
             return
         for entry in listed:
             if entry.is_dir(follow_symlinks=False):
-                if entry.path not in self._above and self._kind_of_new(entry.path) != "code":
+                if entry.path not in self._above and self._files.kind_of_new(entry.path) != "code":
                     yield from self._walked(entry.path)
             else:
                 yield entry.path
@@ -300,9 +283,9 @@ class FileWatch:
     def _look_beside_code(self) -> None:
         """Packages that appeared beside the code, and folders that some sealed source would import (PEP 420)."""
         for folder in list(self._new_folders):
-            if _is_import_folder(folder):
+            if is_import_folder(folder):
                 for path in self._listed(folder):
-                    self._look_at(path)
+                    self._files.look_at(path)
         for folder in list(self._new_folders):
             if (state := _mtime(folder)) != self._folder_times.get(folder):
                 self._folder_times[folder] = state
@@ -310,11 +293,11 @@ class FileWatch:
                     self._look_for_namespaces()
 
     def _look_for_namespaces(self) -> None:
-        code = self._expect("code")
+        code = self._files.expect("code")
         try:
             beside = code.below_roots
-            for item in namespace_files(self._store, beside, self._bounds, lambda: self._expect("environment")):
-                self._tell(item.path, judge(self._store, code, item.path, item, _digest(item)))
+            for item in namespace_files(self._store, beside, self._bounds, lambda: self._files.expect("environment")):
+                self._files.look_at_item(code, item.path, item)
         except TrainWardenError as e:
             self._note(str(e))
 
@@ -324,102 +307,10 @@ class FileWatch:
         except TrainWardenError as e:
             self._note(str(e))
 
-    # ------------------------------------------------------------------ one file
-
-    def _expect(self, kind: str) -> Expected:
-        if kind not in self._loaded:
-            self._loaded[kind] = expected(self._store, self._seal, kind)
-        return self._loaded[kind]
-
-    def _sealed(self, kind: str) -> Collection[str]:
-        """The paths that the seal names; where the walk that made it is at hand, its manifest need not be read."""
-        walked = self._walk.of(getattr(self._seal, kind)) if self._walk else None
-        return walked.items if walked else self._expect(kind).files
-
-    def _look_at(self, path: str) -> None:
-        kind = next((k for k in self._kinds if path in self._sealed(k)), "")
-        item = item_of(path)
-        if not kind:
-            kind = self._kind_of_new(path) if item else ""
-            if not kind or item is None or not self._matters(kind, item):
-                return
-        try:
-            expect = self._expect(kind)
-            self._tell(path, judge(self._store, expect, path, item, _digest(item)))
-            for cache in _inert_caches(expect, path):
-                found = item_of(cache)
-                self._tell(cache, judge(self._store, expect, cache, found, _digest(found)))
-        except TrainWardenError as e:
-            self._note(f"{path}: {e}")
-
-    def _kind_of_new(self, path: str) -> str:
-        """The kind of the sealed folder that a path lies in, the innermost one, or ""."""
-        found = ("", "")
-        for kind, roots in self._roots.items():
-            for root in roots:
-                if (path == root or path.startswith(root.rstrip("/") + "/")) and len(root) > len(found[0]):
-                    found = (root, kind)
-        first = path[len(found[0]) + 1 :].partition("/")[0]
-        return "" if first in SITE_NAMES else found[1]
-
-    def _matters(self, kind: str, item: Item) -> bool:
-        if kind == "environment":
-            return loadable(item) or item.path in self._latent
-        folder = os.path.dirname(item.path)
-        return importable(item.path) and (folder in self._sources or _is_import_folder(folder))
-
-    def _tell(self, path: str, change: FileChanged | None) -> None:
-        with self._guard:
-            if change is None:
-                self._told.pop(path, None)
-                return
-            if self._told.get(path) == change.found:
-                return
-            change = self._quarantined(path, change)
-            self._told[path] = change.found
-            self._on_change(change)
-
-    def _quarantined(self, path: str, change: FileChanged) -> FileChanged:
-        """The change with its bytes in the store; `found` is what was kept, if it changed again meanwhile."""
-        try:
-            if os.path.islink(path):
-                kept = self._store.put_bytes(os.fsencode(os.readlink(path)))
-            elif change.found:
-                kept = self._store.put_file(Path(path))
-            else:
-                return change
-        except (OSError, TrainWardenError) as e:
-            self._note(f"{path} changed and could not be kept: {e}")
-            return change
-        return msgspec.structs.replace(change, found=kept)
-
     def _note(self, error: str) -> None:
         self._whole = False
         if error not in self.errors and len(self.errors) < _MOST_ERRORS:
             self.errors.append(error)
-
-
-def _inert_caches(expect: Expected, source: str) -> list[str]:
-    """The caches of a source that did not fit it when they were sealed: new times may have made them fit."""
-    if not source.endswith(".py"):
-        return []
-    found = ((path, source_of(path, expect.prefix)) for path, entry in expect.files.items() if entry.inert)
-    return [path for path, of in found if of and of[0] == source]
-
-
-def _digest(item: Item | None) -> Digest | None:
-    if item is None:
-        return None
-    if item.link is not None:
-        return Digest(blake3(os.fsencode(item.link)).hexdigest(), b"")
-    try:
-        return read_digest(item.path)
-    except UsageError:
-        return None  # gone again, or made unreadable: told as a file whose bytes are not had
-
-
-def _source_folders(sealed: Iterable[str], roots: Iterable[str]) -> set[str]:
-    return {f for f in {*map(os.path.dirname, sealed), *roots} if os.path.isdir(f)}
 
 
 def _folders(paths: Iterable[str]) -> set[str]:
@@ -431,13 +322,3 @@ def _mtime(path: str) -> int:
         return os.lstat(path).st_mtime_ns
     except OSError:
         return 0
-
-
-def _is_import_folder(folder: str) -> bool:
-    """A package, or the cache folder of one."""
-    if os.path.basename(folder) == "__pycache__":
-        folder = os.path.dirname(folder)
-    try:
-        return any(name.startswith("__init__.") for name in os.listdir(folder))
-    except OSError:
-        return False

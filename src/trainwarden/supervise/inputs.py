@@ -100,6 +100,8 @@ class InputDesk:
         if self._manifest is not None and self._expected and not self._listed:
             sizes = f"which lists {self._manifest.size} samples of {len(self._manifest.names)} tensors"
             self._gap(-1, -1, -1, f"no sample of the run was compared with the manifest of samples, {sizes}")
+        if self._rows is not None and (self._thread is None or not self._thread.is_alive()):
+            self._rows.close()
 
     def _drain(self, thread: threading.Thread, timeout: float) -> None:
         try:

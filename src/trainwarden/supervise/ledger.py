@@ -12,6 +12,8 @@ Rules
   `Gap` once writing works. Nothing that was not written is ever acknowledged.
 * A watcher (the detectors) sees every entry in log order after it became durable; its findings are entries
   too.
+* A finding that names no entry (of the watcher itself, of what never became one) is given the newest ones of the ranks
+  that it is of, or of its attempt, or else the first: the seal that the run stands on.
 * This module is trusted with the order of the log and with nothing else: whoever controls it can leave
   entries out, and cannot change those under a signed tree head.
 """
@@ -21,9 +23,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from trainwarden.errors import LogError, StoreError, TrainWardenError
 from trainwarden.model import Detail, Entry, Finding, Gap, Stage, StepRecord, canonical
@@ -117,6 +121,7 @@ class Ledger:
         self._max_waiting = max_waiting
         self._writers: dict[tuple[int, int], DetailWriter] = {}
         self._counts = _Counts()
+        self._newest: dict[tuple[int, int], int] = {}  # (attempt, rank) → index of the newest entry about it
         self._lost: dict[tuple[int, int], _Loss] = {}
         self._trouble = ""
         self._failures = 0
@@ -224,6 +229,7 @@ class Ledger:
             gaps = [_gap(where, loss, self._trouble) for where, loss in self._lost.items()]
             counted = {where: loss.entries for where, loss in self._lost.items()}
         batch += [_Item(gap, canonical(gap), None, None) for gap in gaps]
+        batch[:] = [self._grounded(item) for item in batch]
         try:
             self._write_details(batch)
             indexes = self._log.append([item.leaf for item in batch])
@@ -242,6 +248,15 @@ class Ledger:
         if trouble:
             self._on_trouble("The log can be written again.", "")
         return indexes
+
+    def _grounded(self, item: _Item) -> _Item:
+        finding = item.entry
+        if not isinstance(finding, Finding) or finding.evidence or not self._newest:
+            return item
+        of_attempt = {rank: index for (attempt, rank), index in self._newest.items() if attempt == finding.attempt}
+        known = [index for rank, index in of_attempt.items() if rank in (finding.ranks or of_attempt)]
+        entry = msgspec.structs.replace(finding, evidence=tuple(sorted(known)) or (0,))
+        return replace(item, entry=entry, leaf=canonical(entry))
 
     def _write_details(self, batch: list[_Item]) -> None:
         touched: set[tuple[int, int]] = set()
@@ -270,6 +285,9 @@ class Ledger:
         for item, index in zip(batch, indexes, strict=True):
             if item.done is not None:
                 item.done(index)
+            if not isinstance(item.entry, Finding):
+                where = getattr(item.entry, "attempt", -1), getattr(item.entry, "rank", -1)
+                self._newest[where] = index
             if isinstance(item.entry, StepRecord):
                 self._counts.records += 1
             elif isinstance(item.entry, Finding):

@@ -11,6 +11,7 @@ Rules
 from __future__ import annotations
 
 import struct
+from io import FileIO
 from pathlib import Path
 
 import msgspec
@@ -43,22 +44,33 @@ _decoder = msgspec.msgpack.Decoder(Rows)
 
 
 class RowFile:
-    """Appends batches; used by one thread."""
+    """Appends batches; used by one thread. `close` once; an `append` afterwards opens the file again."""
 
     def __init__(self, private: Path) -> None:
-        self._private = private
+        self._path, self._older = private / _NEW, private / _OLD
+        self._file: FileIO | None = None
 
     def append(self, rows: Rows) -> None:
         """Keep a batch. Raises StoreError."""
         data = _encoder.encode(rows)
-        path = self._private / _NEW
         try:
-            if path.exists() and path.stat().st_size + len(data) > MOST_BYTES:
-                path.replace(self._private / _OLD)
-            with path.open("ab") as file:
-                file.write(_LENGTH.pack(len(data)) + data)
+            self._open(len(data)).write(_LENGTH.pack(len(data)) + data)
         except OSError as e:
-            raise StoreError(f"cannot write {path}: {e.strerror}", hint=hint_for(e)) from e
+            raise StoreError(f"cannot write {self._path}: {e.strerror}", hint=hint_for(e)) from e
+
+    def close(self) -> None:
+        """Let the file go."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self, more: int) -> FileIO:
+        if self._file is not None and self._file.tell() + more > MOST_BYTES:
+            self.close()
+            self._path.replace(self._older)
+        if self._file is None:
+            self._file = self._path.open("ab", buffering=0)  # unbuffered: who explains a batch reads it meanwhile
+        return self._file
 
 
 def read_rows(private: Path, attempt: int, steps: range) -> dict[tuple[int, int], list[Rows]]:

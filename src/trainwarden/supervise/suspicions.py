@@ -1,6 +1,7 @@
 """What a connection by itself gives cause to suspect: findings of `recorder`, which no detector raises.
 
-They are of what was said on a socket, before anything of it is an entry of the log: no log index is their evidence.
+They are of what was said on a socket, before anything of it is an entry of the log: the ledger gives them the newest
+entries of their rank as evidence.
 """
 
 from __future__ import annotations

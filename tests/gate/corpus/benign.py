@@ -102,7 +102,7 @@ def _npy(value: object) -> bytes:
     return out.getvalue()
 
 
-def _joblib(compress: object = 0) -> bytes:
+def joblib_file(compress: object = 0) -> bytes:
     arrays = {"w": np.arange(1000.0).reshape(10, 100), "f": np.asfortranarray(np.ones((3, 4), np.float32))}
     out = io.BytesIO()
     joblib.dump({**arrays, "o": np.array([{"a": 1}, None], dtype=object), "s": np.float32(2)}, out, compress=compress)
@@ -194,13 +194,13 @@ def _gguf(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _npz() -> bytes:
+def npz() -> bytes:
     out = io.BytesIO()
     np.savez_compressed(out, a=np.arange(9), b=np.array([{"a": 1}, None], dtype=object))
     return out.getvalue()
 
 
-def _tar(data: bytes) -> bytes:
+def tar_file(data: bytes) -> bytes:
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         info = tarfile.TarInfo("model.pt")
@@ -261,7 +261,7 @@ def benign(folder: Path) -> dict[str, bytes]:
         "numpy-proto5.pkl": pickle.dumps({"x": np.arange(1000.0)}, 5),
         "objects.npy": _npy(np.array([{"a": 1}, [1, 2]], dtype=object)),
         "plain.npy": _npy(np.arange(12).reshape(3, 4)),
-        "arrays.npz": _npz(),
+        "arrays.npz": npz(),
         "several.pkl": pickle.dumps({"a": 1}) + pickle.dumps([2]),
         "proto0.pkl": pickle.dumps({"a": [1, "x", None]}, 0),
         "proto1.pkl": pickle.dumps({"a": [1, "x", 1.5]}, 1),
@@ -269,15 +269,15 @@ def benign(folder: Path) -> dict[str, bytes]:
         "plain.pkl.bz2": bz2.compress(plain),
         "plain.pkl.xz": lzma.compress(plain),
         "plain.joblib": zlib.compress(plain),
-        "arrays.joblib": _joblib(),
-        "arrays-zlib.joblib": _joblib(3),
-        "arrays.joblib.lzma": _joblib(("lzma", 3)),
+        "arrays.joblib": joblib_file(),
+        "arrays-zlib.joblib": joblib_file(3),
+        "arrays.joblib.lzma": joblib_file(("lzma", 3)),
         "model.keras": keras_file(KERAS),
         "model.h5": h5_file(model_config=json.dumps(json.loads(KERAS)), keras_version="3.15.1"),
         "model.weights.h5": h5_file(),
         "model.onnx": onnx_file(),
         "model.gguf": _gguf(folder),
-        "model.tar": _tar(_saved(model.state_dict())),
+        "model.tar": tar_file(_saved(model.state_dict())),
         "model.safetensors": save(model.state_dict()),
         "config.json": json.dumps({"model_type": "llama", "hidden_size": 8, "torch_dtype": "float32"}).encode(),
         "tokenizer_config.json": json.dumps({"tokenizer_class": "X", "chat_template": CHAT}).encode(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from trainwarden.errors import UsageError
-from trainwarden.gate.results import Decision, Scanned, Undecided
+from trainwarden.gate.results import Decision, Scanned, Undecided, in_unicode
 from trainwarden.gate.scan.judge import judge
 from trainwarden.gate.scan.place import Budget, Place
 from trainwarden.gate.scan.window import Window
@@ -37,12 +37,14 @@ def scan_open(fd: int, path: str) -> Scanned:
     """The decision on the file that `fd` is open on; `path` is what it is called."""
     before = os.fstat(fd)
     if not stat.S_ISREG(before.st_mode):
-        return Scanned(path=path, size=0, decision=Undecided(kind="unread", why="it is no regular file"))
+        folder = "a link to a folder, which is not followed: name the folder itself"
+        why = folder if stat.S_ISDIR(before.st_mode) else "it is no regular file"
+        return Scanned(path=path, size=0, decision=Undecided(kind="unread", why=why))
     decision = _decided(Window(fd, 0, before.st_size), os.path.basename(path))
     after = os.fstat(fd)
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         decision = Undecided(kind=decision.kind, why="it changed while it was read")
-    return Scanned(path=path, size=before.st_size, decision=decision)
+    return Scanned(path=path, size=before.st_size, decision=in_unicode(decision))
 
 
 def _decided(window: Window, name: str) -> Decision:

@@ -20,6 +20,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from trainwarden.model import Foreign, HostCrowded
 from trainwarden.supervise import proc
@@ -38,6 +39,44 @@ _ACCELERATOR_LOOKS = 60  # looks between looks at accelerators
 _QUERY = ("--query-compute-apps=gpu_uuid,pid,used_memory,process_name", "--format=csv,noheader,nounits")
 
 
+class Waited(NamedTuple):
+    """How much a rank waited over the newest looks, and what is usual. `calm`: that is usual too; `harm`: too much."""
+
+    share: float
+    usual: float
+    calm: bool
+    harm: bool
+
+
+class Usual:
+    """What share of the time ranks usually wait in this run, learned look by look (rule 2 above)."""
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=600)
+        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._looks = 0
+
+    def add(self, share: float) -> Waited:
+        """Another look."""
+        usual = sorted(self._usual)[len(self._usual) // 2] if self._usual else 0.0
+        rise = max(LEAST_RISE, min((RISE - 1) * usual, MOST_RISE))
+        known = self._looks >= FIRST
+        oldest = self._recent[0] if len(self._recent) == WINDOW else None
+        self._recent.append(share)
+        waited = sum(self._recent) / len(self._recent)
+        calm = waited <= usual + rise / 2
+        if not known:
+            self._usual.append(share)
+        elif oldest is not None and self._looks - WINDOW >= FIRST and calm:
+            self._usual.append(oldest)
+        self._looks += 1
+        return Waited(waited, usual, calm, harm=known and len(self._recent) == WINDOW and waited > usual + rise)
+
+    def wait_again(self) -> None:
+        """No harm is seen before another window is full."""
+        self._recent.clear()
+
+
 class Crowds:
     """Watches how long ranks wait for CPUs."""
 
@@ -49,10 +88,8 @@ class Crowds:
         self._smi = shutil.which("nvidia-smi")
         self._before: dict[int, float] = {}  # pid → seconds that it waited
         self._looked = 0.0
-        self._usual: deque[float] = deque(maxlen=600)
-        self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._usual = Usual()
         self._told = False
-        self._judged = 0  # looks that gave a share
         self._looks = 0
         self._told_devices: set[tuple[str, int]] = set()
 
@@ -74,28 +111,17 @@ class Crowds:
         return max(shares, default=-1.0) if span > 0 else -1.0
 
     def _judge(self, ranks: list[Live], share: float) -> None:
-        usual = sorted(self._usual)[len(self._usual) // 2] if self._usual else 0.0
-        rise = max(LEAST_RISE, min((RISE - 1) * usual, MOST_RISE))
-        known = self._judged >= FIRST
-        oldest = self._recent[0] if len(self._recent) == WINDOW else None
-        self._recent.append(share)
-        waited = sum(self._recent) / len(self._recent)
-        calm = waited <= usual + rise / 2
-        if not known:
-            self._usual.append(share)
-        elif oldest is not None and self._judged - WINDOW >= FIRST and calm:
-            self._usual.append(oldest)
-        self._judged += 1
-        if calm:
+        waited = self._usual.add(share)
+        if waited.calm:
             self._told = False
-        if not known or waited <= usual + rise or len(self._recent) < WINDOW or self._told:
+        if not waited.harm or self._told:
             return
         processes = foreign(ranks, self._host.supervisor_pid)
         self._told = bool(processes)
         if processes:
-            self._tell(ranks, "cpu", processes, waited, usual)
+            self._tell(ranks, "cpu", processes, waited.share, waited.usual)
         else:
-            self._recent.clear()  # a window later, whoever it is may be seen
+            self._usual.wait_again()  # a window later, whoever it is may be seen
 
     def _tell(
         self, ranks: list[Live], kind: str, processes: tuple[Foreign, ...], share: float = 0.0, usual: float = 0.0
