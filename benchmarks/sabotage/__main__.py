@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 FULL = bool(os.environ.get("FULL"))
 BUDGET = float("inf") if FULL else 520.0
-USUAL = (*matrix.FURTHER, matrix.SMALL, matrix.FIRST)  # each gets an equal share of the time, and what others left
+USUAL = (*matrix.FURTHER, matrix.SMALL, matrix.FIRST)  # in this order
+SHARE = 1 / 8  # of the time at most for each of the further ones, so that the small job has a case of most techniques
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usual = ("toy",) if given.part == "traincheck" else WORKLOADS if FULL else USUAL
     names = list(given.workload or usual) if given.part != "show" else []
     done, begun = True, time.monotonic()
-    for i, name in enumerate(names):
+    for name in names:
         left = given.budget - (time.monotonic() - begun)
         if given.part == "traincheck":
             done &= traincheck.run(name, techniques, left)
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             cases = (matrix.whole if FULL else matrix.sampled)(techniques, name, among)
             done &= run(name, techniques, cases, ledger, left)
         else:
-            done &= run(name, techniques, matrix.usual(techniques, name), ledger, left / (len(names) - i))
+            most = min(left, given.budget * SHARE) if name in matrix.FURTHER else left
+            done &= run(name, techniques, matrix.usual(techniques, name), ledger, most)
     if not ledger.rows:
         raise SystemExit("error: no case is done yet\nhint: python -m benchmarks.sabotage run")
     summary = sum_up(ledger, load())

@@ -8,6 +8,7 @@ one (`FULL=1`) has every variant on every seed, all audited. What a workload has
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,7 +63,18 @@ def sampled(techniques: Sequence[Technique], workload: str, workloads: Mapping[s
         home = SMALL if SMALL in homes else homes[0] if homes else ""
         if workload == home and first_with(t.twin, techniques) is t:
             twins.append(Case("twin", t.id, t.twin.name, workload, SEEDS[0]))
-    return [*_honest(workload, HONEST), *attacks, *twins]
+    return [*_honest(workload, HONEST), *_in_turn(attacks), *twins]
+
+
+def _in_turn(attacks: Sequence[Case]) -> list[Case]:
+    """The first of every technique, then the second of each that has one: what is left out when the time is up is more
+    of the same."""
+    turns: Counter[str] = Counter()
+    placed = []
+    for case in attacks:
+        turns[case.technique] += 1
+        placed.append((turns[case.technique], case))
+    return [case for _, case in sorted(placed, key=lambda p: p[0])]
 
 
 def usual(techniques: Sequence[Technique], workload: str) -> list[Case]:

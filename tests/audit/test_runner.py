@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from trainwarden import wire
@@ -25,3 +28,20 @@ def test_a_replay_that_only_tells_of_gaps_is_ended() -> None:
         assert len(stage.problems) == MOST_GAPS + 1
     finally:
         runner.end(processes)
+
+
+def test_a_replays_temporary_folder_is_its_own_and_holds_what_the_jobs_own_one_had(tmp_path: Path) -> None:
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "staged" / "data.bin").write_bytes(b"data")
+    rank: Any = SimpleNamespace(plan=SimpleNamespace(capture=str(tmp_path / "capture" / "rank-0")))
+    space: Any = SimpleNamespace(scratch=tmp_path / "space")
+    (tmp_path / "s").mkdir()
+    env = {"TMPDIR": str(tmp_path / "staged"), "MLFLOW_TRACKING_URI": "https://tracker", "WANDB_MODE": "online"}
+    told = runner._apart(rank, env, space, str(tmp_path / "s" / "socket"))
+    assert Path(told["TMPDIR"], "data.bin").read_bytes() == b"data"
+    assert Path(told["TMPDIR"]).parent == tmp_path / "s"
+    assert told[runner.ELSEWHERE_ENV].split(os.pathsep) == [str(tmp_path / f) for f in ("space", "s", "capture")]
+    assert told["MLFLOW_TRACKING_URI"].startswith(f"file://{space.scratch}")
+    assert told["WANDB_MODE"] == "offline"
+    shared = runner._apart(rank, {"TMPDIR": "/tmp"}, space, str(tmp_path / "s" / "socket"))
+    assert "MLFLOW_TRACKING_URI" not in shared

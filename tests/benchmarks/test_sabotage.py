@@ -130,6 +130,9 @@ def test_the_sampled_matrix_has_every_technique_and_its_twin_and_the_whole_one_e
         assert all(WORKLOADS[case.workload].has.issuperset(n) for n in needs), case
     tried = {(c.technique, c.variant) for c in few}
     assert {("12", "disk"), ("13", "disk"), ("32", "plant"), ("33", "scorer")} <= tried, "what the small job cannot do"
+    for name in ("chat", "toy"):
+        order = [c.technique for c in few if c.workload == name and c.kind == "attack"]
+        assert len(set(order[: len(set(order))])) == len(set(order)), "one of each technique before a second of any"
     alone = matrix.sampled(techniques, "toy", {n: WORKLOADS[n] for n in ("toy", "chat")})
     assert not [c for c in alone if c.technique == "17"], "no case of a workload that lacks what it needs"
     numeric = {(t.id, v.name) for t in techniques for v in t.variants if v.strikes}

@@ -216,6 +216,17 @@ def test_every_figure_and_row_links_to_evidence_that_is_there(editions: dict[Aud
 # --------------------------------------------------------------------------- tampering
 
 
+def test_the_investigator_log_says_of_every_entry_what_it_says_with_times_as_times(
+    editions: dict[Audience, Made],
+) -> None:
+    page = editions[Audience.ORGANISATION].files["dossier.html"].decode()
+    log = page[page.rindex("Investigator log") :].partition("</section>")[0]
+    told = re.findall(r'<td[^>]*data-label="what it says">(.*?)</td>', log)
+    assert len(told) > 3
+    assert all(told)
+    assert not re.search(r"\d(,\d{3}){5}", log)  # nanoseconds
+
+
 def test_any_flipped_bit_is_found_and_its_member_named(editions: dict[Audience, Made]) -> None:
     made = editions[Audience.PUBLIC]
     offsets = places(made, every=20_000)[::6]

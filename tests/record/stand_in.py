@@ -29,6 +29,9 @@ class StandIn:
         self.gathered = Gathered()
         self.observer = make(self)
 
+    def settle(self) -> None:
+        """Nothing waits here."""
+
     def tell(self, message: wire.Message) -> None:
         self.told.append(message)
 

@@ -22,6 +22,9 @@ class FakeRecorder:
     def __init__(self) -> None:
         self.told: list[wire.Saved] = []
 
+    def settle(self) -> None:
+        """Nothing waits here."""
+
     def tell(self, message: Any) -> None:
         self.told.append(message)
 

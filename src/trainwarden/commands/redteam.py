@@ -26,6 +26,16 @@ _EXIT = (
     "  2  could not decide: not carried out here, or evidence that was not looked for (--audit)\n"
     "  3  the call or its input is wrong, or an attack would have left its copy"
 )
+NEEDS = {
+    "E": "the shared environment",
+    "U": "the user's environment or launcher",
+    "R": "the repository",
+    "D": "data",
+    "K": "checkpoints",
+    "N": "nodes",
+    "L": "logs or tracker",
+    "S": "serving",
+}
 _STYLE = {"found": "green", "silent": "green", "missed": "bold red", "accused": "bold red"}
 
 
@@ -123,7 +133,10 @@ def _list(args: argparse.Namespace, techniques: Sequence[Technique]) -> int:
         table.add_column(name)
     for t in techniques:
         table.add_row(t.id, t.title, "★" if t.alleged else "", t.needs, ", ".join(v.name for v in t.variants), t.atlas)
-    consoles(args)[0].print(table)
+    results = consoles(args)[0]
+    results.print(table)
+    results.print("needs: " + ", ".join(f"{letter} {what}" for letter, what in NEEDS.items()))
+    results.print("more of one: trainwarden redteam show ID; carry it out in a copy: trainwarden redteam run ID")
     return CLEAN
 
 

@@ -10,6 +10,7 @@ from trainwarden.report.words import when
 
 UNKNOWN = "not known"
 _LINE = 1500  # characters
+_A_TIME = 10**17  # nanoseconds: what is more is a time since 1970, what is less a span
 
 
 class Hidden(NamedTuple):
@@ -147,9 +148,16 @@ def words_of(value: object) -> str:
         case list():
             return ", ".join(words_of(v) for v in value)
         case dict():
-            return ", ".join(f"{k} {words_of(v)}" for k, v in value.items())
+            return ", ".join(" ".join(named(k, v)) for k, v in value.items())
         case _:
             return str(value)
+
+
+def named(name: str, value: object) -> tuple[str, str]:
+    """A field's name and value in words; a time, which is told in nanoseconds, as one."""
+    if name.endswith("_ns") and isinstance(value, int) and value > _A_TIME:
+        return name.removesuffix("_ns").replace("_", " "), when(value)
+    return name.replace("_", " "), words_of(value)
 
 
 def lines_of(cell: Cell) -> tuple[Cell, ...]:

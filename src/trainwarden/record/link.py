@@ -2,6 +2,9 @@
 
 A message that cannot be queued or sent is counted; the count is told as a gap once sending works again. When the
 watcher is gone for good the recorder falls silent and training goes on.
+
+What is queued dies with the process; what is in the socket does not, the watcher reads it afterwards. So a file of
+state is told with a wait (`settle`): else a kill soon after it was saved would leave a checkpoint that no record knows.
 """
 
 from __future__ import annotations
@@ -39,6 +42,12 @@ class Link:
         except queue.Full:
             self.lost += 1
 
+    def settle(self, timeout: float) -> bool:
+        """Wait until everything queued is in the socket; whether it is."""
+        finished = self._queue.all_tasks_done
+        with finished:
+            return finished.wait_for(lambda: self.dead or not self._queue.unfinished_tasks, timeout) and not self.dead
+
     def ask(self, message: wire.Message, timeout: float) -> wire.Message | None:
         """Send after everything queued and wait for the answer; None when there is none in `timeout` seconds."""
         if self.dead:
@@ -68,6 +77,7 @@ class Link:
             except OSError:
                 self._die()
                 return
+            self._queue.task_done()
 
     def _receive_all(self) -> None:
         while not self.dead:
@@ -96,3 +106,5 @@ class Link:
     def _die(self) -> None:
         self.dead = True
         self._answers.put(None)
+        with self._queue.all_tasks_done:
+            self._queue.all_tasks_done.notify_all()

@@ -25,6 +25,8 @@ from trainwarden.record.stacks import stacks
 
 T = TypeVar("T")
 
+_SETTLE_SECONDS = 2.0  # that training waits at most for the watcher, where a file of state was saved
+
 
 class Member:
     """One process of a run."""
@@ -75,6 +77,11 @@ class Member:
             self.link.tell(message)
         elif len(self._early) < 1000:
             self._early.append(message)
+
+    def settle(self) -> None:
+        """Wait a little until the watcher can read all that was told, whatever becomes of this process."""
+        if self.link is not None:
+            self.link.settle(_SETTLE_SECONDS)
 
     def ask_or_wait(self, message: wire.Message) -> None:
         """Send a message and wait for its answer; before this process has joined it is told then."""

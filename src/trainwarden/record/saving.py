@@ -140,6 +140,7 @@ class SavedFiles:
                 identity=_identity(path),
             )
         )
+        self._recorder.settle()
 
     def renamed(self, source: str, target: str) -> None:
         """A file or folder was renamed: the state files at or below it have new paths, and their companions too."""

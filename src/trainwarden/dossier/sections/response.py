@@ -5,9 +5,10 @@ from __future__ import annotations
 from trainwarden.dossier.nouns import Shown
 from trainwarden.dossier.plots import falls
 from trainwarden.dossier.sections.findings import lost
-from trainwarden.dossier.view import UNKNOWN, Cell, Hidden, Row, Section, Table, View, joined
+from trainwarden.dossier.view import UNKNOWN, Cell, Hidden, Row, Section, Table, View, joined, named
 from trainwarden.report.words import when
 
+_MOST = 360  # characters of a field
 _UNTOLD = ("type", "wall_ns", "signature", "key", "index", "approvals", "alert", "runs", "findings", "verdicts")
 
 
@@ -64,13 +65,18 @@ def entries(view: View, *types: str) -> tuple[Row, ...]:
 
 
 def _told(view: View, entry: Shown) -> Cell:
-    """What an entry says beside its type and time, its short fields only."""
+    """What an entry says beside its type and time; of a long field how it begins."""
     names = [n.removeprefix("entry.") for n in entry.names if n.startswith("entry.") and "@" not in n]
     parts: list[Cell] = []
     for name in names:
-        cell = view.cell(entry, f"entry.{name}")
-        if name not in _UNTOLD and (isinstance(cell, Hidden) or len(cell) < 300):
-            parts.append(cell if isinstance(cell, Hidden) else f"{name.replace('_', ' ')}: {cell}")
+        value = view.value(entry, f"entry.{name}")
+        if name in _UNTOLD:
+            continue
+        if isinstance(value, Hidden):
+            parts.append(value)
+        else:
+            said, text = named(name, value)
+            parts.append(f"{said}: {text if len(text) <= _MOST else text[: _MOST - 1] + '…'}")
     shown = [p for p in parts if not isinstance(p, Hidden)]
     return "; ".join(shown) if shown else (parts[0] if parts else "")
 
