@@ -11,11 +11,14 @@ checkpoints that are saved so often because of it. Beside that every guarded ste
 (`recovery_job_slower_pct`).
 
 The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step (8
-MiB, detector `continuity`), and nearly all of its small data in a step: some seconds on one processor (5 s on the AMD
-EPYC of results/defence.json; MegaScale's is 6.34 s, NSDI'24). With `FULL=1` it has 200 steps and is struck once, and
-`ettr_pct` is what was measured. Otherwise it has 24, is struck once, and `ettr_pct` is derived: the costs of that one
-attack, put to 200 of its steps. `ettr_basis` says which. `ettr_at_<seconds>` are derived for jobs of other steps, which
-is where the limit lies: what is fixed weighs more the shorter a step is.
+MiB, detector `continuity`), and nearly all of its small data in a step, in sequences so long that a step takes about as
+long on one processor as one of MegaScale (6.34 s, NSDI'24); `recovery_job_step_ms` is what it took. The clean room is
+made before the defended run: made for the first time it takes a minute or so, which is a run's first, not an attack's.
+
+With `FULL=1` it has 200 steps and is struck once, and `ettr_pct` is what was measured. Otherwise it has 21, is struck
+once, and `ettr_pct` is derived: the costs of that one attack, put to 200 of its steps. `ettr_basis` says which.
+`ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is fixed weighs more the
+shorter a step is.
 
 A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
 has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
@@ -36,24 +39,27 @@ from typing import Any
 from attacks._shared.deliver import foothold
 from attacks._shared.payload import Payload, Trigger, notice
 from attacks.t30_weight_edit import scale_row
+from trainwarden.actors.approvals import find_seal
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
 from trainwarden.redteam.interface import Act, Moment
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.running import Ran, carry_out, marks
 from trainwarden.redteam.trial import measure as measured
 from trainwarden.redteam.workloads import workload
+from trainwarden.seal.room import build_room
+from trainwarden.store import Store
 from trainwarden.supervise.process import descends_from, parent_of
 
 FULL = bool(os.environ.get("FULL"))
 BETWEEN = 200  # steps from attack to attack
-STEPS = BETWEEN if FULL else 24
+STEPS = BETWEEN if FULL else 21
 # A strike costs the step in which it is seen and on average (EVERY − 1) / 2 before it, and BETWEEN / EVERY saves of
 # 0.0075 steps each were made because of it: in steps 2.5, 2.25, 2.5, 3.3 for EVERY = 1, 2, 3, 5. The best is about
 # sqrt(2 · 0.0075 · BETWEEN) = 1.7 (Young, CACM 1974); at 3 the replay has a step longer to clear the newest one, and a
 # strike can be as far from its checkpoint as strikes at any time are on average.
 EVERY = 3
 STRIKES = (121,) if FULL else (13,)  # 1 step after a checkpoint
-MODEL = ("--width", "128", "--layers", "5", "--heads", "4", "--inner", "512", "--batch-size", "48", "--block", "256")
+MODEL = ("--width", "128", "--layers", "5", "--heads", "4", "--inner", "512", "--batch-size", "16", "--block", "768")
 _CHAT = workload("chat")
 JOB = replace(
     _CHAT,
@@ -174,7 +180,8 @@ def trained(place: Range, strikes: Sequence[int], *, guarded: bool = False) -> d
     def policy(place: Range) -> None:
         place.write(place.job / "trainwarden.toml", _POLICY)
 
-    acts = [*struck_once(strikes), *([Act(Moment.PREPARE, policy)] if guarded else [])]
+    own = [Act(Moment.PREPARE, policy), Act(Moment.START, make_room)] if guarded else []
+    acts = [*struck_once(strikes), *own]
     ran = carry_out(place, acts, guarded=guarded, tell=tell)
     row = {**_ended(place, ran, times), "code": ran.code, "struck": len({m.step for m in marks(place)})}
     return row | (_recovered(ran) if guarded else {})
@@ -191,6 +198,16 @@ def struck_once(strikes: Sequence[int]) -> list[Act]:
         acts += foothold(Payload(scale_row, lasts=1, delay=delay, trigger=Trigger(noticed_every=0)))
         acts.append(Act(Moment.STEP, notice, step=delay))  # carried out: it lies low from now on
     return acts
+
+
+def make_room(place: Range) -> None:
+    """Have the clean room of the job as it lies there, as every run after the first one has it."""
+    digest = place.warden("seal", "--", *place.words(place.workload.command)).stdout.split()[0]
+    store = Store.open(place.store)
+    try:
+        build_room(store, find_seal(store, digest))
+    finally:
+        store.close()
 
 
 def _recovered(ran: Ran) -> dict[str, Any]:
