@@ -150,40 +150,36 @@ def exit_code(scanned: list[Scanned]) -> int:
 def _show(scanned: list[Scanned]) -> None:
     from trainwarden.gate.results import Clean, Refused, Undecided
 
-    say, clean = _printer(), _cleaner()
+    say = _printer()
     for each in scanned:
         match each.decision:
             case Refused(kind=kind, objections=objections):
-                say("refused   ", "bold red", f" {clean(each.path)} ({kind})")
+                say("refused   ", "bold red", f" {_clean(each.path)} ({kind})")
                 for o in objections[:_SHOWN]:
                     where = f"{o.part} " if o.part else ""
-                    say(clean(f"  {where}at {o.offset}: {o.opcode} {o.name}: {o.why}"), "dim")
+                    say(_clean(f"  {where}at {o.offset}: {o.opcode} {o.name}: {o.why}"), "dim")
                 if len(objections) > _SHOWN:
                     say(f"  and {len(objections) - _SHOWN} more (--json)", "dim")
             case Undecided(kind=kind, why=why):
-                say("undecided ", "yellow", f" {clean(each.path)} ({kind}): {clean(why)}")
+                say("undecided ", "yellow", f" {_clean(each.path)} ({kind}): {_clean(why)}")
             case Clean():
                 pass
             case _:
                 assert_never(each.decision)
         if each.second and not each.second.endswith("LIKELY_SAFE"):
-            say("  second  ", "dim", f" {clean(each.path)}: {clean(each.second)}")
+            say("  second  ", "dim", f" {_clean(each.path)}: {_clean(each.second)}")
         if each.allowed is not None:
-            say("  allowed ", "bold", f" by {each.allowed.actor}, these very bytes: {clean(each.allowed.why)}")
+            say("  allowed ", "bold", f" by {each.allowed.actor}, these very bytes: {_clean(each.allowed.why)}")
     counts = Counter("allowed" if s.allowed else type(s.decision).__name__.lower() for s in scanned)
     told = f"{counts['clean']:,} clean, {counts['refused']:,} refused, {counts['undecided']:,} undecided"
     say(f"{told}, {counts['allowed']:,} allowed by name" if counts["allowed"] else told)
 
 
-def _cleaner() -> Callable[[str], str]:
-    """Makes text of files and of their names harmless to a terminal; imported when there is any: it takes a while."""
+def _clean(text: str) -> str:
+    """Text of files and of their names, harmless to a terminal; imported when there is any: it takes a while."""
+    from trainwarden.report.words import clean_lines
 
-    def clean(text: str) -> str:
-        from trainwarden.report.words import clean_lines
-
-        return clean_lines(text)
-
-    return clean
+    return clean_lines(text)
 
 
 def _printer() -> Callable[..., None]:
