@@ -7,8 +7,9 @@ job's first step to its last, the steps made twice, and the bytes of the final w
 Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. What an
 attack costs has four parts: seconds that do not depend on the job's steps (stop, what the replay that follows the run
 still has to do, restore, start), steps made twice, steps replayed by a replay that had to be started for it, and the
-checkpoints that are saved so often because of it. Beside that every guarded step is a little longer
-(`recovery_job_slower_pct`).
+checkpoints that are saved so often because of it. Beside that every guarded step is a little longer: the honest run is
+made beside a guarded one that nobody attacks, the two taking turns step by step (benchmarks/turns.py), and
+`recovery_job_slower_pct` is the median over these pairs.
 
 The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step (8
 MiB, detector `continuity`), and nearly all of its small data in a step, in sequences so long that a step takes about as
@@ -18,12 +19,11 @@ made before the defended run: made for the first time it takes a minute or so, w
 With `FULL=1` it has 200 steps and is struck once, and `ettr_pct` is what was measured. Otherwise it has 21, is struck
 once, and `ettr_pct` is derived: the costs of that one attack, put to 200 of its steps. `ettr_basis` says which.
 `ettr_at_<seconds>` are derived for jobs of other steps, which is where the limit lies: what is fixed weighs more the
-shorter a step is. How much longer a guarded step takes is had from two runs, one after the other, on a machine whose
-host others share: two measurements an hour apart gave 0.0 and 3.4 %, and with them 96.8 and 94.0 % ETTR.
+shorter a step is.
 
 A checkpoint is cleared by replaying all that it stands on, which costs as much computing as training does. So training
-has one processor here, in all three runs, and the replay beside it what is left: with no processor to spare it falls
-behind, and the steps that it lacks are waited for.
+has one processor here, in all runs, from when its launcher starts, and the replay beside it what is left: with no
+processor to spare it falls behind, and the steps that it lacks are waited for.
 """
 
 from __future__ import annotations
@@ -31,15 +31,22 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import statistics
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from attacks._shared.deliver import foothold
 from attacks._shared.payload import Payload, Trigger, notice
 from attacks.t30_weight_edit import scale_row
+from benchmarks import turns
 from trainwarden.actors.approvals import find_seal
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
 from trainwarden.redteam.interface import Act, Moment
@@ -49,7 +56,7 @@ from trainwarden.redteam.trial import measure as measured
 from trainwarden.redteam.workloads import workload
 from trainwarden.seal.room import build_room
 from trainwarden.store import Store
-from trainwarden.supervise.process import descends_from, parent_of
+from trainwarden.supervise.process import descends_from
 
 FULL = bool(os.environ.get("FULL"))
 BETWEEN = 200  # steps from attack to attack
@@ -60,6 +67,7 @@ STEPS = BETWEEN if FULL else 21
 # strike can be as far from its checkpoint as strikes at any time are on average.
 EVERY = 3
 STRIKES = (121,) if FULL else (13,)  # 1 step after a checkpoint
+ALIGNED = 3  # the step up to which the jobs that take turns come alone
 MODEL = ("--width", "128", "--layers", "5", "--heads", "4", "--inner", "512", "--batch-size", "16", "--block", "768")
 _CHAT = workload("chat")
 JOB = replace(
@@ -70,6 +78,7 @@ JOB = replace(
     lead=8,
     every=EVERY,
 )
+_GUARDED = (sys.executable, "-m", "trainwarden.cli", "run", "--")
 CURVE = (0.7, 2, 4, 6.34, 10, 30)  # seconds a step
 _POLICY = """\
 [policy]
@@ -84,12 +93,13 @@ clear_ahead = true
 
 
 def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The three runs, and what the difference between them comes to."""
-    honest, alone = trained(place, strikes=()), trained(place, strikes=STRIKES)
+    """The honest run beside a guarded one, the two that are attacked, and what the difference between them comes to."""
+    honest, alone = in_turns(place), trained(place, strikes=STRIKES)
     defended = trained(place, strikes=STRIKES, guarded=True)
     rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
-    step, save = step_and_save(honest["times"])
-    slower = max(1.0, step_and_save(defended["times"][: STRIKES[0]])[0] / step)
+    step, save = step_and_save(honest["took"])
+    pairs = honest["guarded_over_plain"]
+    slower = max(1.0, statistics.median(pairs))
     stops = defended["stops"]
     replayed = statistics.mean(s["replayed"] for s in stops) if stops else 0.0
     stop = statistics.mean(s["seconds"] for s in stops) if stops else 0.0
@@ -117,12 +127,13 @@ def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "steps_between_checkpoints": EVERY,
         "steps_saving_per_attack": round(saves, 2),
         "recovery_job_step_ms": round(1e3 * step, 1),
-        "recovery_job_slower_pct": round(100 * (slower - 1), 1),
+        "recovery_job_slower_pct": round(100 * (statistics.median(pairs) - 1), 2),
+        "recovery_job_slower_pairs": len(pairs),
     }
     if not defended["recoveries"]:
         unknown = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
         summary |= {**dict.fromkeys(unknown), "recovery_note": defended["why"]}
-    return summary, [{k: v for k, v in row.items() if k != "times"} for row in rows]
+    return summary, rows
 
 
 def basis(step: float) -> str:
@@ -140,26 +151,42 @@ def ettr(step: float, fixed: float, again: float, slower: float = 1.0) -> float:
     return round(100 * BETWEEN * step / ((BETWEEN + again) * step * slower + fixed), 1)
 
 
-def step_and_save(times: Sequence[float]) -> tuple[float, float]:
-    """Seconds that a step takes, and those that a checkpoint takes more; `times[n − 1]` is when step n was printed."""
-    # From step n to the next; what step n saves is saved meanwhile.
-    took = list(enumerate((b - a for a, b in itertools.pairwise(times)), 1))
-    plain = statistics.median(seconds for n, seconds in took if n % EVERY)
-    saved = statistics.median(seconds for n, seconds in took if not n % EVERY)
+def step_and_save(took: dict[int, float]) -> tuple[float, float]:
+    """Seconds that a step takes, and those that a checkpoint takes more; `took[n]`: from when n − 1 was told."""
+    # What step n saves is saved after it is told.
+    plain = statistics.median(seconds for n, seconds in took.items() if (n - 1) % EVERY)
+    saved = statistics.median(seconds for n, seconds in took.items() if not (n - 1) % EVERY)
     return plain, max(0.0, saved - plain)
 
 
-def confine(launcher: int) -> None:
-    """Keep the launch command below this process, and all that it started, to one processor of several."""
-    if len(os.sched_getaffinity(0)) < 2:
-        return
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-        try:
-            if _is_torchrun(parent_of(pid)) and descends_from(pid, launcher):
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    os.sched_setaffinity(int(thread), {min(os.sched_getaffinity(0))})
-        except OSError:
-            continue  # it has ended
+@contextmanager
+def on_one_processor(place: Range) -> Iterator[None]:
+    """Keep every launcher that starts below the range, and all that it starts, to one processor of several."""
+    over, own = threading.Event(), {min(os.sched_getaffinity(0))}
+
+    def watch() -> None:
+        done: set[int] = set()
+        while not over.wait(0.1):
+            roots = [process.pid for process in place.roots]
+            for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
+                try:
+                    if pid in done or not _is_torchrun(pid) or not any(descends_from(pid, r) for r in roots):
+                        continue
+                    done.add(pid)
+                    for thread in os.listdir(f"/proc/{pid}/task"):
+                        os.sched_setaffinity(int(thread), own)
+                except OSError:
+                    continue  # it has ended
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if len(os.sched_getaffinity(0)) > 1:
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if watcher.ident:
+            watcher.join()
 
 
 def _is_torchrun(pid: int) -> bool:
@@ -167,25 +194,51 @@ def _is_torchrun(pid: int) -> bool:
         return any(word.endswith(b"/torchrun") for word in file.read().split(b"\0")[1:2])
 
 
+def in_turns(place: Range) -> dict[str, Any]:
+    """The honest job, and in turn with it the same one guarded, in a copy of the job's folder."""
+    place.fresh()
+    _policy(place)
+    make_room(place)
+    beside = Path(shutil.copytree(place.job, place.here / "beside"))
+    home = place.here / "beside-home"
+    home.mkdir()
+    command = place.words(JOB.command)
+    with on_one_processor(place):
+        plain = _side(place, "plain", command, place.job, place.home)
+        guarded = _side(place, "guarded", [*_GUARDED, *command], beside, home)
+        turns.take_turns((guarded, plain), ALIGNED, STEPS)
+        code = plain.process.wait()
+    took = {n: seconds for n, seconds in plain.took.items() if n > ALIGNED}
+    pairs = turns.ratios(guarded, plain, ALIGNED + 1, STEPS)
+    return {**_ended(place, Ran(code=code)), "code": code, "struck": 0, "took": took, "guarded_over_plain": pairs}
+
+
+def _side(place: Range, name: str, words: Sequence[str], folder: Path, home: Path) -> turns.Side:
+    variables = {**place.variables, "HOME": str(home)}
+
+    def start() -> subprocess.Popen[str]:
+        with (place.here / f"{name}.said").open("w", encoding="utf-8") as said:
+            options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": said, "text": True}
+            return place.start(words, cwd=folder, env=variables, **options)
+
+    return turns.Side(start, JOB.step)
+
+
 def trained(place: Range, strikes: Sequence[int], *, guarded: bool = False) -> dict[str, Any]:
     """The job by itself, or under the policy `recover`."""
     times: list[float] = []
-    last = [-1]
-
-    def tell(step: int) -> None:
-        if step - last[0] != 1:  # a run begins
-            confine(place.roots[-1].pid)
-        last[0] = step
-        times.append(time.time())
-
-    def policy(place: Range) -> None:
-        place.write(place.job / "trainwarden.toml", _POLICY)
-
-    own = [Act(Moment.PREPARE, policy), Act(Moment.START, make_room)] if guarded else []
-    acts = [*struck_once(strikes), *own]
-    ran = carry_out(place, acts, guarded=guarded, tell=tell)
-    row = {**_ended(place, ran, times), "code": ran.code, "struck": len({m.step for m in marks(place)})}
+    own = [Act(Moment.PREPARE, _policy), Act(Moment.START, make_room)] if guarded else []
+    with on_one_processor(place):
+        ran = carry_out(
+            place, [*struck_once(strikes), *own], guarded=guarded, tell=lambda step: times.append(time.time())
+        )
+    made = {"steps": len(times), "wall_s": round(times[-1] - times[0], 2) if times else 0.0}
+    row = {**_ended(place, ran), **made, "code": ran.code, "struck": len({m.step for m in marks(place)})}
     return row | (_recovered(ran) if guarded else {})
+
+
+def _policy(place: Range) -> None:
+    place.write(place.job / "trainwarden.toml", _POLICY)
 
 
 def struck_once(strikes: Sequence[int]) -> list[Act]:
@@ -232,14 +285,13 @@ def stops_between(runs: Sequence[Sequence[Entry]]) -> list[dict[str, float]]:
     return found
 
 
-def _ended(place: Range, ran: Ran, times: list[float]) -> dict[str, Any]:
+def _ended(place: Range, ran: Ran) -> dict[str, Any]:
     reported = place.tracked  # by the job alone: what replays report stays in their workspaces
     lines = reported.read_text(encoding="utf-8").splitlines() if reported.exists() else []
     last = json.loads(lines[-1]) if lines else {"step": 0}
     loss = last["train/loss"] if last["step"] == STEPS else None
-    wall = times[-1] - times[0] if times else 0.0
     digest = measured(place, ran).weights if last_step(place) == STEPS else ""
-    return {"times": times, "steps": len(times), "wall_s": round(wall, 2), "digest": digest, "loss": loss}
+    return {"digest": digest, "loss": loss}
 
 
 def last_step(place: Range) -> int:
