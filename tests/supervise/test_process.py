@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -55,6 +56,43 @@ def _no_launcher_stays() -> object:
     while LAUNCHERS:
         launcher = LAUNCHERS.pop()
         launcher.communicate("\n")
+
+
+GUARD = """
+import os, signal, sys
+from trainwarden.supervise.process import Child, block_signals
+mask = block_signals()
+child = Child([sys.executable, "-c", sys.argv[1]], os.environ, mask)
+print("waits", flush=True)
+code = child.wait()
+child.reap()
+print("ended", code, child.stopping, flush=True)
+"""
+TOLD = """
+import os, signal, time
+signal.signal(signal.SIGCONT, lambda *_: os._exit(7))
+print("runs", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_guard_that_is_stopped_for_long_goes_on_with_its_command() -> None:
+    with subprocess.Popen([sys.executable, "-c", GUARD, TOLD], stdout=subprocess.PIPE, text=True) as guard:
+        assert guard.stdout is not None
+        assert {guard.stdout.readline(), guard.stdout.readline()} == {"runs\n", "waits\n"}
+        guard.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)  # longer than the second for which it used to wait at a time
+        guard.send_signal(signal.SIGCONT)
+        assert guard.stdout.readline() == "ended 7 0\n", "the command heard of it, and nothing else was passed on"
+
+
+def test_a_command_that_does_not_end_when_asked_to_is_killed() -> None:
+    deaf = "import time; time.sleep(600)"
+    before = "import trainwarden.supervise.process as process; process.STOP_SECONDS = 0.2; "
+    before += "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"  # handed down
+    asks = GUARD.replace("mask =", before + "mask =", 1).replace("code =", "child.stop()\ncode =")
+    done = subprocess.run([sys.executable, "-c", asks, deaf], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == f"ended -9 {int(signal.SIGTERM)}"
 
 
 def test_a_zombie_that_is_not_ours_tells_its_signal() -> None:

@@ -8,6 +8,8 @@ Rules
   Ctrl-\\ and a hang-up to both; a signal that the kernel sent (`si_code` SI_KERNEL) is therefore not passed on.
   Everywhere else the command leads a group of its own, and each signal sent to us is passed on exactly once.
   What remains: a signal that someone sends to the whole foreground group by `kill -- -PGID` arrives twice.
+* Signals are waited for without a time limit: where a stop (Ctrl-Z) outlasts the limit of CPython's sigtimedwait, it
+  returns what happens to lie on the stack as a signal (seen in 3.11).
 * Ranks are usually our grandchildren: their exit status belongs to the launcher. We watch them by pidfd (no
   reuse of process ids can fool it) and read the status from /proc while they are zombies, or from the pidfd
   when the launcher was quicker (PIDFD_GET_INFO, Linux 6.15 and later); where neither works, the entry says that
@@ -27,8 +29,8 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,11 +118,12 @@ class Child:
         self._shares_group = _in_foreground()
         self.stopping = 0
         self.interrupted = 0  # the signal to end that came from outside and was passed on, 0 for none
-        self._kill_at = float("inf")
         self.on_signal: Callable[[int], None] = lambda _: None  # called after a signal was passed on
         self.stopped_by: Writer | None = None  # who sent the signal that is passed on
         self.pid = self._entered(argv, env, mask, binds) if binds else self._spawned(argv, env, mask)
         self._pidfd = os.pidfd_open(self.pid)
+        self._killer = threading.Timer(STOP_SECONDS, self._send, [signal.SIGKILL])
+        self._killer.daemon = True
 
     def _spawned(self, argv: Sequence[str], env: Mapping[str, str], mask: Collection[signal.Signals]) -> int:
         defaults = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and exec would hand that down
@@ -160,15 +163,22 @@ class Child:
 
     def wait(self) -> int:
         """Pass signals on until the command ends; its exit code, negative for a signal. It stays a zombie."""
+        # SIGCHLD may be taken by a thread that does not block it: the end is told by the pidfd as well.
+        own = (threading.get_ident(),)
+        threading.Thread(target=self._tell_end, args=own, daemon=True, name="trainwarden-child").start()
         while True:
-            if time.monotonic() > self._kill_at:
-                os.kill(self.pid, signal.SIGKILL)
-            info = signal.sigtimedwait({*FORWARDED, signal.SIGCHLD}, 1.0)
-            if info is not None and info.si_signo != signal.SIGCHLD:
+            info = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
+            if info.si_signo != signal.SIGCHLD:
                 self._pass_on(info)
             status = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if status is not None:
                 return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+
+    def _tell_end(self, waiting: int) -> None:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        poll.poll()
+        signal.pthread_kill(waiting, signal.SIGCHLD)
 
     def _pass_on(self, info: signal.struct_siginfo) -> None:
         if info.si_signo in STOPPING:
@@ -183,14 +193,16 @@ class Child:
         """Ask the command to end (SIGTERM), once; any thread may. It is killed if it does not within `STOP_SECONDS`."""
         if not self.stopping:
             self.stopping = signal.SIGTERM
-            self._kill_at = time.monotonic() + STOP_SECONDS
-            try:
-                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
-            except OSError:
-                pass  # it has ended already
+            self._send(signal.SIGTERM)
+            self._killer.start()
+
+    def _send(self, number: signal.Signals) -> None:
+        with suppress(OSError):  # it has ended already
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def reap(self) -> None:
         """Let the zombie go."""
+        self._killer.cancel()
         os.waitpid(self.pid, 0)
 
 
