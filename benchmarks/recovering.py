@@ -4,12 +4,14 @@ The attack edits one weight on every rank between two steps (30/memory of docs/a
 process dies, and without a defence the job ends in other weights, and nobody knows. Measured are the wall time from the
 job's first step to its last, the steps made twice, and the bytes of the final weights.
 
-Effective training time (ETTR) is the time that the steps take in an honest, unguarded run over the wall time. What an
-attack costs has four parts: seconds that do not depend on the job's steps (stop, what the replay that follows the run
-still has to do, restore, start), steps made twice, steps replayed by a replay that had to be started for it, and the
-checkpoints that are saved so often because of it. Beside that every guarded step is a little longer: the honest run is
-made beside a guarded one that nobody attacks, the two taking turns step by step (benchmarks/turns.py), and
-`recovery_job_slower_pct` is the median over these pairs.
+Effective training time (ETTR) is the share of the wall time in which training goes forward (ByteRobust, arXiv
+2509.16293, whose 97 % is the goal). What an attack costs has four parts: seconds that do not depend on the job's steps
+(stop, what the replay that follows the run still has to do, restore, start), steps made twice, steps replayed by a
+replay that had to be started for it, and the checkpoints that are saved so often because of it. A guarded step is a
+little longer than another: that is overhead, which has a goal of its own. `ettr_and_overhead_pct` counts it in: the
+time that the steps take in an unguarded run over the wall time. For that the honest run is made beside a guarded one
+that nobody attacks, the two taking turns step by step (benchmarks/turns.py); the median of these pairs is
+`recovery_job_slower_pct`.
 
 The job is the chat workload's pretraining with as many layers as its weights may have to be read whole at each step (8
 MiB, detector `continuity`), and nearly all of its small data in a step, in sequences so long that a step takes about as
@@ -30,6 +32,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -97,22 +100,27 @@ def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     honest, alone = in_turns(place), trained(place, strikes=STRIKES)
     defended = trained(place, strikes=STRIKES, guarded=True)
     rows = [{"kind": "honest", **honest}, {"kind": "alone", **alone}, {"kind": "defended", **defended}]
-    step, save = step_and_save(honest["took"])
-    pairs = honest["guarded_over_plain"]
-    slower = max(1.0, statistics.median(pairs))
-    stops = defended["stops"]
+    return summed(honest, alone, defended), rows
+
+
+def summed(honest: dict[str, Any], alone: dict[str, Any], defended: dict[str, Any]) -> dict[str, Any]:
+    """The figures that the three rows come to."""
+    plain, save = step_and_save(honest["took"])
+    slower = statistics.median(honest["guarded_over_plain"])
+    step, stops = plain * slower, defended["stops"]
     replayed = statistics.mean(s["replayed"] for s in stops) if stops else 0.0
     stop = statistics.mean(s["seconds"] for s in stops) if stops else 0.0
     fixed = max(0.0, stop - (replayed + 1) * step)  # it ends with the first step that is made again
     again = (defended["steps"] - STEPS) / max(1, len(stops))
     saves = BETWEEN / EVERY * save / step
     lost = again + replayed + saves
-    wall = defended["wall_s"]
-    measured_pct = round(100 * (STEPS - 1) * step / wall, 1) if wall else None  # from the end of the first step on
+    wall = defended["wall_s"] or math.inf  # from the end of the first step on
+    share = (STEPS - 1) * step / wall if FULL else ettr(step, fixed, lost)
     summary: dict[str, Any] = {
-        "ettr_pct": measured_pct if FULL else ettr(step, fixed, lost, slower),
+        "ettr_pct": round(100 * share, 1),
         "ettr_basis": basis(step),
-        **{f"ettr_at_{seconds:g}_s": ettr(seconds, fixed, lost, slower) for seconds in CURVE},
+        "ettr_and_overhead_pct": round(100 * share / slower, 1),
+        **{f"ettr_at_{seconds:g}_s": round(100 * ettr(seconds, fixed, lost), 1) for seconds in CURVE},
         "recoveries": defended["recoveries"],
         "attacks_under_policy": defended["struck"],
         "final_state_equals_honest_run": defended["digest"] == honest["digest"],
@@ -127,13 +135,13 @@ def measure(place: Range) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "steps_between_checkpoints": EVERY,
         "steps_saving_per_attack": round(saves, 2),
         "recovery_job_step_ms": round(1e3 * step, 1),
-        "recovery_job_slower_pct": round(100 * (statistics.median(pairs) - 1), 2),
-        "recovery_job_slower_pairs": len(pairs),
+        "recovery_job_slower_pct": round(100 * (slower - 1), 2),
+        "recovery_job_slower_pairs": len(honest["guarded_over_plain"]),
     }
     if not defended["recoveries"]:
         unknown = [key for key in summary if key.startswith("ettr_") or key.endswith("_per_attack")]
         summary |= {**dict.fromkeys(unknown), "recovery_note": defended["why"]}
-    return summary, rows
+    return summary
 
 
 def basis(step: float) -> str:
@@ -143,12 +151,9 @@ def basis(step: float) -> str:
     return f"derived: one attack measured in {STEPS} steps of {step:.1f} s, put to {BETWEEN} such steps"
 
 
-def ettr(step: float, fixed: float, again: float, slower: float = 1.0) -> float:
-    """Per cent of the time in which training goes forward, with one attack every `BETWEEN` steps of `step` seconds.
-
-    `slower`: how much longer a guarded step takes, with the replay that follows it beside.
-    """
-    return round(100 * BETWEEN * step / ((BETWEEN + again) * step * slower + fixed), 1)
+def ettr(step: float, fixed: float, again: float) -> float:
+    """The share of the time in which training goes forward, with one attack every `BETWEEN` steps of `step` seconds."""
+    return BETWEEN * step / ((BETWEEN + again) * step + fixed)
 
 
 def step_and_save(took: dict[int, float]) -> tuple[float, float]:

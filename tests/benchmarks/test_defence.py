@@ -79,10 +79,23 @@ def test_the_docs_show_what_was_missed_as_missed() -> None:
 
 
 def test_effective_training_time_is_the_share_of_time_that_goes_forward() -> None:
-    assert recovering.ettr(1.0, 0.0, 0.0) == 100.0
-    assert recovering.ettr(1.0, 100.0, 100.0) == 50.0
-    assert recovering.ettr(1.0, 0.0, 0.0, slower=1.25) == 80.0
-    assert recovering.ettr(6.34, 10.0, 3.0) > 97.0 > recovering.ettr(0.7, 10.0, 3.0)
+    assert recovering.ettr(1.0, 0.0, 0.0) == 1.0
+    assert recovering.ettr(1.0, 100.0, 100.0) == 0.5
+    assert recovering.ettr(6.34, 10.0, 3.0) > 0.97 > recovering.ettr(0.7, 10.0, 3.0)
+
+
+def test_overhead_is_no_part_of_effective_training_time_and_counted_beside_it() -> None:
+    # A step takes 1 s alone and 1.25 s guarded; the attack costs 2 steps and 10 s, which end with a guarded step.
+    honest = {"took": dict.fromkeys(range(4, 22), 1.0), "guarded_over_plain": [1.25] * 18, "digest": "a", "loss": 1.0}
+    stops = [{"seconds": 11.25, "replayed": 0.0}]
+    steps = recovering.STEPS + 2
+    defended = {**honest, "stops": stops, "steps": steps, "wall_s": 40.0, "recoveries": 1, "struck": 1}
+    found = recovering.summed(honest, {**honest, "digest": "b"}, defended)
+    assert found["seconds_lost_per_attack"] == 10.0
+    assert found["ettr_pct"] == round(100 * 250 / (252.5 + 10), 1)
+    assert found["ettr_and_overhead_pct"] == round(100 * 200 / (252.5 + 10), 1)
+    assert found["final_state_equals_honest_run"]
+    assert not found["final_state_without_defence_equals_honest_run"]
 
 
 def test_what_a_recovery_costs_is_from_the_last_step_before_it_to_the_first_after_it() -> None:
