@@ -215,6 +215,23 @@ if __name__ == "__main__":
     [p.join() for p in mp.spawn(work, (port,), nprocs=2, join=False).processes]
 """
 
+# Matrices have one optimizer and biases another, both move after one backward pass; at the step that evil.txt names rank 1's
+# own gradient of the last bias is another before it is reduced.
+DIVIDED = (
+    HEAD
+    + """
+evil = int(open("evil.txt").read()) if os.path.exists("evil.txt") else -1; done = 0
+m[5].bias.register_hook(lambda g: -g if done == evil and r == 1 else None)
+both = [torch.optim.SGD([p for p in m.parameters() if p.ndim == 2], lr=.1), torch.optim.Adam([p for p in m.parameters() if p.ndim == 1])]
+for done in range(4):
+    i = torch.randint(0, 96, (8,))
+    for o in both: o.zero_grad()
+    torch.nn.functional.cross_entropy(net(X[i]), Y[i]).backward()
+    for o in both: o.step()
+final()
+"""
+)
+
 # A model and its critic, which moves twice as often; the file evil.txt names a step of which the model's update is bad.
 CRITIC = """
 import hashlib, os, pathlib, torch

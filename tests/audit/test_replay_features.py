@@ -72,6 +72,21 @@ def test_an_attack_on_the_second_optimizer_of_a_step_is_found_and_its_step_can_b
     assert set(again) == {(said.at.step, 0), (said.at.step, 1)}
 
 
+def test_own_gradients_of_every_optimizer_are_recorded_and_tampering_is_found_on_its_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(tmp_path, monkeypatch, scripts.DIVIDED)
+    (job.folder / "evil.txt").write_text("2")
+    recorded = job.run(world=2)
+    local = [r.stages[Stage.LOCAL_GRADIENTS] for r in steps(recorded)]
+    assert [(d.tensors, d.unseen) for d in local] == [(3, "")] * 16
+    (job.folder / "evil.txt").unlink()
+    (said,) = Audit(recorded, job.room).run(recorded.history.segments)
+    assert isinstance(said, Diverged), said
+    at = said.at
+    assert (at.step, at.rank, at.stage, at.optimizer, at.tensor) == (2, 1, Stage.LOCAL_GRADIENTS, 1, "5.bias")
+
+
 def test_two_optimizers_a_skipped_step_and_a_late_group_are_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

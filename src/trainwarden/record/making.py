@@ -23,7 +23,8 @@ def details_of(recorder: Recorder, optimizer: torch.optim.Optimizer, index: int)
     What the update left of the weights is kept in `recorder.last_weights`.
     """
     g, key, names = recorder.gathered, recorder.key, recorder.names
-    own = [p for p in stages.parameters(optimizer) if id(p) in g.local]
+    local = g.local_gradients
+    own = [p for p in stages.parameters(optimizer) if id(p) in local]
     weights = stages.weights(optimizer, names)
     roots = [r for ref in recorder.roots if (r := ref()) is not None]
     buffers = [(f"{BUFFERS}{n}", b) for n, b in naming.buffers(roots)] if index == 0 else []
@@ -41,7 +42,7 @@ def details_of(recorder: Recorder, optimizer: torch.optim.Optimizer, index: int)
         Stage.RNG: _pairs(g.rng or _rng_now(key)),
         Stage.ACTIVATIONS: _pairs(g.activations) if g.activations else "backward was not called",
         Stage.LOCAL_GRADIENTS: Detail(
-            names=tuple(names[id(p)] for p in own), digests=tuple(g.local[id(p)] for p in own)
+            names=tuple(names[id(p)] for p in own), digests=tuple(local[id(p)] for p in own)
         )
         if own
         else "no reduction across ranks was seen",

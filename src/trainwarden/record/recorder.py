@@ -215,6 +215,7 @@ class Recorder(Member):
     def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """These gradients of this rank's own are about to be reduced."""
         g = self.gathered
+        g.waiting.clear()  # from before this backward pass: nobody moved by them
         for p, digest in zip(parameters, tensor_digests(self.key, gradients), strict=True):
             earlier = g.local.get(id(p))
             # Several reductions in one step are chained, so that none can hide behind a later one.
@@ -301,7 +302,7 @@ class Recorder(Member):
         self.tell(wire.Step(record=record, details=seen))
         self.seq += 1
         self.counted.recorded(optimizer)
-        self.gathered = Gathered()
+        self.gathered = self.gathered.moved({id(p) for p in stages.parameters(optimizer)})
         self.blocks.leave()
         if index >= self.last_of_step or len(self.optimizers) == 1:
             self.last_of_step = index
