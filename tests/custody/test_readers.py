@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +21,7 @@ from trainwarden.errors import UsageError
 from trainwarden.model import Act, ActorKind, Binding, CustodyEvent, SourceKind, Unread
 
 SAMPLES = Path(__file__).parent / "samples"
+GITHUB = Path(__file__).parents[2] / "data" / "wheels" / "pygithub-2.10.0.tar.gz"
 NAMES = sorted(p.name for p in SAMPLES.iterdir() if p.suffix != ".md")
 CONTEXT = readers.Context(source="s", host="here", account="vera", year=2026, users={1001: "vera"})
 ADAMW = "/shared/env/lib/torch/optim/adamw.py"
@@ -339,6 +343,36 @@ def test_pushes_are_of_who_was_authenticated_in_each_form_that_github_tells_them
         (push,) = (i for i in read(text.encode(), "x") if isinstance(i, CustodyEvent))
         assert (push.act, push.account, push.path, push.digest) == (Act.PUSH, "vera", "acme/train", "git:a1")
         assert push.time_ns == at("2026-09-30T08:01:40")
+
+
+def github_answered(name: str) -> list[dict[str, Any]]:
+    """The events that api.github.com answered with when PyGithub's test `name` was recorded."""
+    if not GITHUB.exists():
+        pytest.skip(f"{GITHUB.name} was not fetched: `make test` says why")
+    with tarfile.open(GITHUB) as packed:
+        replay = packed.extractfile(f"{GITHUB.name.removesuffix('.tar.gz')}/tests/ReplayData/{name}.txt")
+        assert replay is not None
+        (body,) = (line for line in replay.read().splitlines() if line.startswith(b"[{"))
+    return list(json.loads(body))
+
+
+@pytest.mark.parametrize(
+    ("name", "pushes", "tells_before"), [("Github.testGetEvents", 16, True), ("Repository.testGetEvents", 7, False)]
+)
+def test_pushes_that_github_itself_told_are_read_and_its_other_events_are_no_faults(
+    name: str, pushes: int, tells_before: bool
+) -> None:
+    """Recorded in 2020 and in 2012, when pushes had no `before` yet; of these the first event is no push."""
+    events = github_answered(name)
+    items = read("\n".join(map(json.dumps, events)).encode(), "x")
+    told = [i for i in items if isinstance(i, CustodyEvent)]
+    assert (len(items), len(told), {e.act for e in told}) == (pushes, pushes, {Act.PUSH})
+    assert [(e.account, e.path, e.digest, e.time_ns) for e in told] == [
+        (e["actor"]["login"], e["repo"]["name"], f"git:{e['payload']['head']}", at(e["created_at"].rstrip("Z")))
+        for e in events
+        if e["type"] == "PushEvent"
+    ]
+    assert {bool(e.before) for e in told} == {tells_before}
 
 
 def test_git_believes_a_key_and_takes_an_author_as_text() -> None:

@@ -46,14 +46,14 @@ _CHANGES = {"A": Act.WRITE, "M": Act.WRITE, "D": Act.DELETE, "R": Act.RENAME, "C
 
 
 def recognise_git(head: bytes, name: str) -> bool:
-    """Does the file begin like `git log`, a reflog, or a push in an audit log of GitHub?"""
+    """Does the file begin like `git log`, a reflog, an audit log of GitHub, its webhooks or its events?"""
     first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
     if re.match(r"commit [0-9a-f]{40,64}( |$)", first) or _REFLOG.match(first):
         return True
     plain = first.replace(" ", "")
     return first.startswith("{") and (
         '"action":"git.' in plain
-        or '"type":"PushEvent"' in plain
+        or ('"payload":' in plain and re.search(r'"type":"[A-Za-z]+Event"', plain) is not None)
         or all(key in plain for key in ('"pusher":', '"before":', '"after":'))
     )
 
