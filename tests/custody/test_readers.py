@@ -345,6 +345,20 @@ def test_pushes_are_of_who_was_authenticated_in_each_form_that_github_tells_them
         assert push.time_ns == at("2026-09-30T08:01:40")
 
 
+def test_a_branch_that_is_made_or_deleted_names_no_object_of_zeros() -> None:
+    """A webhook says so as `@octokit/webhooks-examples` 7.6.1 has it; git's reflog as it was recorded."""
+    none, some = "0" * 40, "6113728f27ae82c7b1a177c8d03f9e96e0adf246"
+    hook = (
+        '{"ref":"refs/tags/simple-tag","before":"%s","after":"%s","created":%s,"deleted":%s,"forced":false,"commits":[],'
+        '"pusher":{"name":"vera"},"sender":{"login":"vera"},"repository":{"full_name":"acme/train","pushed_at":1557933657}}'
+    )
+    lines = "\n".join((hook % (none, some, "true", "false"), hook % (some, none, "false", "true")))
+    made, deleted = (i for i in read(lines.encode(), "x") if isinstance(i, CustodyEvent))
+    assert (made.before, made.digest, made.note) == ("", f"git:{some}", "refs/tags/simple-tag, created")
+    assert (deleted.before, deleted.digest, deleted.note) == (f"git:{some}", "", "refs/tags/simple-tag, deleted")
+    assert {e.before for e in sample("reflog")} == {""}
+
+
 def github_answered(name: str) -> list[dict[str, Any]]:
     """The events that api.github.com answered with when PyGithub's test `name` was recorded."""
     if not GITHUB.exists():
