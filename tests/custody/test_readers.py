@@ -32,6 +32,7 @@ KINDS = {
     "find.txt": SourceKind.FILES, "stat.txt": SourceKind.FILES, "btrfs.dump": SourceKind.SNAPSHOT,
     "zfs.diff": SourceKind.SNAPSHOT, "tetragon.json": SourceKind.TETRAGON, "falco.json": SourceKind.FALCO,
     "kubernetes.json": SourceKind.KUBERNETES, "sacct.txt": SourceKind.SLURM, "teleport.json": SourceKind.TELEPORT,
+    "teleport.recorded": SourceKind.TELEPORT,
     "bash_history": SourceKind.SHELL, "zsh_history": SourceKind.SHELL, "fish_history": SourceKind.SHELL,
     "auditd.log": SourceKind.AUDIT, "auditd.csv": SourceKind.AUDIT, "journald.json": SourceKind.JOURNAL,
     "apiserver.json": SourceKind.KUBERNETES, "sacct.recorded": SourceKind.SLURM, "sacct.json": SourceKind.SLURM,
@@ -310,6 +311,41 @@ def test_teleport_knows_the_person_behind_a_shared_login_and_their_second_factor
     assert (session.binding, session.origin) == (Binding.NONE, "10.9.0.7")
     assert (write.act, write.path, logout.act) == (Act.WRITE, ADAMW, Act.LOGOUT)
     assert (lock.act, lock.account, lock.login) == (Act.REVOKE, "vera", "sec-admin")
+
+
+def test_what_teleport_recorded_gives_each_session_one_account_from_login_to_logout() -> None:
+    """6.1 ends an interactive session without its login, and tells a command or a copy without the host's name."""
+    told = sample("teleport.recorded")
+    auth = next(e.login for e in told if e.act is Act.GRANT)
+    copied = "/tmp/shared/env/launch.sh"
+    assert [(e.act, e.account, e.login, e.host, e.path) for e in told[:8]] == [
+        (Act.GRANT, "vera", auth, "here", "teleport"),
+        (Act.GRANT, "omar", auth, "here", "teleport"),
+        (Act.LOGIN_FAILED, "vera", "", "here", "train.example.com"),
+        (Act.LOGIN, "vera", "", "here", "train.example.com"),
+        (Act.LOGIN, "omar", "", "here", "train.example.com"),
+        (Act.LOGIN, "trainer", "vera", "node3", "node3"),
+        (Act.EXECUTE, "trainer", "vera", "node3", "sed -i s/0.999/0.99/ /tmp/shared/env/lib/torch/optim/adamw.py"),
+        (Act.LOGIN_FAILED, "root", "vera", "here", ""),
+    ]
+    assert [e.binding for e in told[2:5]] == [Binding.NONE, Binding.SECOND_FACTOR, Binding.SECOND_FACTOR]
+    begun = {e.session: e for e in told if e.act is Act.LOGIN and e.note == "session.start"}
+    ended = {e.session: e for e in told if e.act is Act.LOGOUT and e.note == "session.end"}
+    assert begun.keys() == ended.keys()
+    assert all((e.account, e.login, e.host) == ("trainer", "vera", "node3") for e in (*begun.values(), *ended.values()))
+    assert all(begun[s].time_ns < ended[s].time_ns for s in begun)
+    (joined,) = (e for e in told if e.note == "session.join")
+    assert (joined.account, joined.login, joined.session in begun) == ("trainer", "omar", True)
+    assert [(e.account, e.login) for e in told if e.note == "session.leave"] == [
+        ("trainer", "vera"),
+        ("trainer", "omar"),
+        ("trainer", "vera"),
+    ]
+    assert [(e.act, e.path, e.host) for e in told if e.note == "scp"] == [
+        (Act.WRITE, copied, "node3"),
+        (Act.READ, "/tmp/shared/env/lib/torch/optim/adamw.py", "node3"),
+    ]
+    assert (told[-1].act, told[-1].account, told[-1].time_ns) == (Act.REVOKE, "vera", at("2026-11-29T05:11:29.625"))
 
 
 def test_teleport_tells_who_joins_a_session_who_was_refused_and_whom_a_lock_is_of() -> None:
