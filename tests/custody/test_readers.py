@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import tarfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +21,7 @@ from trainwarden.errors import UsageError
 from trainwarden.model import Act, ActorKind, Binding, CustodyEvent, SourceKind, Unread
 
 SAMPLES = Path(__file__).parent / "samples"
+GITHUB = Path(__file__).parents[2] / "data" / "wheels" / "pygithub-2.10.0.tar.gz"
 NAMES = sorted(p.name for p in SAMPLES.iterdir() if p.suffix != ".md")
 CONTEXT = readers.Context(source="s", host="here", account="vera", year=2026, users={1001: "vera"})
 ADAMW = "/shared/env/lib/torch/optim/adamw.py"
@@ -28,6 +32,7 @@ KINDS = {
     "find.txt": SourceKind.FILES, "stat.txt": SourceKind.FILES, "btrfs.dump": SourceKind.SNAPSHOT,
     "zfs.diff": SourceKind.SNAPSHOT, "tetragon.json": SourceKind.TETRAGON, "falco.json": SourceKind.FALCO,
     "kubernetes.json": SourceKind.KUBERNETES, "sacct.txt": SourceKind.SLURM, "teleport.json": SourceKind.TELEPORT,
+    "teleport.recorded": SourceKind.TELEPORT,
     "bash_history": SourceKind.SHELL, "zsh_history": SourceKind.SHELL, "fish_history": SourceKind.SHELL,
     "auditd.log": SourceKind.AUDIT, "auditd.csv": SourceKind.AUDIT, "journald.json": SourceKind.JOURNAL,
     "apiserver.json": SourceKind.KUBERNETES, "sacct.recorded": SourceKind.SLURM, "sacct.json": SourceKind.SLURM,
@@ -308,6 +313,41 @@ def test_teleport_knows_the_person_behind_a_shared_login_and_their_second_factor
     assert (lock.act, lock.account, lock.login) == (Act.REVOKE, "vera", "sec-admin")
 
 
+def test_what_teleport_recorded_gives_each_session_one_account_from_login_to_logout() -> None:
+    """6.1 ends an interactive session without its login, and tells a command or a copy without the host's name."""
+    told = sample("teleport.recorded")
+    auth = next(e.login for e in told if e.act is Act.GRANT)
+    copied = "/tmp/shared/env/launch.sh"
+    assert [(e.act, e.account, e.login, e.host, e.path) for e in told[:8]] == [
+        (Act.GRANT, "vera", auth, "here", "teleport"),
+        (Act.GRANT, "omar", auth, "here", "teleport"),
+        (Act.LOGIN_FAILED, "vera", "", "here", "train.example.com"),
+        (Act.LOGIN, "vera", "", "here", "train.example.com"),
+        (Act.LOGIN, "omar", "", "here", "train.example.com"),
+        (Act.LOGIN, "trainer", "vera", "node3", "node3"),
+        (Act.EXECUTE, "trainer", "vera", "node3", "sed -i s/0.999/0.99/ /tmp/shared/env/lib/torch/optim/adamw.py"),
+        (Act.LOGIN_FAILED, "root", "vera", "here", ""),
+    ]
+    assert [e.binding for e in told[2:5]] == [Binding.NONE, Binding.SECOND_FACTOR, Binding.SECOND_FACTOR]
+    begun = {e.session: e for e in told if e.act is Act.LOGIN and e.note == "session.start"}
+    ended = {e.session: e for e in told if e.act is Act.LOGOUT and e.note == "session.end"}
+    assert begun.keys() == ended.keys()
+    assert all((e.account, e.login, e.host) == ("trainer", "vera", "node3") for e in (*begun.values(), *ended.values()))
+    assert all(begun[s].time_ns < ended[s].time_ns for s in begun)
+    (joined,) = (e for e in told if e.note == "session.join")
+    assert (joined.account, joined.login, joined.session in begun) == ("trainer", "omar", True)
+    assert [(e.account, e.login) for e in told if e.note == "session.leave"] == [
+        ("trainer", "vera"),
+        ("trainer", "omar"),
+        ("trainer", "vera"),
+    ]
+    assert [(e.act, e.path, e.host) for e in told if e.note == "scp"] == [
+        (Act.WRITE, copied, "node3"),
+        (Act.READ, "/tmp/shared/env/lib/torch/optim/adamw.py", "node3"),
+    ]
+    assert (told[-1].act, told[-1].account, told[-1].time_ns) == (Act.REVOKE, "vera", at("2026-11-29T05:11:29.625"))
+
+
 def test_teleport_tells_who_joins_a_session_who_was_refused_and_whom_a_lock_is_of() -> None:
     """As published events have them: a lock's own name is a number."""
     common = '"ei":0,"uid":"u","cluster_name":"c","time":"2025-08-16T16:23:08.148Z"'
@@ -339,6 +379,50 @@ def test_pushes_are_of_who_was_authenticated_in_each_form_that_github_tells_them
         (push,) = (i for i in read(text.encode(), "x") if isinstance(i, CustodyEvent))
         assert (push.act, push.account, push.path, push.digest) == (Act.PUSH, "vera", "acme/train", "git:a1")
         assert push.time_ns == at("2026-09-30T08:01:40")
+
+
+def test_a_branch_that_is_made_or_deleted_names_no_object_of_zeros() -> None:
+    """A webhook says so as `@octokit/webhooks-examples` 7.6.1 has it; git's reflog as it was recorded."""
+    none, some = "0" * 40, "6113728f27ae82c7b1a177c8d03f9e96e0adf246"
+    hook = (
+        '{"ref":"refs/tags/simple-tag","before":"%s","after":"%s","created":%s,"deleted":%s,"forced":false,"commits":[],'
+        '"pusher":{"name":"vera"},"sender":{"login":"vera"},"repository":{"full_name":"acme/train","pushed_at":1557933657}}'
+    )
+    lines = "\n".join((hook % (none, some, "true", "false"), hook % (some, none, "false", "true")))
+    made, deleted = (i for i in read(lines.encode(), "x") if isinstance(i, CustodyEvent))
+    assert (made.before, made.digest, made.note) == ("", f"git:{some}", "refs/tags/simple-tag, created")
+    assert (deleted.before, deleted.digest, deleted.note) == (f"git:{some}", "", "refs/tags/simple-tag, deleted")
+    assert {e.before for e in sample("reflog")} == {""}
+
+
+def github_answered(name: str) -> list[dict[str, Any]]:
+    """The events that api.github.com answered with when PyGithub's test `name` was recorded."""
+    if not GITHUB.exists():
+        pytest.skip(f"{GITHUB.name} was not fetched: `make test` says why")
+    with tarfile.open(GITHUB) as packed:
+        replay = packed.extractfile(f"{GITHUB.name.removesuffix('.tar.gz')}/tests/ReplayData/{name}.txt")
+        assert replay is not None
+        (body,) = (line for line in replay.read().splitlines() if line.startswith(b"[{"))
+    return list(json.loads(body))
+
+
+@pytest.mark.parametrize(
+    ("name", "pushes", "tells_before"), [("Github.testGetEvents", 16, True), ("Repository.testGetEvents", 7, False)]
+)
+def test_pushes_that_github_itself_told_are_read_and_its_other_events_are_no_faults(
+    name: str, pushes: int, tells_before: bool
+) -> None:
+    """Recorded in 2020 and in 2012, when pushes had no `before` yet; of these the first event is no push."""
+    events = github_answered(name)
+    items = read("\n".join(map(json.dumps, events)).encode(), "x")
+    told = [i for i in items if isinstance(i, CustodyEvent)]
+    assert (len(items), len(told), {e.act for e in told}) == (pushes, pushes, {Act.PUSH})
+    assert [(e.account, e.path, e.digest, e.time_ns) for e in told] == [
+        (e["actor"]["login"], e["repo"]["name"], f"git:{e['payload']['head']}", at(e["created_at"].rstrip("Z")))
+        for e in events
+        if e["type"] == "PushEvent"
+    ]
+    assert {bool(e.before) for e in told} == {tells_before}
 
 
 def test_git_believes_a_key_and_takes_an_author_as_text() -> None:

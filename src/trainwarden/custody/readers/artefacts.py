@@ -46,14 +46,14 @@ _CHANGES = {"A": Act.WRITE, "M": Act.WRITE, "D": Act.DELETE, "R": Act.RENAME, "C
 
 
 def recognise_git(head: bytes, name: str) -> bool:
-    """Does the file begin like `git log`, a reflog, or a push in an audit log of GitHub?"""
+    """Does the file begin like `git log`, a reflog, an audit log of GitHub, its webhooks or its events?"""
     first = head.split(b"\n", 1)[0].decode("utf-8", "replace")
     if re.match(r"commit [0-9a-f]{40,64}( |$)", first) or _REFLOG.match(first):
         return True
     plain = first.replace(" ", "")
     return first.startswith("{") and (
         '"action":"git.' in plain
-        or '"type":"PushEvent"' in plain
+        or ('"payload":' in plain and re.search(r'"type":"[A-Za-z]+Event"', plain) is not None)
         or all(key in plain for key in ('"pusher":', '"before":', '"after":'))
     )
 
@@ -67,13 +67,19 @@ def read_git(file: BinaryIO, context: Context) -> Iterator[Item]:
     return each_line(file, lambda n, text: _push(n, text, context))
 
 
+def _object(name: object) -> str:
+    """The digest of a git object; all zeros stand for none: a branch that is made, or deleted."""
+    text = str(name or "")
+    return f"git:{text}" if text.strip("0") else ""
+
+
 def _push(number: int, text: str, context: Context) -> CustodyEvent | None:
     if found := _REFLOG.fullmatch(text):
         old, new, _, mail, seconds, what = found.groups()
         act = Act.PUSH if what.startswith("push") else Act.COMMIT if what.startswith("commit") else Act.OTHER
         return CustodyEvent(
             source=context.source, line=number, time_ns=epoch_ns(seconds), error_ns=SECOND, act=act, account=mail,
-            kind=kind_of(mail), host=context.host, before=f"git:{old}", digest=f"git:{new}", note=what,
+            kind=kind_of(mail), host=context.host, before=_object(old), digest=_object(new), note=what,
         )  # fmt: skip
     raw = _decode(text)
     if "pusher" in raw:
@@ -87,7 +93,7 @@ def _push(number: int, text: str, context: Context) -> CustodyEvent | None:
         source=context.source, line=number, time_ns=int(stamp) * MILLI, error_ns=MILLI, act=Act.PUSH,
         account=str(raw["actor"]), kind=kind_of(str(raw["actor"])), host=context.host,
         origin=str(raw.get("actor_ip", "")), path=str(raw.get("repo") or raw.get("repository", "")),
-        digest=f"git:{raw['after']}" if raw.get("after") else "", note=str(raw.get("transport_protocol_name", "")),
+        digest=_object(raw.get("after")), note=str(raw.get("transport_protocol_name", "")),
     )  # fmt: skip
 
 
@@ -98,8 +104,8 @@ def _hooked(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
     return CustodyEvent(
         source=context.source, line=number, time_ns=stamp * SECOND if isinstance(stamp, int) else stamp_ns(stamp),
         error_ns=SECOND, act=Act.PUSH, account=account, kind=kind_of(account), host=context.host,
-        path=str(repository["full_name"]), before=f"git:{raw['before']}", digest=f"git:{raw['after']}",
-        note=f"{raw['ref']}{', forced' if raw.get('forced') else ''}",
+        path=str(repository["full_name"]), before=_object(raw["before"]), digest=_object(raw["after"]),
+        note=raw["ref"] + "".join(f", {how}" for how in ("created", "deleted", "forced") if raw.get(how)),
     )  # fmt: skip
 
 
@@ -109,8 +115,7 @@ def _happened(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
     return CustodyEvent(
         source=context.source, line=number, time_ns=stamp_ns(raw["created_at"]), error_ns=SECOND, act=Act.PUSH,
         account=account, kind=kind_of(account), host=context.host, path=str(raw["repo"]["name"]),
-        before=f"git:{pushed['before']}" if pushed.get("before") else "",
-        digest=f"git:{pushed['head']}" if pushed.get("head") else "", note=str(pushed.get("ref", "")),
+        before=_object(pushed.get("before")), digest=_object(pushed.get("head")), note=str(pushed.get("ref", "")),
     )  # fmt: skip
 
 
@@ -170,8 +175,8 @@ def _commit_events(commit: _Commit, context: Context) -> Iterator[Item]:
     )
     for number, old, new, change, path in commit.changes:
         yield CustodyEvent(
-            line=number, act=Act.COMMIT, path=path.split("\t")[-1], before=f"git:{old}" if old.strip("0") else "",
-            digest=f"git:{new}" if new.strip("0") else "", note=_CHANGES.get(change, Act.OTHER), **common,
+            line=number, act=Act.COMMIT, path=path.split("\t")[-1], before=_object(old),
+            digest=_object(new), note=_CHANGES.get(change, Act.OTHER), **common,
         )  # fmt: skip
 
 

@@ -91,8 +91,29 @@ def recognise_teleport(head: bytes, name: str) -> bool:
 
 
 def read_teleport(file: BinaryIO, context: Context) -> Iterator[Item]:
-    """Every event of the file."""
-    return each_line(file, lambda number, text: _teleport(number, _decode(text), context))
+    """Every event of the file, with what earlier ones told of its session and its server."""
+    logins: dict[str, str] = {}
+    hosts: dict[str, str] = {}
+    return each_line(file, lambda number, text: _teleport(number, _filled(_decode(text), logins, hosts), context))
+
+
+def _filled(raw: dict[str, Any], logins: dict[str, str], hosts: dict[str, str]) -> dict[str, Any]:
+    """The event with its login and host, which 6.1 tells where a session begins and leaves out later.
+
+    Who leaves a session is told with a number that no session has: the login is that of the user's last one.
+    """
+    name, session, user = raw["event"], str(raw.get("sid", "")), str(raw.get("user", ""))
+    if name in ("session.start", "session.join"):
+        logins[session] = logins[user] = str(raw.get("login", ""))
+    elif name in ("session.end", "session.leave") and not raw.get("login"):
+        raw["login"] = logins.get(session) or logins.get(user, "")
+    if name == "session.end":
+        logins.pop(session, None)
+    if (server := str(raw.get("server_id", ""))) and not raw.get("server_hostname"):
+        raw["server_hostname"] = hosts.get(server, "")
+    elif server:
+        hosts[server] = str(raw["server_hostname"])
+    return raw
 
 
 def _teleport(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent | None:
