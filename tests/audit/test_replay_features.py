@@ -85,6 +85,10 @@ def test_own_gradients_of_every_optimizer_are_recorded_and_tampering_is_found_on
     assert isinstance(said, Diverged), said
     at = said.at
     assert (at.step, at.rank, at.stage, at.optimizer, at.tensor) == (2, 1, Stage.LOCAL_GRADIENTS, 1, "5.bias")
+    rerun(recorded, job.room, 0, at.step, capture=tmp_path / "capture", optimizer=1)
+    own = open_captures(tmp_path / "capture")[at.rank].clean(Stage.LOCAL_GRADIENTS)
+    assert sorted(own) == ["0.bias", "3.bias", "5.bias"]
+    assert tensor_digest(recorded.key, own["5.bias"]).hex() == at.replayed
 
 
 def test_two_optimizers_a_skipped_step_and_a_late_group_are_recorded(

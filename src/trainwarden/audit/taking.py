@@ -28,7 +28,8 @@ SAMPLE_SECONDS = 10.0
 class Taker:
     """Copies values as the step passes, and writes them when the optimizer asked for has moved.
 
-    A record holds what was seen since the update before it, so what another optimizer's update used is dropped.
+    A record holds what was seen since the update before it, so what another optimizer's update used is dropped. A rank's
+    own gradients are recorded with the optimizer that they are of (`record.gathered`).
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Taker:
         self._folder = Path(folder)
         self._index = optimizer
         self._sections: dict[str, Tensors] = {}
-        self._done = False
+        self._done = self._moved = False
         self._wants_samples = samples
         self._seeker = Seeker(replayer, seek) if seek else None
         self._losses: list[list[Any]] = []  # reduction, index that is ignored, smoothing of each cross entropy
@@ -91,6 +92,9 @@ class Taker:
 
     def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """This rank's own gradients as they enter the reduction."""
+        if self._moved:  # gradients from before this backward pass: nobody moves by them
+            self._sections.pop("local_gradients", None)
+        self._moved = False
         names = self._replayer.names
         pairs = zip(parameters, gradients, strict=True)
         self._keep("local_gradients", {names.get(id(p), "?"): g for p, g in pairs})
@@ -107,8 +111,11 @@ class Taker:
         if self._done:
             return
         if index != self._index:
-            for section in ("batch", "rng", "local_gradients", "loss"):
+            for section in ("batch", "rng", "loss"):
                 self._sections.pop(section, None)
+            for p in stages.parameters(optimizer):
+                self._sections.get("local_gradients", {}).pop(self._replayer.names.get(id(p), "?"), None)
+            self._moved = True
             self._losses.clear()
             return
         self._done = True

@@ -41,9 +41,7 @@ def details_of(recorder: Recorder, optimizer: torch.optim.Optimizer, index: int)
         Stage.BATCH: _pairs(g.batch) if g.batch else "no loader and no watched forward pass",
         Stage.RNG: _pairs(g.rng or _rng_now(key)),
         Stage.ACTIVATIONS: _pairs(g.activations) if g.activations else "backward was not called",
-        Stage.LOCAL_GRADIENTS: Detail(
-            names=tuple(names[id(p)] for p in own), digests=tuple(local[id(p)] for p in own)
-        )
+        Stage.LOCAL_GRADIENTS: Detail(names=tuple(names[id(p)] for p in own), digests=tuple(local[id(p)] for p in own))
         if own
         else "no reduction across ranks was seen",
         Stage.REDUCED_GRADIENTS: g.reduced,
