@@ -28,8 +28,8 @@ SAMPLE_SECONDS = 10.0
 class Taker:
     """Copies values as the step passes, and writes them when the optimizer asked for has moved.
 
-    A record holds what was seen since the update before it, so what another optimizer's update used is dropped. A rank's
-    own gradients are recorded with the optimizer that they are of (`record.gathered`).
+    A record holds what was seen since the update before it, so what another optimizer's update used is dropped. Own
+    gradients are recorded with the optimizer that they are of (`record.gathered`).
     """
 
     def __init__(
