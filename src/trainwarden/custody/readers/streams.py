@@ -106,20 +106,45 @@ def _argv(arguments: object) -> tuple[str, ...]:
 def _hook(event: dict[str, Any]) -> tuple[Act, str, str]:
     name = str(event.get("function_name") or event.get("event") or "").removeprefix("__x64_").removeprefix("__arm64_")
     act = _HOOKS.get(name, Act.OTHER)
-    args: list[dict[str, Any]] = event.get("args") or []
+    files: list[tuple[str, str]] = []  # path, permissions
     path = ""
     numbers: list[int] = []
-    for arg in args:
+    for arg in event.get("args") or ():
         part = arg.get("file_arg") or arg.get("path_arg") or {}
-        path = path or str(part.get("path") or arg.get("string_arg") or "")
+        if part.get("path"):
+            files.append((str(part["path"]), str(part.get("permission", ""))))
+        path = path or str(arg.get("string_arg") or "")
         if (sock := arg.get("sock_arg")) is not None:
             path = f"{sock.get('daddr', '?')}:{sock.get('dport', '?')}"
         numbers += [int(arg[k]) for k in ("int_arg", "uint_arg", "size_arg") if k in arg]
     if name == "security_file_permission" and numbers and not numbers[0] & _MAY_WRITE:
         act = Act.READ
     if act is Act.SIGNAL:
-        return act, f"pid {numbers[0]}" if numbers else path, f"signal {numbers[1]}" if len(numbers) > 1 else ""
-    return act, path, name
+        return act, *_signal(name, numbers)
+    names = _entries(files)
+    if act is Act.RENAME and len(names) > 1:
+        return act, names[-1], f"was {names[0]}"
+    return act, names[0] if names else path, name
+
+
+def _signal(name: str, numbers: list[int]) -> tuple[str, str]:
+    """Whom a signal is for and which one it is; security_task_kill tells no process id of its own."""
+    pids, signals = ([], numbers) if name == "security_task_kill" and len(numbers) == 1 else (numbers[:1], numbers[1:])
+    return f"pid {pids[0]}" if pids else "", f"signal {signals[0]}" if signals else ""
+
+
+def _entries(files: list[tuple[str, str]]) -> list[str]:
+    """What hooks of paths act on: each tells a folder, then the entry in it from the top of its own file system."""
+    names: list[str] = []
+    folder = ""
+    for path, permission in files:
+        above, _, entry = path.rpartition("/")
+        if folder and folder.endswith(above):
+            names[-1], folder = f"{folder.rstrip('/')}/{entry}", ""
+        else:
+            names.append(path)
+            folder = path if permission.startswith("d") else ""
+    return names
 
 
 TETRAGON = Reader(kind=SourceKind.TETRAGON, recognise=recognise_tetragon, read=read_tetragon, editors=("root",))
