@@ -159,6 +159,14 @@ def test_tetragon_gives_the_whole_tree_and_its_mask_tells_reading_from_writing()
     assert write.time_ns == at("2026-09-30T08:01:00") + 123_400_000
 
 
+def test_a_program_that_ran_before_tetragon_was_started_is_told_as_one_and_its_time_as_proc_counts_it() -> None:
+    run = (SAMPLES / "tetragon.json").read_bytes().splitlines()[0]
+    found = run.replace(b'"flags":"execve clone"', b'"flags":"procFS auid"', 1)
+    early, late = (i for i in read(b"\n".join([found, run]), "x") if isinstance(i, CustodyEvent))
+    assert (early.act, early.note) == (Act.EXECUTE, "ran already when Tetragon was started")
+    assert (early.error_ns, late.error_ns, late.act, late.note) == (SECOND // 100, 1000, Act.EXECUTE, "")
+
+
 def test_tetragon_in_a_containers_log_is_read_and_an_argument_with_spaces_is_one() -> None:
     line = (SAMPLES / "tetragon.json").read_bytes().splitlines()[0].replace(b'"torch/', b'"-c \\"ls -l\\" torch/')
     (event,) = read(b"2026-09-30T08:01:01.475152409Z stdout F " + line + b"\n", "x")

@@ -38,6 +38,7 @@ _HOOKS = {
     "security_path_chown": Act.ATTRIBUTES,
 }  # fmt: skip
 _MAY_WRITE = 2  # of the mask of security_file_permission
+_TICK = 10_000_000  # ns: /proc counts a process's begin in hundredths of a second
 
 
 def _first(head: bytes) -> str:
@@ -63,9 +64,11 @@ def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
         return None
     event: dict[str, Any] = raw[kind]
     process: dict[str, Any] = event["process"]
-    act, path, note = Act.OTHER, "", ""
+    act, path, note, error_ns = Act.OTHER, "", "", MICRO
     if kind == "process_exec":
         act, path = Act.EXECUTE, process.get("binary", "")
+        if "procFS" in str(process.get("flags", "")).split():  # found in /proc: it may have been another program first
+            note, error_ns = "ran already when Tetragon was started", _TICK
     elif kind in ("process_kprobe", "process_lsm", "process_tracepoint"):
         act, path, note = _hook(event)
     elif kind == "process_exit":
@@ -76,7 +79,7 @@ def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
         source=context.source,
         line=number,
         time_ns=stamp_ns(raw.get("time") or process["start_time"]),
-        error_ns=MICRO,
+        error_ns=error_ns,
         act=act,
         account=account,
         login=login if login != account else "",
