@@ -159,11 +159,44 @@ def test_tetragon_gives_the_whole_tree_and_its_mask_tells_reading_from_writing()
     assert write.time_ns == at("2026-09-30T08:01:00") + 123_400_000
 
 
+def test_a_program_that_ran_before_tetragon_was_started_is_told_as_one_and_its_time_as_proc_counts_it() -> None:
+    run = (SAMPLES / "tetragon.json").read_bytes().splitlines()[0]
+    found = run.replace(b'"flags":"execve clone"', b'"flags":"procFS auid"', 1)
+    early, late = (i for i in read(b"\n".join([found, run]), "x") if isinstance(i, CustodyEvent))
+    assert (early.act, early.note) == (Act.EXECUTE, "ran already when Tetragon was started")
+    assert (early.error_ns, late.error_ns, late.act, late.note) == (SECOND // 100, 1000, Act.EXECUTE, "")
+
+
 def test_tetragon_in_a_containers_log_is_read_and_an_argument_with_spaces_is_one() -> None:
     line = (SAMPLES / "tetragon.json").read_bytes().splitlines()[0].replace(b'"torch/', b'"-c \\"ls -l\\" torch/')
     (event,) = read(b"2026-09-30T08:01:01.475152409Z stdout F " + line + b"\n", "x")
     assert isinstance(event, CustodyEvent)
     assert event.processes[0].argv == ("-c", "ls -l", "torch/optim/adamw.py")
+
+
+def test_tetragons_hooks_of_paths_name_the_entry_and_not_its_folder_and_a_task_that_is_killed_has_no_number() -> None:
+    """As Tetragon 1.7 tells what is a `path` and a `dentry`: an entry's path stops at its own file system."""
+    told = '{"process_kprobe":{"process":{"pid":7,"uid":1001},"function_name":"%s","args":[%s]},"time":"%s"}\n'
+    folder, deep = (f'{{"path_arg":{{"path":"{path}","permission":"drwxr-xr-x"}}}}' for path in ("/data", "/mnt/d/sub"))
+    old, new, other = (
+        f'{{"path_arg":{{"path":"{path}","permission":"-rw-r--r--"}}}}' for path in ("/data/a", "/data/b", "/sub/c")
+    )
+    calls = (
+        ("security_path_unlink", f"{folder},{old}"), ("security_path_unlink", f"{deep},{other}"),
+        ("security_path_unlink", old), ("security_path_rename", f"{folder},{old},{folder},{new}"),
+        ("security_path_rename", f"{old},{new}"), ("security_task_kill", '{"int_arg":9}'),
+        ("__x64_sys_kill", '{"int_arg":4311},{"int_arg":15}'),
+    )  # fmt: skip
+    lines = "".join(told % (*call, "2026-09-30T08:01:00.1Z") for call in calls)
+    assert [(e.act, e.path, e.note) for e in read(lines.encode(), "x") if isinstance(e, CustodyEvent)] == [
+        (Act.DELETE, "/data/a", "security_path_unlink"),
+        (Act.DELETE, "/mnt/d/sub/c", "security_path_unlink"),
+        (Act.DELETE, "/data/a", "security_path_unlink"),
+        (Act.RENAME, "/data/b", "was /data/a"),
+        (Act.RENAME, "/data/b", "was /data/a"),
+        (Act.SIGNAL, "", "signal 9"),
+        (Act.SIGNAL, "pid 4311", "signal 15"),
+    ]
 
 
 def test_falco_says_its_rule_and_a_service_without_login_has_none() -> None:

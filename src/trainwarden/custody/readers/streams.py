@@ -38,6 +38,7 @@ _HOOKS = {
     "security_path_chown": Act.ATTRIBUTES,
 }  # fmt: skip
 _MAY_WRITE = 2  # of the mask of security_file_permission
+_TICK = 10_000_000  # ns: /proc counts a process's begin in hundredths of a second
 
 
 def _first(head: bytes) -> str:
@@ -63,9 +64,11 @@ def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
         return None
     event: dict[str, Any] = raw[kind]
     process: dict[str, Any] = event["process"]
-    act, path, note = Act.OTHER, "", ""
+    act, path, note, error_ns = Act.OTHER, "", "", MICRO
     if kind == "process_exec":
         act, path = Act.EXECUTE, process.get("binary", "")
+        if "procFS" in str(process.get("flags", "")).split():  # found in /proc: it may have been another program first
+            note, error_ns = "ran already when Tetragon was started", _TICK
     elif kind in ("process_kprobe", "process_lsm", "process_tracepoint"):
         act, path, note = _hook(event)
     elif kind == "process_exit":
@@ -76,7 +79,7 @@ def _tetragon(number: int, raw: dict[str, Any], context: Context) -> CustodyEven
         source=context.source,
         line=number,
         time_ns=stamp_ns(raw.get("time") or process["start_time"]),
-        error_ns=MICRO,
+        error_ns=error_ns,
         act=act,
         account=account,
         login=login if login != account else "",
@@ -106,20 +109,45 @@ def _argv(arguments: object) -> tuple[str, ...]:
 def _hook(event: dict[str, Any]) -> tuple[Act, str, str]:
     name = str(event.get("function_name") or event.get("event") or "").removeprefix("__x64_").removeprefix("__arm64_")
     act = _HOOKS.get(name, Act.OTHER)
-    args: list[dict[str, Any]] = event.get("args") or []
+    files: list[tuple[str, str]] = []  # path, permissions
     path = ""
     numbers: list[int] = []
-    for arg in args:
+    for arg in event.get("args") or ():
         part = arg.get("file_arg") or arg.get("path_arg") or {}
-        path = path or str(part.get("path") or arg.get("string_arg") or "")
+        if part.get("path"):
+            files.append((str(part["path"]), str(part.get("permission", ""))))
+        path = path or str(arg.get("string_arg") or "")
         if (sock := arg.get("sock_arg")) is not None:
             path = f"{sock.get('daddr', '?')}:{sock.get('dport', '?')}"
         numbers += [int(arg[k]) for k in ("int_arg", "uint_arg", "size_arg") if k in arg]
     if name == "security_file_permission" and numbers and not numbers[0] & _MAY_WRITE:
         act = Act.READ
     if act is Act.SIGNAL:
-        return act, f"pid {numbers[0]}" if numbers else path, f"signal {numbers[1]}" if len(numbers) > 1 else ""
-    return act, path, name
+        return act, *_signal(name, numbers)
+    names = _entries(files)
+    if act is Act.RENAME and len(names) > 1:
+        return act, names[-1], f"was {names[0]}"
+    return act, names[0] if names else path, name
+
+
+def _signal(name: str, numbers: list[int]) -> tuple[str, str]:
+    """Whom a signal is for and which one it is; security_task_kill tells no process id of its own."""
+    pids, signals = ([], numbers) if name == "security_task_kill" and len(numbers) == 1 else (numbers[:1], numbers[1:])
+    return f"pid {pids[0]}" if pids else "", f"signal {signals[0]}" if signals else ""
+
+
+def _entries(files: list[tuple[str, str]]) -> list[str]:
+    """What hooks of paths act on: each tells a folder, then the entry in it from the top of its own file system."""
+    names: list[str] = []
+    folder = ""
+    for path, permission in files:
+        above, _, entry = path.rpartition("/")
+        if folder and folder.endswith(above):
+            names[-1], folder = f"{folder.rstrip('/')}/{entry}", ""
+        else:
+            names.append(path)
+            folder = path if permission.startswith("d") else ""
+    return names
 
 
 TETRAGON = Reader(kind=SourceKind.TETRAGON, recognise=recognise_tetragon, read=read_tetragon, editors=("root",))
