@@ -2,7 +2,7 @@
 
     python -m benchmarks.defence [attacks | honest | recovery | overhead | ID/VARIANT of an attack …]
 
-Without a name all parts, in about seventeen minutes on two quiet cores; `FULL=1` takes each seed, audits every attacked
+Without a name all parts, in about twenty minutes on two quiet cores; `FULL=1` takes each seed, audits every attacked
 run, and measures the large job with its whole batch. Each part replaces its own figures in results/defence.json, each
 attack its own rows.
 
