@@ -32,7 +32,7 @@ KINDS = {
     "find.txt": SourceKind.FILES, "stat.txt": SourceKind.FILES, "btrfs.dump": SourceKind.SNAPSHOT,
     "zfs.diff": SourceKind.SNAPSHOT, "tetragon.json": SourceKind.TETRAGON, "falco.json": SourceKind.FALCO,
     "kubernetes.json": SourceKind.KUBERNETES, "sacct.txt": SourceKind.SLURM, "teleport.json": SourceKind.TELEPORT,
-    "teleport.recorded": SourceKind.TELEPORT,
+    "teleport.recorded": SourceKind.TELEPORT, "tetragon.recorded": SourceKind.TETRAGON,
     "bash_history": SourceKind.SHELL, "zsh_history": SourceKind.SHELL, "fish_history": SourceKind.SHELL,
     "auditd.log": SourceKind.AUDIT, "auditd.csv": SourceKind.AUDIT, "journald.json": SourceKind.JOURNAL,
     "apiserver.json": SourceKind.KUBERNETES, "sacct.recorded": SourceKind.SLURM, "sacct.json": SourceKind.SLURM,
@@ -157,6 +157,30 @@ def test_tetragon_gives_the_whole_tree_and_its_mask_tells_reading_from_writing()
     assert (run.host, run.account, run.act) == ("node3", "vera", Act.EXECUTE)
     assert (write.act, write.path, look.act) == (Act.WRITE, ADAMW, Act.READ)
     assert write.time_ns == at("2026-09-30T08:01:00") + 123_400_000
+
+
+def test_what_tetragon_recorded_names_each_file_that_was_written_renamed_or_deleted_and_who_logged_in() -> None:
+    """1.7 on Linux 6.1: `sed -i`, `>>`, `mv`, truncate, `rm`, a kill, a connection of vera; then root after a login."""
+    told = sample("tetragon.recorded")
+    assert {e.host for e in told} == {"node3"}
+    assert (told[0].path, told[0].note) == ("/bin/busybox", "ran already when Tetragon was started")
+    spare = "/shared/env/lib/torch/optim/sed3jCvO7"
+    assert [(e.act, e.path, e.note) for e in told if e.account == "vera" and e.act is not Act.EXECUTE] == [
+        (Act.READ, ADAMW, "security_file_permission"),
+        (Act.WRITE, spare, "security_file_permission"),
+        (Act.RENAME, ADAMW, f"was {spare}"),
+        (Act.WRITE, ADAMW, "security_file_permission"),
+        (Act.RENAME, "/data/shard-1.bin", "was /data/shard-0.bak"),
+        (Act.WRITE, "/data/shard-1.bin", "security_path_truncate"),
+        (Act.DELETE, "/data/shard-1.bin", "security_path_unlink"),
+        (Act.SIGNAL, "pid 5727", "signal 9"),
+        (Act.CONNECT, "127.0.0.1:8443", "tcp_connect"),
+        (Act.DELETE, "/home/vera/.bash_history", "security_path_unlink"),
+    ]
+    assert {(e.account, e.login) for e in told[1:]} == {("vera", ""), ("root", "uid:1002")}
+    sed = next(e for e in told if e.act is Act.RENAME)
+    assert [p.program for p in sed.processes[:3]] == ["/usr/sbin/sed", "/usr/sbin/bash", "/bin/setpriv"]
+    assert sed.processes[0].argv == ("-i", "s/0.999/0.99/", ADAMW)
 
 
 def test_a_program_that_ran_before_tetragon_was_started_is_told_as_one_and_its_time_as_proc_counts_it() -> None:
