@@ -33,6 +33,7 @@ KINDS = {
     "zfs.diff": SourceKind.SNAPSHOT, "tetragon.json": SourceKind.TETRAGON, "falco.json": SourceKind.FALCO,
     "kubernetes.json": SourceKind.KUBERNETES, "sacct.txt": SourceKind.SLURM, "teleport.json": SourceKind.TELEPORT,
     "teleport.recorded": SourceKind.TELEPORT, "tetragon.recorded": SourceKind.TETRAGON,
+    "falco.recorded": SourceKind.FALCO,
     "bash_history": SourceKind.SHELL, "zsh_history": SourceKind.SHELL, "fish_history": SourceKind.SHELL,
     "auditd.log": SourceKind.AUDIT, "auditd.csv": SourceKind.AUDIT, "journald.json": SourceKind.JOURNAL,
     "apiserver.json": SourceKind.KUBERNETES, "sacct.recorded": SourceKind.SLURM, "sacct.json": SourceKind.SLURM,
@@ -228,6 +229,35 @@ def test_falco_says_its_rule_and_a_service_without_login_has_none() -> None:
     assert (write.act, write.path, write.account, write.login) == (Act.WRITE, "/usr/bin/foo", "vera", "")
     assert write.note.startswith("Write below binary dir")
     assert (accept.act, accept.account, accept.login) == (Act.CONNECT, "root", "")
+
+
+def test_what_falco_recorded_is_told_without_what_it_did_not_know_or_its_own_summary() -> None:
+    """0.40 replaying captures: `<NA>` for users and processes that a capture lacks, its counts after a run's alerts."""
+    recorded = read((SAMPLES / "falco.recorded").read_bytes(), "falco.recorded")
+    told = [item for item in recorded if isinstance(item, CustodyEvent)]
+    assert told == recorded
+    assert [(e.act, e.account, e.path, e.note.split(":")[0]) for e in told] == [
+        (Act.EXECUTE, "", "", "Program run by shell"),
+        (Act.READ, "", "/etc/ld.so.cache", "Read below etc"),
+        (Act.READ, "ubuntu", "/etc/nsswitch.conf", "Read below etc"),
+        (Act.READ, "ubuntu", "/etc/resolv.conf", "Read below etc"),
+        (Act.EXECUTE, "", "", "Program run by shell"),
+        (Act.READ, "", "/etc/ld.so.cache", "Read below etc"),
+        (Act.CONNECT, "", "::1:38255->::1:2345", "Unexpected UDP Traffic"),
+        (Act.OTHER, "", "2001:db8::3:1234", "Unexpected inbound connection source"),
+        (Act.CONNECT, "", "2001:db8::4:54405->2001:db8::3:1234", "Unexpected inbound connection source"),
+    ]
+    assert {(e.login, e.origin, e.host) for e in told} == {("", "", "vm")}
+    assert [(p.pid, p.program) for p in told[0].processes] == [(17497, "curl"), (3200, "bash")]
+    assert [e.processes for e in told[-2:]] == [(), ()]  # programs that began before the capture did
+    assert told[0].time_ns == at("2018-08-17T17:35:48") + 514_632_619
+
+
+def test_a_login_that_falco_has_only_as_a_number_is_told() -> None:
+    line = (SAMPLES / "falco.recorded").read_bytes().splitlines()[0]
+    (event,) = read(line.replace(b'"user.loginuid":-1', b'"user.loginuid":1001') + b"\n", "x")
+    assert isinstance(event, CustodyEvent)
+    assert (event.account, event.login) == ("", "vera")
 
 
 def test_falco_alerts_of_containers_say_which_and_a_read_is_no_write() -> None:
@@ -558,7 +588,7 @@ def test_a_bad_line_is_told_by_its_number_and_costs_no_other(name: str, bad: byt
     assert [(e.act, e.path, e.account) for e in moved] == [
         (e.act, e.path, e.account) for e in whole if isinstance(e, CustodyEvent)
     ]
-    skipped = name == "falco.json" and not bad.startswith(b"{")  # Falco's own chatter between alerts
+    skipped = name in ("falco.json", "falco.recorded") and not bad.startswith(b"{")  # its own chatter
     if not skipped:
         assert next(i.line for i in items if isinstance(i, Unread)) == after + 1
 

@@ -156,8 +156,9 @@ TETRAGON = Reader(kind=SourceKind.TETRAGON, recognise=recognise_tetragon, read=r
 
 _TYPES = {
     "execve": Act.EXECUTE, "execveat": Act.EXECUTE, "clone": Act.EXECUTE, "kill": Act.SIGNAL, "connect": Act.CONNECT,
-    "accept": Act.CONNECT, "unlink": Act.DELETE, "unlinkat": Act.DELETE, "rename": Act.RENAME, "renameat": Act.RENAME,
-    "renameat2": Act.RENAME, "chmod": Act.ATTRIBUTES, "fchmod": Act.ATTRIBUTES, "fchmodat": Act.ATTRIBUTES,
+    "accept": Act.CONNECT, "accept4": Act.CONNECT, "unlink": Act.DELETE, "unlinkat": Act.DELETE, "rename": Act.RENAME,
+    "renameat": Act.RENAME, "renameat2": Act.RENAME, "chmod": Act.ATTRIBUTES, "fchmod": Act.ATTRIBUTES,
+    "fchmodat": Act.ATTRIBUTES,
 }  # fmt: skip
 
 
@@ -181,19 +182,14 @@ def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
     fields: dict[str, Any] = raw.get("output_fields") or {}
     if "rule" not in raw:
         raise BadLine("no alert of Falco: it names no rule")
-    account = str(fields.get("user.name") or fields.get("ka.user.name") or "")
-    if account in ("<NA>", "N/A"):
-        account = ""
-    account = account or user_name(fields.get("user.uid", -1), context)
-    login = str(fields.get("user.loginname") or "") or user_name(fields.get("user.loginuid", -1), context)
-    argv = tuple(str(fields.get("proc.cmdline") or "").split())
+    account = _said(fields, "user.name", "ka.user.name") or user_name(fields.get("user.uid", -1), context)
+    login = _said(fields, "user.loginname") or user_name(fields.get("user.loginuid", -1), context)
     own = Process(
         pid=int(fields.get("proc.pid") or -1),
-        program=str(fields.get("proc.exepath") or fields.get("proc.name") or ""),
-        argv=argv,
+        program=_said(fields, "proc.exepath", "proc.name"),
+        argv=tuple(_said(fields, "proc.cmdline").split()),
     )
-    parent = Process(pid=int(fields.get("proc.ppid") or -1), program=str(fields.get("proc.pname") or ""))
-    path = str(fields.get("fd.name") or fields.get("ka.target.name") or fields.get("evt.arg.path") or "")
+    parent = Process(pid=int(fields.get("proc.ppid") or -1), program=_said(fields, "proc.pname"))
     return CustodyEvent(
         source=context.source,
         line=number,
@@ -201,18 +197,24 @@ def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
         error_ns=MICRO,
         act=_falco_act(raw, fields),
         account=account,
-        login=login if login not in (account, "<NA>") else "",
+        login=login if login != account else "",
         host=str(raw.get("hostname") or context.host),
         origin=_container(fields),
         processes=tuple(p for p in (own, parent) if p.program or p.argv or p.pid >= 0),
-        path=path,
+        path=_said(fields, "fd.name", "ka.target.name", "evt.arg.path"),
         note=f"{raw['rule']}: {raw.get('output', '')}"[:300],
     )
 
 
+def _said(fields: dict[str, Any], *keys: str) -> str:
+    """The first of these fields that Falco could tell; what it could not is null, empty or `<NA>`."""
+    told = (str(fields.get(key) or "") for key in keys)
+    return next((text for text in told if text not in ("", "<NA>", "N/A")), "")
+
+
 def _container(fields: dict[str, Any]) -> str:
-    names = (str(fields.get(key) or "") for key in ("k8s.pod.name", "container.name", "container.id"))
-    return next((name for name in names if name not in ("", "<NA>", "host")), "")
+    name = _said(fields, "k8s.pod.name", "container.name", "container.id")
+    return "" if name == "host" else name
 
 
 def _falco_act(raw: dict[str, Any], fields: dict[str, Any]) -> Act:
