@@ -6,6 +6,7 @@ Formats: Tetragon's events.proto in protojson with `UseProtoNames` (`tetra getev
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -160,6 +161,12 @@ _TYPES = {
     "renameat": Act.RENAME, "renameat2": Act.RENAME, "chmod": Act.ATTRIBUTES, "fchmod": Act.ATTRIBUTES,
     "fchmodat": Act.ATTRIBUTES,
 }  # fmt: skip
+_PATHS = (
+    "fd.name", "ka.target.name", "evt.arg.newpath", "evt.arg.name", "evt.arg.path", "evt.arg.filename",
+    "evt.arg.linkpath", "evt.arg.oldpath",
+)  # fmt: skip
+_ARGS = re.compile(r"\b(?:newpath|name|path)=(.*?)(?= \w+=|$)")  # of evt.args, where a rule tells them as one text
+_WRITES = ("for writing", "modified", "tampered", "cron jobs were scheduled")
 
 
 def recognise_falco(head: bytes, name: str) -> bool:
@@ -178,10 +185,12 @@ def _is_no_json(line: bytes) -> bool:
     return not line.lstrip().startswith(b"{") and without_cri(text := line.decode("utf-8", "replace")) == text
 
 
-def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
+def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent | None:
     fields: dict[str, Any] = raw.get("output_fields") or {}
     if "rule" not in raw:
         raise BadLine("no alert of Falco: it names no rule")
+    if raw.get("source") == "internal" and raw["rule"] == "Falco internal: metrics snapshot":
+        return None
     account = _said(fields, "user.name", "ka.user.name") or user_name(fields.get("user.uid", -1), context)
     login = _said(fields, "user.loginname") or user_name(fields.get("user.loginuid", -1), context)
     own = Process(
@@ -201,7 +210,7 @@ def _falco(number: int, raw: dict[str, Any], context: Context) -> CustodyEvent:
         host=str(raw.get("hostname") or context.host),
         origin=_container(fields),
         processes=tuple(p for p in (own, parent) if p.program or p.argv or p.pid >= 0),
-        path=_said(fields, "fd.name", "ka.target.name", "evt.arg.path"),
+        path=_said(fields, *_PATHS) or _named(_said(fields, "evt.args")),
         note=f"{raw['rule']}: {raw.get('output', '')}"[:300],
     )
 
@@ -210,6 +219,10 @@ def _said(fields: dict[str, Any], *keys: str) -> str:
     """The first of these fields that Falco could tell; what it could not is null, empty or `<NA>`."""
     told = (str(fields.get(key) or "") for key in keys)
     return next((text for text in told if text not in ("", "<NA>", "N/A")), "")
+
+
+def _named(args: str) -> str:
+    return match[1] if (match := _ARGS.search(args)) else ""
 
 
 def _container(fields: dict[str, Any]) -> str:
@@ -222,7 +235,7 @@ def _falco_act(raw: dict[str, Any], fields: dict[str, Any]) -> Act:
     if kind in _TYPES:
         return _TYPES[kind]
     words = f"{raw['rule']} {raw.get('output', '')}".lower()
-    if fields.get("fd.name") and ("for writing" in words or "write" in raw["rule"].lower() or "modified" in words):
+    if fields.get("fd.name") and ("write" in raw["rule"].lower() or any(word in words for word in _WRITES)):
         return Act.WRITE
     if fields.get("fd.name") and ("for reading" in words or raw["rule"].lower().startswith("read ")):
         return Act.READ
