@@ -41,7 +41,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ from attacks.t30_weight_edit import scale_row
 from benchmarks import turns
 from trainwarden.actors.approvals import find_seal
 from trainwarden.model import Diverged, Entry, Matched, RunEnded, StepRecord
+from trainwarden.redteam import guards
 from trainwarden.redteam.interface import Act, Moment
 from trainwarden.redteam.place import Range
 from trainwarden.redteam.running import Ran, carry_out, marks
@@ -59,7 +60,7 @@ from trainwarden.redteam.trial import measure as measured
 from trainwarden.redteam.workloads import workload
 from trainwarden.seal.room import build_room
 from trainwarden.store import Store
-from trainwarden.supervise.process import descends_from
+from trainwarden.supervise.process import processes
 
 FULL = bool(os.environ.get("FULL"))
 BETWEEN = 200  # steps from attack to attack
@@ -173,15 +174,10 @@ def on_one_processor(place: Range) -> Iterator[None]:
         done: set[int] = set()
         while not over.wait(0.1):
             roots = [process.pid for process in place.roots]
-            for pid in (int(name) for name in os.listdir("/proc") if name.isdecimal()):
-                try:
-                    if pid in done or not _is_torchrun(pid) or not any(descends_from(pid, r) for r in roots):
-                        continue
-                    done.add(pid)
-                    for thread in os.listdir(f"/proc/{pid}/task"):
-                        os.sched_setaffinity(int(thread), own)
-                except OSError:
-                    continue  # it has ended
+            new = [p for p in processes() if p not in done and _is_torchrun(p) and guards.descends(p, roots)]
+            for pid in new:
+                _confine(pid, own)
+            done.update(new)
 
     watcher = threading.Thread(target=watch, daemon=True)
     if len(os.sched_getaffinity(0)) > 1:
@@ -195,8 +191,17 @@ def on_one_processor(place: Range) -> Iterator[None]:
 
 
 def _is_torchrun(pid: int) -> bool:
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        return any(word.endswith(b"/torchrun") for word in file.read().split(b"\0")[1:2])
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False  # it has ended
+    return any(word.endswith(b"/torchrun") for word in words[1:2])
+
+
+def _confine(pid: int, processors: set[int]) -> None:
+    with suppress(OSError):  # it has ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            os.sched_setaffinity(int(thread), processors)
 
 
 def in_turns(place: Range) -> dict[str, Any]:

@@ -6,17 +6,14 @@ are seconds apart. Whose turn it is not is stopped as a whole, all its processes
 
 from __future__ import annotations
 
-import os
 import queue
 import re
-import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
-from trainwarden.supervise.process import descends_from
+from trainwarden.supervise.holding import Hold
 
 PATIENCE = 600.0  # seconds that a step may take
 
@@ -32,13 +29,15 @@ class Side:
         self._start, self._pattern = start, re.compile(pattern)
         self._process: subprocess.Popen[str] | None = None
         self._told: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
-        self._stopped: list[int] = []
+        self._hold: Hold | None = None  # once it was started
 
     @property
     def process(self) -> subprocess.Popen[str]:
         """The job's, started if it was not."""
         if self._process is None:
             self._process = self._start()
+            pid = self._process.pid
+            self._hold = Hold(pid, lambda: (pid,))  # all of it, the launcher too
             threading.Thread(target=self._listen, daemon=True).start()
         return self._process
 
@@ -68,22 +67,14 @@ class Side:
             begun = at
 
     def stop(self) -> None:
-        """Stop all its processes, parents first, so that none of them sees another one stopped."""
-        while new := [p for p in self._family() if p not in self._stopped]:
-            for pid in new:
-                self._stopped.append(pid)
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
+        """Stop all its processes."""
+        if self._hold is not None:
+            self._hold.begin()
 
     def go_on(self) -> None:
-        """Let them go on, children first."""
-        while self._stopped:
-            with suppress(ProcessLookupError):
-                os.kill(self._stopped.pop(), signal.SIGCONT)
-
-    def _family(self) -> list[int]:
-        pids = sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())
-        return [pid for pid in pids if descends_from(pid, self.process.pid)]
+        """Let them go on."""
+        if self._hold is not None:
+            self._hold.end()
 
 
 def take_turns(sides: Sequence[Side], first: int, last: int) -> None:

@@ -39,7 +39,7 @@ class Taker:
         self._folder = Path(folder)
         self._index = optimizer
         self._sections: dict[str, Tensors] = {}
-        self._done = self._moved = False
+        self._done = False
         self._wants_samples = samples
         self._seeker = Seeker(replayer, seek) if seek else None
         self._losses: list[list[Any]] = []  # reduction, index that is ignored, smoothing of each cross entropy
@@ -92,9 +92,6 @@ class Taker:
 
     def own_gradients(self, parameters: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor]) -> None:
         """This rank's own gradients as they enter the reduction."""
-        if self._moved:  # gradients from before this backward pass: nobody moves by them
-            self._sections.pop("local_gradients", None)
-        self._moved = False
         names = self._replayer.names
         pairs = zip(parameters, gradients, strict=True)
         self._keep("local_gradients", {names.get(id(p), "?"): g for p, g in pairs})
@@ -113,14 +110,14 @@ class Taker:
         if index != self._index:
             for section in ("batch", "rng", "loss"):
                 self._sections.pop(section, None)
-            for p in stages.parameters(optimizer):
-                self._sections.get("local_gradients", {}).pop(self._replayer.names.get(id(p), "?"), None)
-            self._moved = True
             self._losses.clear()
             return
         self._done = True
         self._put_back()
         self._sections["after"] = self._state(optimizer)
+        recorded = {self._replayer.names.get(p, "?") for p in self._replayer.gathered.local_gradients}
+        own = self._sections.get("local_gradients", {})
+        self._sections["local_gradients"] = {n: t for n, t in own.items() if n in recorded}
         if self._wants_samples:
             self._sections["samples"] = samples_of(self._loader)
         self._folder.mkdir(parents=True, exist_ok=True)

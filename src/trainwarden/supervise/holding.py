@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
-from trainwarden.supervise.process import descends_from, parent_of
+from trainwarden.supervise.process import descends_from, parent_of, processes
 
 LOOK_SECONDS = 1.0
 _ROUNDS = 10  # looks at processes that fork while they are paused
@@ -75,7 +75,7 @@ class Hold:
                     return
 
     def _targets(self) -> Iterator[int]:
-        below = [pid for pid in _processes() if descends_from(pid, self._launcher)]
+        below = [pid for pid in processes() if descends_from(pid, self._launcher)]
         ranks = set(self._ranks()) & set(below)
         if not ranks:
             yield from [pid for pid in below if pid != self._launcher] or below
@@ -104,7 +104,3 @@ def send(pid: int, number: signal.Signals, ancestor: int, *, keep: bool = False)
         pass
     os.close(fd)
     return -1
-
-
-def _processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]

@@ -79,6 +79,11 @@ def descends_from(pid: int, ancestor: int) -> bool:
     return False
 
 
+def processes() -> list[int]:
+    """The ids of all processes there are now."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
 def parent_of(pid: int) -> int:
     """The parent's process id, 0 when there is none or the process is gone."""
     fields = _stat(pid)
@@ -122,8 +127,6 @@ class Child:
         self.stopped_by: Writer | None = None  # who sent the signal that is passed on
         self.pid = self._entered(argv, env, mask, binds) if binds else self._spawned(argv, env, mask)
         self._pidfd = os.pidfd_open(self.pid)
-        self._killer = threading.Timer(STOP_SECONDS, self._send, [signal.SIGKILL])
-        self._killer.daemon = True
 
     def _spawned(self, argv: Sequence[str], env: Mapping[str, str], mask: Collection[signal.Signals]) -> int:
         defaults = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them, and exec would hand that down
@@ -194,7 +197,9 @@ class Child:
         if not self.stopping:
             self.stopping = signal.SIGTERM
             self._send(signal.SIGTERM)
-            self._killer.start()
+            killer = threading.Timer(STOP_SECONDS, self._send, [signal.SIGKILL])
+            killer.daemon = True
+            killer.start()
 
     def _send(self, number: signal.Signals) -> None:
         with suppress(OSError):  # it has ended already
@@ -202,7 +207,6 @@ class Child:
 
     def reap(self) -> None:
         """Let the zombie go."""
-        self._killer.cancel()
         os.waitpid(self.pid, 0)
 
 

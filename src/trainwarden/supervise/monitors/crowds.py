@@ -26,7 +26,7 @@ from trainwarden.model import Foreign, HostCrowded
 from trainwarden.supervise import proc
 from trainwarden.supervise.monitors.interface import Host
 from trainwarden.supervise.presence import Live
-from trainwarden.supervise.process import descends_from
+from trainwarden.supervise.process import descends_from, processes
 
 FIRST = 10  # looks that say what is usual, before any harm is seen
 WINDOW = 15  # looks
@@ -170,8 +170,7 @@ def foreign(ranks: list[Live], supervisor_pid: int, seconds: float = 1.0) -> tup
 
 
 def _cpu_times() -> dict[int, float]:
-    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-    return {pid: told.cpu for pid in pids if (told := proc.stat(pid)) is not None}
+    return {pid: told.cpu for pid in processes() if (told := proc.stat(pid)) is not None}
 
 
 def _cpus(pid: int) -> set[int]:
